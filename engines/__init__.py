@@ -1,0 +1,1 @@
+"""ONNX to engines: builders, layer records, cost model and cache."""

@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX: readers, modules, quantisation, exporters and graph passes."""

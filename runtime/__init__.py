@@ -1,0 +1,1 @@
+"""Engine bundle to frames: the denoise loop, executors, decoding and video files."""

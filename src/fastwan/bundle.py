@@ -1,0 +1,244 @@
+"""The contracts between the stages: the ONNX bundle's and the engine bundle's manifests.
+
+`OnnxManifest` (``export.json``) is what export/ hands to engines/; `Manifest` (``manifest.json``)
+is what engines/ hands to runtime/. A bundle is opened with `open_bundle`, which parses the
+manifest strictly; a file of it is used only after `Bundle.file` has checked its hash.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fastwan.errors import BadInput, VerificationFailed
+from fastwan.files import confined_file, sha256_file
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+ONNX_MANIFEST = "export.json"
+LAYERS = "layers.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+T = TypeVar("T", bound=_Record)
+
+
+class TensorSpec(_Record):
+    """A graph input or output. A dimension is a number or the name of a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Linear(_Record):
+    """A targeted linear of the graph, found again in an engine by its ONNX node.
+
+    Attributes:
+        name: name of the (possibly merged) linear, e.g. ``blocks.0.attn1.qkv``.
+        node: name of the MatMul node that computes it.
+        sources: checkpoint linears it holds, in the order of the output channels.
+        format: number format of its weight and activation.
+    """
+
+    name: str
+    node: str
+    sources: tuple[str, ...]
+    format: Literal["nvfp4", "bf16"]
+
+
+class Graph(_Record):
+    """One ONNX file of a component, its data file, and what it computes.
+
+    Attributes:
+        file: path of the ``.onnx`` file in the bundle.
+        data: external data files it reads, relative to the bundle.
+        cpu_file: the same graph lowered to standard operators for ONNX Runtime.
+    """
+
+    file: str
+    data: tuple[str, ...]
+    cpu_file: str | None = None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    linears: tuple[Linear, ...] = ()
+
+
+class Shape(_Record):
+    height: int
+    width: int
+    num_frames: int
+
+
+class Model(_Record):
+    """What was exported: configurations of the parts and how they are quantised."""
+
+    name: str
+    recipe: str
+    shape: Shape
+    dit: dict[str, object]
+    decoder: dict[str, object]
+    text_encoder: dict[str, object] | None
+    default_sampler: Literal["unipc", "dmd"]
+
+
+class OnnxManifest(_Record):
+    """Contents of ``export.json`` in an ONNX bundle.
+
+    Attributes:
+        graphs: by graph name: ``dit``, ``text_kv``, ``decoder``, ``text_encoder``.
+        tensor_digests: by checkpoint tensor, the SHA-256 of what the reference quantiser (not the
+            one that wrote the file) makes of it; `verify` compares the file's bytes with these.
+        extra_files: further files the runtime needs, e.g. the tokenizer and the embedding table.
+    """
+
+    schema_version: Literal[1] = 1
+    tool_version: str
+    model: Model
+    graphs: dict[str, Graph]
+    tensor_digests: dict[str, str] = Field(default_factory=dict)
+    extra_files: tuple[str, ...] = ()
+
+
+class Engine(_Record):
+    """One engine of a bundle.
+
+    Attributes:
+        scratch_bytes: device memory its context needs while it runs.
+        linears: targeted linears it covers.
+    """
+
+    file: str
+    component: Literal["dit", "decoder", "text_encoder"]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    scratch_bytes: int
+    linears: tuple[Linear, ...] = ()
+
+
+class FileRecord(_Record):
+    sha256: str
+    bytes: int
+
+
+class BuildRecord(_Record):
+    """What the build took; not part of what identifies a bundle."""
+
+    seconds: float
+    peak_rss_bytes: int
+
+
+class Manifest(_Record):
+    """Contents of ``manifest.json`` in an engine bundle.
+
+    Attributes:
+        engines: by engine name, in the order in which a step runs them.
+        attention: ``sage3`` (engines cut at the attention node) or ``native``.
+        onnx: the ONNX bundle the engines were made of, kept under ``onnx/`` as the CPU reference.
+        files: every other file of the bundle.
+    """
+
+    schema_version: Literal[1] = 1
+    tool_version: str
+    versions: dict[str, str]
+    target: str
+    backend: Literal["tensorrt-rtx", "tensorrt"]
+    attention: Literal["sage3", "native"]
+    sampler: Literal["unipc", "dmd"]
+    components: tuple[str, ...]
+    onnx: OnnxManifest
+    engines: dict[str, Engine]
+    files: dict[str, FileRecord]
+    build: BuildRecord
+
+
+def parse_manifest(path: Path, kind: type[T]) -> T:
+    """Read a manifest strictly.
+
+    Raises:
+        BadInput: not there, not JSON, of another schema version, or with wrong fields.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(
+            f"{path.name} is missing", where=str(path.parent), fix="is this a bundle's folder?"
+        ) from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise BadInput(f"{path.name} cannot be read: {error}", where=str(path.parent)) from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BadInput(
+            f"{path.name} has schema version {version}, this tool reads {SCHEMA_VERSION}",
+            where=str(path.parent),
+            fix="build the bundle again with this version",
+        )
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BadInput(
+            f"{path.name}: {first['msg']} in {field!r}", where=str(path.parent)
+        ) from None
+
+
+class Bundle:
+    """An engine bundle on disk. Files are handed out only after their hash was checked."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._checked: set[str] = set()
+
+    def file(self, relative: str) -> Path:
+        """Path of a file of the bundle, hash-checked once.
+
+        Raises:
+            BadInput: not listed in the manifest, missing, or leading out of the bundle.
+            VerificationFailed: size or hash differ from the manifest.
+        """
+        record = self.manifest.files.get(relative)
+        if record is None:
+            raise BadInput("file is not listed in the manifest", where=relative)
+        path = confined_file(self.root, relative)
+        if relative not in self._checked:
+            if path.stat().st_size != record.bytes or sha256_file(path) != record.sha256:
+                raise VerificationFailed(
+                    "file differs from its hash in the manifest",
+                    where=relative,
+                    fix="build the bundle again or copy it anew",
+                )
+            self._checked.add(relative)
+        return path
+
+    def onnx_model(self, relative: str, data: tuple[str, ...]) -> Path:
+        """Path of an ONNX file under ``onnx/`` after it and its data files were checked."""
+        for name in data:
+            self.file(f"onnx/{name}")
+        return self.file(f"onnx/{relative}")
+
+    @cached_property
+    def layers(self) -> dict[str, list[dict[str, object]]]:
+        """Layer records of ``layers.json``, by engine name."""
+        loaded = json.loads(self.file(LAYERS).read_text(encoding="utf-8"))
+        return dict(loaded)
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open an engine bundle.
+
+    Raises:
+        BadInput: no bundle there, or its manifest is not one of this tool.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise BadInput("bundle is not a folder", where=str(root), fix="see build-engine -o")
+    return Bundle(root, parse_manifest(root / MANIFEST, Manifest))

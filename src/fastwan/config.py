@@ -1,0 +1,233 @@
+"""Frozen configurations and the tables of models, recipes, attentions and targets.
+
+A stage takes one of these dataclasses; everything that follows from their fields is a property.
+Adding a model, a recipe, an attention or a target means adding a row to a table below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from fastwan.errors import BadInput
+
+LinearFormat = Literal["nvfp4", "bf16"]
+T = TypeVar("T")
+AttentionName = Literal["sage3", "native"]
+SamplerName = Literal["unipc", "dmd"]
+BackendName = Literal["tensorrt-rtx", "tensorrt"]
+COMPONENTS = ("dit", "decoder", "text_encoder")
+
+TOKEN_TILE = 128
+"""Rows of one FP4 attention tile; token counts are padded to a multiple of it."""
+
+VAE_SPATIAL = 8
+VAE_TEMPORAL = 4
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape of a Wan 2.1 text-to-video transformer; the defaults are the 1.3 B model."""
+
+    num_layers: int = 30
+    num_heads: int = 12
+    head_dim: int = 128
+    ffn_dim: int = 8960
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 4096
+    text_length: int = 512
+    freq_dim: int = 256
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_heads", "ffn_dim", "text_dim", "text_length", "freq_dim"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be positive", where="transformer/config.json")
+        if self.head_dim != 128:
+            raise BadInput(
+                f"head_dim is {self.head_dim}",
+                where="transformer/config.json",
+                fix="the FP4 attention is made for 128",
+            )
+        if self.patch_size != (1, 2, 2):
+            raise BadInput("patch_size must be [1, 2, 2]", where="transformer/config.json")
+        for name in ("width", "ffn_dim"):
+            if getattr(self, name) % 16:
+                raise BadInput(
+                    f"{name} is no multiple of the NVFP4 block of 16",
+                    where="transformer/config.json",
+                )
+
+    @property
+    def width(self) -> int:
+        """Channels of the residual stream, C."""
+        return self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Shape of a UMT5 encoder; the defaults are UMT5-XXL."""
+
+    vocab_size: int = 256384
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    num_buckets: int = 32
+    max_distance: int = 128
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape of a TAEHV decoder; the defaults are ``taew2_1``.
+
+    Attributes:
+        channels: channels of the four levels, coarse to fine.
+        latent_channels: channels of the latents.
+        time_growth: frames made of one, by level; their product is frames a latent.
+        space_growth: whether a level doubles height and width.
+    """
+
+    channels: tuple[int, int, int, int] = (256, 128, 64, 64)
+    latent_channels: int = 16
+    image_channels: int = 3
+    time_growth: tuple[int, int, int] = (1, 2, 2)
+    space_growth: tuple[bool, bool, bool] = (True, True, True)
+
+    @property
+    def frames_per_latent(self) -> int:
+        product = 1
+        for factor in self.time_growth:
+            product *= factor
+        return product
+
+    @property
+    def frames_to_trim(self) -> int:
+        """Leading frames that the decoder makes and the video does not have."""
+        return self.frames_per_latent - 1
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """Height and width in pixels (multiples of 16) and number of frames (4n+1)."""
+
+    height: int = 480
+    width: int = 832
+    num_frames: int = 81
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < 16 or value % 16:
+                raise BadInput(f"{name} {value} is no multiple of 16", where=f"--{name}")
+        if self.num_frames < 1 or self.num_frames % VAE_TEMPORAL != 1:
+            raise BadInput(
+                f"num_frames {self.num_frames} is not 4n+1", where="--num-frames", fix="try 81"
+            )
+
+    @property
+    def latent_frames(self) -> int:
+        return (self.num_frames - 1) // VAE_TEMPORAL + 1
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // VAE_SPATIAL
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // VAE_SPATIAL
+
+    @property
+    def patches(self) -> tuple[int, int, int]:
+        """Patch grid (frames, rows, columns) for patches of 1x2x2 latents."""
+        return self.latent_frames, self.latent_height // 2, self.latent_width // 2
+
+    @property
+    def num_tokens(self) -> int:
+        """True number of tokens; 32,760 for 832x480x81."""
+        frames, rows, columns = self.patches
+        return frames * rows * columns
+
+    @property
+    def padded_tokens(self) -> int:
+        """`num_tokens` rounded up to whole attention tiles; 32,768 for 832x480x81."""
+        return -(-self.num_tokens // TOKEN_TILE) * TOKEN_TILE
+
+    def latents(self, channels: int = 16, batch: int = 1) -> tuple[int, int, int, int, int]:
+        """Shape of the latents, [B, C, T, H, W]."""
+        return batch, channels, self.latent_frames, self.latent_height, self.latent_width
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the linears of a transformer block are quantised.
+
+    Attributes:
+        linears: number format of the ten linears of a block.
+        activation_global_scale: static second-level scale of the activations (NVFP4).
+    """
+
+    name: str
+    linears: LinearFormat
+    activation_global_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU that engines are built for."""
+
+    name: str
+    gpu: str
+    compute_capability: int
+    backends: tuple[BackendName, ...]
+    formats: tuple[LinearFormat, ...]
+
+
+@dataclass(frozen=True)
+class ModelPreset:
+    """A published model: what its linears and its attention are, and where it runs."""
+
+    name: str
+    recipe: str
+    attention: AttentionName
+    targets: tuple[str, ...]
+
+
+RECIPES = {recipe.name: recipe for recipe in (Recipe("nvfp4", "nvfp4"), Recipe("bf16", "bf16"))}
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("rtx5090", "GeForce RTX 5090", 120, ("tensorrt-rtx", "tensorrt"), ("nvfp4", "bf16")),
+        Target("gb10", "GB10 (DGX Spark)", 121, ("tensorrt-rtx", "tensorrt"), ("nvfp4", "bf16")),
+        Target("rtx4090", "GeForce RTX 4090", 89, ("tensorrt-rtx", "tensorrt"), ("bf16",)),
+        Target("rtx3090", "GeForce RTX 3090", 86, ("tensorrt-rtx", "tensorrt"), ("bf16",)),
+        Target("a100", "A100", 80, ("tensorrt-rtx", "tensorrt"), ("bf16",)),
+    )
+}
+
+MODELS = {
+    model.name: model
+    for model in (
+        ModelPreset("FastWan-QAD-1.3B", "nvfp4", "sage3", ("rtx5090", "gb10")),
+        ModelPreset(
+            "Wan2.1-T2V-1.3B", "bf16", "native", ("rtx5090", "gb10", "rtx4090", "rtx3090", "a100")
+        ),
+    )
+}
+
+
+def lookup(table: dict[str, T], name: str) -> T:
+    """Row `name` of a table above.
+
+    Raises:
+        BadInput: no such row; the message lists those there are.
+    """
+    try:
+        return table[name]
+    except KeyError:
+        raise BadInput(f"unknown name {name!r}", fix="one of " + ", ".join(table)) from None

@@ -1,0 +1,51 @@
+"""Errors a user can mend, one class for each documented exit code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FastWanError(Exception):
+    """Base of all expected failures.
+
+    Args:
+        what: what is wrong, without a full stop.
+        where: file, tensor, option or node that is at fault; left out when empty.
+        fix: what the user can do about it; left out when empty.
+
+    ``str(error)`` is one line: ``what (where): fix``.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what = what
+        self.where = where
+        self.fix = fix
+        line = f"{what} ({where})" if where else what
+        line = f"{line}: {fix}" if fix else line
+        super().__init__(" ".join(line.split()))
+
+
+class BadInput(FastWanError):
+    """A file, tensor, option or bundle is not what it has to be. Exit code 2."""
+
+    exit_code = 2
+
+
+class EnvironmentLacks(FastWanError):
+    """A GPU, driver, library or package is missing or of a wrong version. Exit code 3."""
+
+    exit_code = 3
+
+
+class VerificationFailed(FastWanError):
+    """An accuracy, coverage or integrity limit was passed. Exit code 4."""
+
+    exit_code = 4
+
+
+class SlowerThanBaseline(FastWanError):
+    """A measured time is beyond the limit that a baseline sets. Exit code 5."""
+
+    exit_code = 5
