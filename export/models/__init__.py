@@ -1,0 +1,1 @@
+"""Export-friendly modules of the three networks, under the tensor names of their checkpoints."""

@@ -1,0 +1,315 @@
+"""Reproducible ONNX files: cleaning exported graphs, external data, checked atomic saving.
+
+Two exports of the same checkpoint give the same bytes on every machine: nothing of the exporter
+(stack traces, paths, versions) is kept, initializers are sorted by name, and a data file holds
+its tensors in the order in which they were added, each at an aligned offset.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from fastwan.errors import BadInput
+from fastwan.files import atomic_file
+
+OPSET = 23
+IR_VERSION = 11
+"""ONNX IR of opset 23 and of FLOAT4E2M1; ONNX Runtime and TensorRT-RTX read it."""
+
+ALIGNMENT = 4096
+"""Offset alignment in bytes of the tensors in a data file: a page, so that they can be mapped."""
+
+EXTERNAL_THRESHOLD = 1024
+"""Initializers larger than this many bytes go to the data file."""
+
+_TORCH_TO_ONNX = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN,
+    torch.uint8: ir.DataType.UINT8,
+    torch.int32: ir.DataType.INT32,
+    torch.int64: ir.DataType.INT64,
+}
+
+
+class TensorSource(Protocol):
+    """What an exporter reads a checkpoint through: one tensor at a time, by name."""
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor in the dtype in which the checkpoint stores it."""
+
+
+class DataWriter:
+    """Appends tensors to one external data file; made by `data_file`.
+
+    Args:
+        stream: open binary file that the bytes go to.
+        location: name of the data file as the ONNX file will refer to it.
+    """
+
+    def __init__(self, stream: IO[bytes], location: str) -> None:
+        self._stream = stream
+        self.location = location
+
+    def add(
+        self,
+        name: str,
+        tensor: torch.Tensor,
+        *,
+        dtype: ir.DataType | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> ir.ExternalTensor:
+        """Append `tensor` and return its reference.
+
+        Args:
+            tensor: any dense tensor; only its bytes are written.
+            dtype: ONNX type of the bytes; needed for packed types such as FLOAT4E2M1.
+            shape: shape in elements of `dtype`, when the tensor holds packed bytes.
+        """
+        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        kind = _TORCH_TO_ONNX[tensor.dtype] if dtype is None else dtype
+        return self._append(name, raw, kind, tuple(tensor.shape) if shape is None else shape)
+
+    def add_ir(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        """Append a tensor of a graph."""
+        raw = np.frombuffer(tensor.tobytes(), np.uint8)
+        return self._append(name, raw, tensor.dtype, tuple(tensor.shape.numpy()))
+
+    def _append(
+        self, name: str, raw: np.ndarray, dtype: ir.DataType, shape: tuple[int, ...]
+    ) -> ir.ExternalTensor:
+        offset = -(-self._stream.tell() // ALIGNMENT) * ALIGNMENT
+        self._stream.write(b"\0" * (offset - self._stream.tell()))
+        self._stream.write(raw.data)
+        return ir.ExternalTensor(
+            self.location, offset, raw.nbytes, dtype, shape=ir.Shape(shape), name=name
+        )
+
+
+@contextmanager
+def data_file(path: Path) -> Iterator[DataWriter]:
+    """Open an external data file for writing; it is at `path` only when the body succeeds."""
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        yield DataWriter(stream, path.name)
+
+
+def reference(name: str, value: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The same bytes under another initializer name, e.g. for a second graph over one file."""
+    return ir.ExternalTensor(
+        value.location, value.offset, value.length, value.dtype, shape=value.shape, name=name
+    )
+
+
+def trace(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    *,
+    name: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic_shapes: tuple[Any, ...] | None = None,
+    translations: dict[Callable[..., Any], Callable[..., Any]] | None = None,
+) -> ir.Model:
+    """Export a module through torch.onnx's dynamo exporter and clean the graph.
+
+    The module and `args` may be fake (made under one ``FakeTensorMode``); its parameters and
+    buffers then become initializers without a value, to be joined to data by their names.
+
+    Args:
+        module: in eval mode.
+        args: example inputs; their shapes are the graph's, save for `dynamic_shapes`.
+        name: name of the graph.
+        inputs: names of the graph inputs.
+        outputs: names of the graph outputs.
+        dynamic_shapes: as for ``torch.export.export``.
+        translations: ONNX functions for custom operators, as torch.onnx takes them.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            module,
+            args,
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=dynamic_shapes,
+            custom_translation_table=translations,
+        )
+    if program is None:
+        raise BadInput("torch.onnx.export returned nothing", where=name)
+    for value in program.model.graph.initializers.values():
+        # A fake value would be read by the passes; without one it is an unknown.
+        if isinstance(getattr(value.const_value, "raw", None), FakeTensor):
+            value.const_value = None
+    return clean_model(program.model, name=name)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's notes on optional packages and deprecations off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def clean_model(model: ir.Model, *, name: str) -> ir.Model:
+    """Turn a freshly exported model into a plain one, in place, and return it.
+
+    Requires: initializers that have no value yet (fake tensors) have ``const_value`` None.
+    Ensures: functions inlined, shape arithmetic folded, constants lifted to initializers,
+    Identity and dead nodes removed, no trace of the exporter.
+
+    Args:
+        model: ``torch.onnx.export(..., dynamo=True, optimize=False).model``.
+        name: name of the graph.
+    """
+    from onnx_ir.passes import common
+    from onnxscript.optimizer._constant_folding import FoldConstantsPass
+
+    passes = ir.passes.Sequential(
+        common.InlinePass(),
+        FoldConstantsPass(
+            shape_inference=True, input_size_limit=1 << 20, output_size_limit=1 << 20
+        ),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        common.RemoveUnusedOpsetsPass(),
+    )
+    passes(model)
+    strip(model)
+    model.graph.name = name
+    return model
+
+
+def strip(model: ir.Model) -> None:
+    """Remove everything that tells where and with what the model was made, at every depth."""
+    model.producer_name = "fastwan-export"
+    model.producer_version = None
+    model.domain = None
+    model.model_version = None
+    model.doc_string = None
+    model.ir_version = IR_VERSION
+    model.metadata_props.clear()
+    for graph in model.graphs():
+        _strip_graph(graph)
+    for function in model.functions.values():
+        function.doc_string = None
+        function.metadata_props.clear()
+        for node in ir.traversal.RecursiveGraphIterator(function):
+            _strip_node(node)
+
+
+def _strip_graph(graph: ir.Graph) -> None:
+    graph.doc_string = None
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        _strip_value(value)
+    for node in graph:
+        _strip_node(node)
+
+
+def _strip_node(node: ir.Node) -> None:
+    node.doc_string = None
+    node.metadata_props.clear()
+    for attribute in node.attributes.values():
+        attribute.doc_string = None
+    for value in node.outputs:
+        _strip_value(value)
+
+
+def _strip_value(value: ir.Value) -> None:
+    value.doc_string = None
+    value.metadata_props.clear()
+    if value.const_value is not None:
+        value.const_value.doc_string = None
+        value.const_value.metadata_props.clear()
+
+
+def save_model(model: ir.Model, path: Path, *, data: DataWriter | Path | None = None) -> None:
+    """Strip, check and write a model; `path` appears only when all of it succeeded.
+
+    The initializers are left as references to external data where they are larger than
+    `EXTERNAL_THRESHOLD`; those already external are taken as they are.
+
+    Args:
+        model: changed in place (stripped, initializers sorted and made external).
+        path: the ``.onnx`` file; its data files lie in the same folder.
+        data: where large initializers that are still in memory go: the path of a new data
+            file beside `path`, or the writer of one that is being written. With a writer call
+            `save_model` after the `data_file` block, and `externalize` inside it.
+
+    Raises:
+        BadInput: an initializer has no value, or the ONNX checker refuses the model.
+    """
+    strip(model)
+    if isinstance(data, Path):
+        with data_file(data) as writer:
+            externalize(model, writer)
+    _sort_initializers(model.graph)
+    proto = ir.to_proto(model)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        try:
+            onnx.checker.check_model(str(temporary))
+        except (onnx.checker.ValidationError, ValueError) as error:
+            raise BadInput(f"the exported graph is invalid: {error}", where=path.name) from None
+
+
+def externalize(model: ir.Model, writer: DataWriter) -> None:
+    """Move large in-memory initializers to a data file, in the order of their names."""
+    for name, value in sorted(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None:
+            raise BadInput("initializer has no value", where=name)
+        if not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > EXTERNAL_THRESHOLD:
+            value.const_value = writer.add_ir(name, tensor)
+
+
+def _sort_initializers(graph: ir.Graph) -> None:
+    values = [graph.initializers[name] for name in sorted(graph.initializers)]
+    graph.initializers.clear()
+    for value in values:
+        if value.const_value is None:
+            raise BadInput("initializer has no value", where=str(value.name))
+        graph.register_initializer(value)
+
+
+def torch_tensor(tensor: ir.TensorProtocol) -> torch.Tensor:
+    """Value of a graph tensor as a torch tensor; FLOAT8E4M3FN and BFLOAT16 included."""
+    array = np.array(tensor.numpy())
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        return torch.from_numpy(array.view(np.uint8)).view(torch.float8_e4m3fn)
+    return torch.from_numpy(array)
