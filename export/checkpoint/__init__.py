@@ -1,0 +1,1 @@
+"""Reading, validating and synthesising checkpoints. Start at `reader.open_checkpoint`."""
