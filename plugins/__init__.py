@@ -1,0 +1,1 @@
+"""The FP4 attention: CUDA kernels, TensorRT plugin, loader and the torch reference."""
