@@ -1,0 +1,261 @@
+"""`FastWanPipeline`: a bundle, called like a diffusers pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastwan.bundle import Bundle, open_bundle
+from fastwan.errors import BadInput
+from fastwan.progress import Progress, Quiet
+from fastwan.runtime.components import CpuComponents
+from fastwan.runtime.device import Device, resolve_device
+from fastwan.runtime.executors import Array
+from fastwan.runtime.loop import combine, denoise
+from fastwan.runtime.outputs import (
+    OUTPUT_TYPES,
+    OutputType,
+    PipelineOutput,
+    Timings,
+    collect_frames,
+    latents_like,
+    to_numpy,
+)
+from fastwan.runtime.sampler import Schedule, schedule_for
+from fastwan.runtime.text import pad_rows
+
+if TYPE_CHECKING:
+    import torch
+
+StepCallback = Callable[["FastWanPipeline", int, int, dict[str, Any]], "dict[str, Any] | None"]
+
+
+class FastWanPipeline:
+    """Text to video from an engine bundle; make one with `from_bundle`."""
+
+    def __init__(self, bundle: Bundle, device: Device, components: CpuComponents) -> None:
+        self.bundle = bundle
+        self.device = device
+        self.components = components
+
+    @classmethod
+    def from_bundle(
+        cls, path: Path | str, device: str = "auto", *, threads: int = 1
+    ) -> FastWanPipeline:
+        """Open a bundle on "auto", "cpu" or "cuda".
+
+        Args:
+            path: folder that ``build-engine`` wrote.
+            threads: CPU threads inside an operator; another number may change the last bits.
+
+        Raises:
+            BadInput: no bundle, or a device of another name.
+            EnvironmentLacks: the device cannot be used.
+        """
+        resolved = resolve_device(device)
+        bundle = open_bundle(path)
+        return cls(bundle, resolved, CpuComponents(bundle, threads=threads))
+
+    def __call__(
+        self,
+        prompt: str | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 1024,
+        latents: torch.Tensor | Array | None = None,
+        prompt_embeds: torch.Tensor | Array | None = None,
+        output_type: OutputType = "np",
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        sampler: str | None = None,
+        progress: Progress | None = None,
+    ) -> PipelineOutput:
+        """Make one video.
+
+        Args:
+            prompt: the text; or else give `prompt_embeds`.
+            height, width, num_frames: None, or what the bundle was built for.
+            generator: CPU generator of the noise; or else `seed` makes one.
+            latents: initial noise [1, C, T, h, w] instead of drawn noise.
+            prompt_embeds: [1, up to text_length, text_dim]; padded with zero rows.
+            output_type: "np", "pil", "pt" or "latent"; see `PipelineOutput`.
+            callback_on_step_end: called after each step as (pipeline, step, timestep,
+                {"latents": fp32 tensor}); the dictionary it returns may replace the latents.
+            sampler: "unipc" or "dmd" instead of the bundle's.
+            progress: told of stages and steps.
+
+        Raises:
+            BadInput: an argument that the bundle cannot serve.
+            VerificationFailed: a file of the bundle differs from its hash.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise BadInput(
+                f"unknown output_type {output_type!r}", fix="one of " + ", ".join(OUTPUT_TYPES)
+            )
+        if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
+            raise BadInput(
+                f"callback inputs {sorted(unknown)} do not exist",
+                where="callback_on_step_end_tensor_inputs",
+                fix="only latents is offered",
+            )
+        self.check_shape(height=height, width=width, num_frames=num_frames)
+        timings = Timings()
+        clean = self.denoise(
+            self.embed(prompt, prompt_embeds, timings=timings, progress=progress),
+            generator=generator,
+            seed=seed,
+            latents=latents,
+            callback_on_step_end=callback_on_step_end,
+            sampler=sampler,
+            timings=timings,
+            progress=progress,
+        )
+        frames: Any
+        if output_type == "latent":
+            import torch
+
+            frames = torch.from_numpy(clean)
+        else:
+            decoder = self.components.decoder
+            frames = collect_frames(
+                self.decode(clean, timings=timings, progress=progress),
+                (decoder.num_frames(clean.shape[2]), *decoder.frame_shape),
+                output_type,
+            )
+        return PipelineOutput(frames, timings, self.device.name, self.device.note)
+
+    def check_shape(self, **requested: int | None) -> None:
+        """Refuse a height, width or num_frames that the engines were not built for.
+
+        Raises:
+            BadInput: naming the argument.
+        """
+        for name, value in requested.items():
+            built = getattr(self.components.shape, name)
+            if value not in (None, built):
+                raise BadInput(
+                    f"{name} {value} was asked for, the bundle makes {built}",
+                    where=name,
+                    fix=f"build one with --{name.replace('_', '-')} {value}",
+                )
+
+    def schedule(self, sampler: str | None = None) -> Schedule:
+        """Schedule of `sampler`, by default the bundle's."""
+        return schedule_for(sampler or self.bundle.manifest.sampler)
+
+    def embed(
+        self,
+        prompt: str | None,
+        prompt_embeds: torch.Tensor | Array | None = None,
+        *,
+        timings: Timings | None = None,
+        progress: Progress | None = None,
+    ) -> Array:
+        """Prompt embeddings [1, text_length, text_dim], from a prompt or as given.
+
+        Raises:
+            BadInput: neither or both, or embeddings of a wrong shape.
+        """
+        if (prompt is None) == (prompt_embeds is None):
+            raise BadInput("give either prompt or prompt_embeds", where="prompt")
+        if prompt_embeds is not None:
+            padded = pad_rows(to_numpy(prompt_embeds), self.components.dit.text_shape[1])
+            if padded.shape != self.components.dit.text_shape:
+                raise BadInput(
+                    f"prompt embeddings have {padded.shape[2]} channels, "
+                    f"the model wants {self.components.dit.text_shape[2]}",
+                    where="prompt_embeds",
+                )
+            return padded
+        if not isinstance(prompt, str):
+            raise BadInput("prompt must be one string", where="prompt", fix="call once a prompt")
+        progress = progress or Quiet()
+        progress.start("text")
+        with (timings if timings is not None else Timings()).measure("text"):
+            embeds = self.components.text_encoder.encode(prompt)
+        progress.finish()
+        return embeds
+
+    def denoise(
+        self,
+        prompt_embeds: Array,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int = 1024,
+        latents: torch.Tensor | Array | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        sampler: str | None = None,
+        timings: Timings | None = None,
+        progress: Progress | None = None,
+    ) -> Array:
+        """Clean latents [1, C, T, h, w], fp32, from the embeddings of `embed`.
+
+        Arguments and errors as of a call.
+        """
+        from fastwan.runtime.noise import draw, generator_for
+
+        timings = Timings() if timings is None else timings
+        progress = progress or Quiet()
+        schedule = self.schedule(sampler)
+        dit = self.components.dit
+        noises = draw(dit.latents_shape, schedule, generator_for(generator, seed))
+        if latents is not None:
+            noises[0] = latents_like(latents, dit.latents_shape)
+        with timings.measure("text_kv"):
+            context = dit.prepare(prompt_embeds)
+        begin = time.perf_counter()
+
+        def on_step(index: int, timestep: int, state: Array) -> Array | None:
+            nonlocal begin
+            timings[f"step_{index}"] = time.perf_counter() - begin
+            progress.advance()
+            replaced = None
+            if callback_on_step_end is not None:
+                replaced = self._call_back(callback_on_step_end, index, timestep, state)
+            begin = time.perf_counter()
+            return replaced
+
+        progress.start("denoise", len(schedule.steps), "steps")
+        clean = denoise(
+            lambda state, timestep: dit.velocity(state, timestep, context),
+            noises[0],
+            schedule,
+            noises[1:],
+            combine=combine,
+            on_step=on_step,
+        )
+        progress.finish()
+        return clean
+
+    def decode(
+        self, latents: Array, *, timings: Timings | None = None, progress: Progress | None = None
+    ) -> Iterator[Array]:
+        """Frames of clean latents in order, uint8 [H, W, 3]; a frame is valid until the next."""
+        timings = Timings() if timings is None else timings
+        progress = progress or Quiet()
+        decoder = self.components.decoder
+        frames = decoder.frames(latents)
+        progress.start("decode", decoder.num_frames(latents.shape[2]), "frames")
+        while True:
+            with timings.measure("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                break
+            progress.advance()
+            yield frame
+        progress.finish()
+
+    def _call_back(
+        self, callback: StepCallback, index: int, timestep: int, state: Array
+    ) -> Array | None:
+        import torch
+
+        returned = callback(self, index, timestep, {"latents": torch.from_numpy(state)})
+        if not returned or "latents" not in returned:
+            return None
+        return latents_like(returned["latents"], state.shape)
