@@ -1,0 +1,91 @@
+"""Export of the TAEHV decoder as a streaming step: ``decoder.onnx`` and ``decoder.data``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fastwan.bundle import Graph, TensorSpec
+from fastwan.config import DecoderConfig, VideoShape, lookup
+from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
+from fastwan.export.onnx_io import TensorSource, save_model, trace
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+_ONNX_NAMES = {"fp16": "float16", "fp32": "float32"}
+
+
+def load_decoder(
+    source: TensorSource, config: DecoderConfig, dtype: torch.dtype = torch.float32
+) -> TAEHVDecoder:
+    """The decoder with the weights of a TAEHV file; its other tensors (the encoder) are ignored.
+
+    Args:
+        source: tensors ``decoder.*``; shapes as `config` says (the reader has checked them).
+        config: shape of the decoder.
+        dtype: number type of weights and computation.
+    """
+    with torch.device("meta"):
+        decoder = TAEHVDecoder(config)
+    tensors = {name: source.read(name).to(dtype) for name in decoder.state_dict()}
+    decoder.load_state_dict(tensors, assign=True)
+    return decoder.eval().requires_grad_(False)
+
+
+def export_decoder(
+    source: TensorSource,
+    config: DecoderConfig,
+    shape: VideoShape,
+    folder: Path,
+    *,
+    dtype: str = "fp16",
+) -> Graph:
+    """Write the streaming decoder for one video size.
+
+    Inputs ``latent`` [1, C, h, w] and ``memory_<i>`` [1, C_i, h_i, w_i]; outputs ``frames``
+    uint8 [frames_per_latent, H, W, 3] and ``memory_<i>_out``. The memories of the first step are
+    zeros, and the first `DecoderConfig.frames_to_trim` frames of a video are dropped.
+
+    Args:
+        source: tensors of the TAEHV file.
+        config: shape of the decoder.
+        shape: size of the video.
+        folder: existing folder for ``decoder.onnx`` and ``decoder.data``.
+        dtype: ``fp16`` (as published) or ``fp32``.
+    """
+    kind = lookup(DTYPES, dtype)
+    decoder = load_decoder(source, config, kind)
+    height, width = shape.latent_height, shape.latent_width
+    latent = torch.zeros(1, config.latent_channels, height, width, dtype=kind)
+    memories = decoder.zero_memories(height, width)
+    names = [f"memory_{index}" for index in range(len(memories))]
+    model = trace(
+        StreamingStep(decoder),
+        (latent, *memories),
+        name="decoder",
+        inputs=["latent", *names],
+        outputs=["frames", *(f"{name}_out" for name in names)],
+    )
+    save_model(model, folder / "decoder.onnx", data=folder / "decoder.data")
+
+    number = _ONNX_NAMES[dtype]
+    frames = (config.frames_per_latent, shape.height, shape.width, config.image_channels)
+    shapes = [tuple(memory.shape) for memory in memories]
+    return Graph(
+        file="decoder.onnx",
+        data=("decoder.data",),
+        inputs=(
+            TensorSpec(name="latent", dtype=number, shape=tuple(latent.shape)),
+            *(
+                TensorSpec(name=name, dtype=number, shape=size)
+                for name, size in zip(names, shapes, strict=True)
+            ),
+        ),
+        outputs=(
+            TensorSpec(name="frames", dtype="uint8", shape=frames),
+            *(
+                TensorSpec(name=f"{name}_out", dtype=number, shape=size)
+                for name, size in zip(names, shapes, strict=True)
+            ),
+        ),
+    )
