@@ -1,0 +1,229 @@
+"""The transformer's ONNX graph, as a function of the configuration alone.
+
+Each stage of `fastwan.export.models.wan` is traced once under fake tensors, so that no weight
+exists while the graph is made; the block is traced once and repeated. Initializers carry the names
+under which `fastwan.export.weights` finds their values. Tracing all blocks at once gives the same
+graph and takes ten times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import torch
+
+from fastwan.bundle import Linear
+from fastwan.config import DiTConfig, LinearFormat, VideoShape
+from fastwan.export import ops, schemas
+from fastwan.export.models import wan
+from fastwan.export.onnx_io import IR_VERSION, OPSET, trace
+
+LATENTS, TIMESTEP, TEXT = "latents", "timestep", "encoder_hidden_states"
+TEMB, TIMESTEP_PROJ = "temb", "timestep_proj"
+VELOCITY = "velocity"
+
+
+class _Stages:
+    """The traced stages of one configuration."""
+
+    def __init__(self, config: DiTConfig, shape: VideoShape, format: LinearFormat) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        bf16, width, length = torch.bfloat16, config.width, shape.padded_tokens
+        kv = (1, config.num_heads, config.text_length, config.head_dim)
+        half = config.head_dim // 2
+        table = ops.translations()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            tokens = torch.empty(1, length, width, dtype=bf16)
+            context = torch.empty(1, config.text_length, width, dtype=bf16)
+            temb = torch.empty(1, width, dtype=bf16)
+            self.embed = trace(
+                wan.Embed(config, shape, bf16).eval(),
+                (torch.empty(shape.latents(config.in_channels), dtype=bf16), torch.empty(1)),
+                name="embed",
+                inputs=[LATENTS, TIMESTEP],
+                outputs=["hidden", TEMB, TIMESTEP_PROJ],
+            )
+            self.text_embed = trace(
+                wan.TextEmbed(config, bf16).eval(),
+                (torch.empty(1, config.text_length, config.text_dim, dtype=bf16),),
+                name="text_embed",
+                inputs=[TEXT],
+                outputs=["context"],
+            )
+            self.text_kv = trace(
+                wan.TextKV(config, format, bf16).eval(),
+                (context,),
+                name="text_kv",
+                inputs=["context"],
+                outputs=["attn2.k", "attn2.v"],
+                translations=table,
+            )
+            self.block = trace(
+                wan.Block(config, shape.num_tokens, format, bf16).eval(),
+                (
+                    tokens,
+                    torch.empty(1, 6, width),
+                    torch.empty(kv, dtype=bf16),
+                    torch.empty(kv, dtype=bf16),
+                    torch.empty(length, half),
+                    torch.empty(length, half),
+                ),
+                name="block",
+                inputs=["hidden", "timestep_proj", "k", "v", "rope_cos", "rope_sin"],
+                outputs=["hidden_out"],
+                translations=table,
+            )
+            self.head = trace(
+                wan.Head(config, shape, bf16).eval(),
+                (tokens, temb),
+                name="head",
+                inputs=["hidden", "temb"],
+                outputs=[VELOCITY],
+            )
+
+
+class _Composer:
+    """Copies stages into one graph, with a prefix before every name they define."""
+
+    def __init__(self) -> None:
+        self.graph = ir.Graph(
+            [], [], nodes=[], name="dit", opset_imports={"": OPSET, schemas.DOMAIN: schemas.VERSION}
+        )
+
+    def input(self, stage: ir.Model, name: str) -> ir.Value:
+        """Declare a graph input with the type and shape that it has in `stage`."""
+        source = next(value for value in stage.graph.inputs if value.name == name)
+        value = ir.Value(name=name, type=source.type, shape=source.shape)
+        self.graph.inputs.append(value)
+        return value
+
+    def initializer(self, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.graph.initializers.add(value)
+        return value
+
+    def add(
+        self,
+        stage: ir.Model,
+        prefix: str,
+        bindings: Mapping[str, ir.Value],
+        constants: str,
+    ) -> list[ir.Value]:
+        """Append a copy of `stage`.
+
+        Args:
+            prefix: before the names of parameters, nodes and values, e.g. ``blocks.3.``.
+            bindings: value for each input of the stage.
+            constants: prefix of the stage's own constants, which all its copies share.
+
+        Returns:
+            The values of the stage's outputs.
+        """
+        values: dict[ir.Value, ir.Value] = {v: bindings[str(v.name)] for v in stage.graph.inputs}
+        for name, source in stage.graph.initializers.items():
+            parameter = source.const_value is None
+            full = (prefix if parameter else constants) + name
+            existing = self.graph.initializers.get(full)
+            if existing is None:
+                existing = ir.Value(
+                    name=full, type=source.type, shape=source.shape, const_value=source.const_value
+                )
+                self.graph.initializers.add(existing)
+            values[source] = existing
+        for node in stage.graph:
+            copy = ir.Node(
+                node.domain,
+                node.op_type,
+                [None if value is None else values[value] for value in node.inputs],
+                list(node.attributes.values()),
+                num_outputs=len(node.outputs),
+                name=prefix + str(node.outputs[0].name),
+            )
+            for source, target in zip(node.outputs, copy.outputs, strict=True):
+                target.name = prefix + str(source.name)
+                target.type, target.shape = source.type, source.shape
+                values[source] = target
+            self.graph.append(copy)
+        return [values[value] for value in stage.graph.outputs]
+
+
+def build_dit_graph(config: DiTConfig, shape: VideoShape, format: LinearFormat) -> ir.Model:
+    """The whole transformer without weights.
+
+    Inputs ``latents`` [1, 16, T, H, W] bf16, ``timestep`` [1] fp32, ``encoder_hidden_states``
+    [1, text_length, text_dim] bf16; output ``velocity`` like the latents. Targeted linears are
+    ``fastwan::NVFP4Linear`` nodes (nvfp4) or MatMul nodes, self-attention is
+    ``fastwan::SageAttention3``.
+    """
+    stages = _Stages(config, shape, format)
+    compose = _Composer()
+    latents = compose.input(stages.embed, LATENTS)
+    timestep = compose.input(stages.embed, TIMESTEP)
+    text = compose.input(stages.text_embed, TEXT)
+    half = (shape.padded_tokens, config.head_dim // 2)
+    cos = compose.initializer("rope_cos", ir.DataType.FLOAT, half)
+    sin = compose.initializer("rope_sin", ir.DataType.FLOAT, half)
+
+    (context,) = compose.add(stages.text_embed, "text_embed.", {TEXT: text}, "text_embed.")
+    keys_values = [
+        compose.add(stages.text_kv, f"text_kv.{index}.", {"context": context}, "text_kv.")
+        for index in range(config.num_layers)
+    ]
+    for index, pair in enumerate(keys_values):
+        for value, name in zip(pair, "kv", strict=True):
+            value.name = f"blocks.{index}.attn2.{name}"
+    hidden, temb, timestep_proj = compose.add(
+        stages.embed, "embed.", {LATENTS: latents, TIMESTEP: timestep}, "embed."
+    )
+    temb.name, timestep_proj.name = TEMB, TIMESTEP_PROJ
+    for index, (k, v) in enumerate(keys_values):
+        bindings = {"hidden": hidden, "timestep_proj": timestep_proj, "k": k, "v": v}
+        bindings |= {"rope_cos": cos, "rope_sin": sin}
+        (hidden,) = compose.add(stages.block, f"blocks.{index}.", bindings, "block.")
+    (velocity,) = compose.add(stages.head, "head.", {"hidden": hidden, "temb": temb}, "head.")
+    velocity.name = VELOCITY
+    compose.graph.outputs.append(velocity)
+    model = ir.Model(compose.graph, ir_version=IR_VERSION)
+    _name_linears(model.graph)
+    return model
+
+
+def _name_linears(graph: ir.Graph) -> None:
+    """Give each node that multiplies by a targeted weight the linear's name."""
+    for node in graph:
+        if node.op_type == "NVFP4Linear":
+            node.name = linear_node(str(node.inputs[1].name))  # type: ignore[union-attr]
+        elif node.op_type == "MatMul":
+            weight = node.inputs[1]
+            producer = None if weight is None else weight.producer()
+            if producer is not None and producer.op_type == "Transpose":
+                node.name = linear_node(str(producer.inputs[0].name))  # type: ignore[union-attr]
+
+
+def linear_node(weight: str) -> str:
+    """Name of the node that multiplies by the initializer `weight`."""
+    return weight.removesuffix(".weight") + "/MatMul"
+
+
+def targeted_linears(config: DiTConfig, format: LinearFormat) -> tuple[Linear, ...]:
+    """The ten linears of each block (q, k and v of self-attention are one), in graph order."""
+    linears = []
+    for index in range(config.num_layers):
+        block, text = f"blocks.{index}", f"text_kv.{index}"
+        attention, cross = f"{block}.attn1", f"{block}.attn2"
+        rows = [
+            (f"{text}.to_k", (f"{cross}.to_k",)),
+            (f"{text}.to_v", (f"{cross}.to_v",)),
+            (f"{attention}.qkv", tuple(f"{attention}.to_{part}" for part in "qkv")),
+            (f"{attention}.to_out", (f"{attention}.to_out.0",)),
+            (f"{cross}.to_q", (f"{cross}.to_q",)),
+            (f"{cross}.to_out", (f"{cross}.to_out.0",)),
+            (f"{block}.ffn.fc1", (f"{block}.ffn.net.0.proj",)),
+            (f"{block}.ffn.fc2", (f"{block}.ffn.net.2",)),
+        ]
+        for name, sources in rows:
+            node = linear_node(f"{name}.weight")
+            linears.append(Linear(name=name, node=node, sources=sources, format=format))
+    return tuple(linears)

@@ -1,0 +1,111 @@
+"""The pieces a Wan transformer is made of: rotary tables, norms, linears."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastwan.config import LinearFormat, VideoShape
+from fastwan.export import ops  # noqa: F401  (registers torch.ops.fastwan)
+
+ROPE_THETA = 10000.0
+
+
+def rope_tables(shape: VideoShape, head_dim: int = 128) -> tuple[Tensor, Tensor]:
+    """Rotary tables over the (frame, row, column) patch grid, computed in fp64.
+
+    Of the ``head_dim/2`` frequencies a third each (rounded down) goes to rows and columns, the
+    rest to frames. Rows past the last token are cos 1, sin 0.
+
+    Returns:
+        cos and sin, [padded_tokens, head_dim / 2] fp32.
+    """
+    spatial = 2 * (head_dim // 6)
+    angles = []
+    grid = shape.patches
+    for axis, dim in enumerate((head_dim - 2 * spatial, spatial, spatial)):
+        frequency = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angle = torch.outer(torch.arange(grid[axis], dtype=torch.float64), frequency)
+        view = [1, 1, 1, dim // 2]
+        view[axis] = grid[axis]
+        angles.append(angle.view(view).expand(*grid, dim // 2))
+    table = torch.cat(angles, dim=-1).reshape(shape.num_tokens, head_dim // 2)
+    table = F.pad(table, (0, 0, 0, shape.padded_tokens - shape.num_tokens))
+    return table.cos().float(), table.sin().float()
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """Layer norm without weights over the last axis, in fp32; returns fp32."""
+    x = x.float()
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm over the last axis: normalised in fp32, rounded, then weighted (as FastVideo)."""
+    x32 = x.float()
+    scale = torch.rsqrt((x32 * x32).mean(-1, keepdim=True) + eps)
+    return (x32 * scale).to(x.dtype) * weight
+
+
+class Linear(nn.Module):
+    """A targeted linear: weight [N, K] as NVFP4 or in the model's dtype, bias added afterwards.
+
+    Attributes:
+        quantize_activation: numerics of the model when true; `verify` also runs it false.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, format: LinearFormat, dtype: torch.dtype, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.format = format
+        self.quantize_activation = True
+        if format == "nvfp4":
+            self.register_buffer("weight", torch.empty(outputs, inputs // 2, dtype=torch.uint8))
+            scale = torch.empty(outputs, inputs // 16, dtype=torch.float8_e4m3fn)
+            self.register_buffer("weight_scale", scale)
+            self.register_buffer("weight_scale_2", torch.empty((), dtype=torch.float32))
+        else:
+            self.register_buffer("weight", torch.empty(outputs, inputs, dtype=dtype))
+        if bias:
+            self.register_buffer("bias", torch.empty(outputs, dtype=dtype))
+        else:
+            self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = cast(Tensor, self.weight)
+        if self.format == "nvfp4":
+            y = torch.ops.fastwan.nvfp4_linear(
+                x, weight, self.weight_scale, self.weight_scale_2, self.quantize_activation
+            )
+        else:
+            y = torch.matmul(x, weight.t())
+        return cast(Tensor, y if self.bias is None else y + self.bias)
+
+
+class Dense(nn.Module):
+    """A linear that is never quantised: weight [N, K] and bias [N] in the model's dtype."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(outputs, inputs, dtype=dtype))
+        self.register_buffer("bias", torch.empty(outputs, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(x, cast(Tensor, self.weight).t()) + cast(Tensor, self.bias)
+
+
+class Norm(nn.Module):
+    """Holder of a norm's parameters."""
+
+    def __init__(self, width: int, dtype: torch.dtype, bias: bool = False) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.bias: Tensor
+        self.register_buffer("weight", torch.empty(width, dtype=dtype))
+        if bias:
+            self.register_buffer("bias", torch.empty(width, dtype=dtype))

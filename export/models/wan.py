@@ -1,0 +1,288 @@
+"""The Wan 2.1 text-to-video transformer as an export-friendly module.
+
+Five stages, each traced on its own and composed by `fastwan.export.dit_graph`: what depends on the
+prompt alone (`TextEmbed`, `TextKV`), what depends on the latents and the timestep (`Embed`), the
+transformer block, and `Head`. Tensor names are diffusers' own, except where matrices are merged
+(`attn1.qkv`); `fastwan.export.weights` maps them.
+
+Precision follows the published run: bf16 activations; norms, modulation and gates in fp32, rounded
+to bf16 afterwards. Built with ``dtype=torch.float32`` it is an fp32 model without roundings.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastwan.config import DiTConfig, LinearFormat, VideoShape
+from fastwan.export.models.layers import Dense, Linear, Norm, layer_norm, rms_norm, rope_tables
+from fastwan.plugins import reference
+
+
+class TextEmbed(nn.Module):
+    """Prompt embeddings [B, 512, text_dim] -> context [B, 512, C]; zero rows take part."""
+
+    def __init__(self, config: DiTConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear_1 = Dense(config.text_dim, config.width, dtype)
+        self.linear_2 = Dense(config.width, config.width, dtype)
+
+    def forward(self, encoder_hidden_states: Tensor) -> Tensor:
+        hidden = F.gelu(self.linear_1(encoder_hidden_states).float(), approximate="tanh")
+        return cast(Tensor, self.linear_2(hidden.to(encoder_hidden_states.dtype)))
+
+
+class TextKV(nn.Module):
+    """Cross-attention keys and values of one block from the context.
+
+    Returns:
+        k and v, [B, heads, 512, head_dim].
+    """
+
+    def __init__(self, config: DiTConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.to_k = Linear(config.width, config.width, format, dtype)
+        self.to_v = Linear(config.width, config.width, format, dtype)
+        self.norm_k = Norm(config.width, dtype)
+
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        split = (context.shape[0], self.config.text_length, self.config.num_heads, -1)
+        k = rms_norm(self.to_k(context), self.norm_k.weight, self.config.eps)
+        v = self.to_v(context)
+        return k.reshape(split).transpose(1, 2), v.reshape(split).transpose(1, 2)
+
+
+class Embed(nn.Module):
+    """Latents and timestep -> tokens and modulation.
+
+    Args of forward:
+        latents: [B, 16, T, H, W] in the model's dtype.
+        timestep: [B] fp32.
+
+    Returns:
+        hidden [B, padded_tokens, C] (rows past the last token come from zero patches),
+        temb [B, C] in the model's dtype, timestep_proj [B, 6, C] fp32.
+    """
+
+    def __init__(self, config: DiTConfig, shape: VideoShape, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.shape, self.dtype = config, shape, dtype
+        self.patch_embedding = Dense(config.in_channels * 4, config.width, dtype)
+        self.time_linear_1 = Dense(config.freq_dim, config.width, dtype)
+        self.time_linear_2 = Dense(config.width, config.width, dtype)
+        self.time_proj = Dense(config.width, 6 * config.width, dtype)
+
+    def forward(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        frames, rows, columns = self.shape.patches
+        batch, channels = latents.shape[0], self.config.in_channels
+        patches = latents.reshape(batch, channels, frames, rows, 2, columns, 2)
+        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, channels * 4)
+        patches = F.pad(patches, (0, 0, 0, self.shape.padded_tokens - self.shape.num_tokens))
+        hidden = self.patch_embedding(patches)
+
+        half = self.config.freq_dim // 2
+        frequency = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+        angle = timestep[:, None] * frequency[None, :]
+        embedding = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.dtype)
+        temb = self.time_linear_2(F.silu(self.time_linear_1(embedding)))
+        projected = self.time_proj(F.silu(temb)).float()
+        return hidden, temb, projected.reshape(batch, 6, self.config.width)
+
+
+class SelfAttention(nn.Module):
+    """Merged qkv GEMM, the attention node, output GEMM.
+
+    The three weights keep their own global scales: the merged weight has global scale 1.0 and the
+    node multiplies each third of the GEMM's output by its entry of `qkv_scale`. Equal global
+    scales are what lets the builder merge the GEMMs.
+    """
+
+    def __init__(
+        self, config: DiTConfig, num_tokens: int, format: LinearFormat, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.config, self.num_tokens = config, num_tokens
+        self.fp4_attention = True
+        self.qkv = Linear(config.width, 3 * config.width, format, dtype, bias=False)
+        self.register_buffer("qkv_scale", torch.ones(3))
+        self.register_buffer("qkv_bias", torch.empty(3 * config.width, dtype=dtype))
+        self.norm_q = Norm(config.width, dtype)
+        self.norm_k = Norm(config.width, dtype)
+        self.to_out = Linear(config.width, config.width, format, dtype)
+
+    def forward(self, x: Tensor, rope_cos: Tensor, rope_sin: Tensor) -> Tensor:
+        parameters = (self.qkv_scale, self.qkv_bias, self.norm_q.weight, self.norm_k.weight)
+        config = self.config
+        qkv = self.qkv(x)
+        if self.fp4_attention:
+            out = torch.ops.fastwan.sage_attention3(
+                qkv,
+                *parameters,
+                rope_cos,
+                rope_sin,
+                config.num_heads,
+                self.num_tokens,
+                config.eps,
+                config.head_dim**-0.5,
+                False,
+            )
+        else:
+            out = reference.attention_node_fp32(
+                qkv.float(),
+                *(cast(Tensor, parameter).float() for parameter in parameters),
+                rope_cos,
+                rope_sin,
+                num_heads=config.num_heads,
+                num_tokens=self.num_tokens,
+                eps=config.eps,
+                softmax_scale=config.head_dim**-0.5,
+            ).to(x.dtype)
+        return cast(Tensor, self.to_out(out))
+
+
+class CrossAttention(nn.Module):
+    """Attention of the tokens to the prompt, in the model's dtype without a mask."""
+
+    def __init__(self, config: DiTConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.to_q = Linear(config.width, config.width, format, dtype)
+        self.norm_q = Norm(config.width, dtype)
+        self.to_out = Linear(config.width, config.width, format, dtype)
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = rms_norm(self.to_q(x), self.norm_q.weight, self.config.eps)
+        q = q.reshape(x.shape[0], x.shape[1], self.config.num_heads, -1).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.config.head_dim**-0.5)
+        return cast(Tensor, self.to_out(out.transpose(1, 2).reshape(x.shape)))
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh gelu in fp32, linear."""
+
+    def __init__(self, config: DiTConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.width, config.ffn_dim, format, dtype)
+        self.fc2 = Linear(config.ffn_dim, config.width, format, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A gelu in bf16 rounds after each of its parts when it is compiled; one in fp32 is free.
+        hidden = F.gelu(self.fc1(x).float(), approximate="tanh").to(x.dtype)
+        return cast(Tensor, self.fc2(hidden))
+
+
+class Block(nn.Module):
+    """One transformer block over hidden [B, L, C] with k, v [B, heads, 512, head_dim] given.
+
+    `scale_shift_table` [1, 6, C] and the weights of norm2 are held in fp32, in which they are
+    used, so that no engine casts them again each step.
+    """
+
+    def __init__(
+        self, config: DiTConfig, num_tokens: int, format: LinearFormat, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.scale_shift_table: Tensor
+        self.register_buffer("scale_shift_table", torch.empty(1, 6, config.width))
+        self.attn1 = SelfAttention(config, num_tokens, format, dtype)
+        self.norm2 = Norm(config.width, torch.float32, bias=True)
+        self.attn2 = CrossAttention(config, format, dtype)
+        self.ffn = FeedForward(config, format, dtype)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        timestep_proj: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+    ) -> Tensor:
+        dtype = hidden.dtype
+        modulation = self.scale_shift_table + timestep_proj
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = (
+            modulation[:, index : index + 1] for index in range(6)
+        )
+        x = (layer_norm(hidden, self.eps) * (1 + scale) + shift).to(dtype)
+        attended = self.attn1(x, rope_cos, rope_sin)
+        hidden = (hidden.float() + attended.float() * gate).to(dtype)
+
+        x = (layer_norm(hidden, self.eps) * self.norm2.weight + self.norm2.bias).to(dtype)
+        hidden = hidden + self.attn2(x, k, v)
+
+        x = (layer_norm(hidden, self.eps) * (1 + ff_scale) + ff_shift).to(dtype)
+        return (hidden.float() + self.ffn(x).float() * ff_gate).to(dtype)
+
+
+class Head(nn.Module):
+    """Final norm, modulation, projection and unpatchify -> velocity [B, 16, T, H, W]."""
+
+    def __init__(self, config: DiTConfig, shape: VideoShape, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+        self.scale_shift_table: Tensor
+        self.register_buffer("scale_shift_table", torch.empty(1, 2, config.width))
+        self.proj_out = Dense(config.width, config.out_channels * 4, dtype)
+
+    def forward(self, hidden: Tensor, temb: Tensor) -> Tensor:
+        modulation = self.scale_shift_table + temb.float()[:, None]
+        shift, scale = modulation[:, 0:1], modulation[:, 1:2]
+        x = (layer_norm(hidden, self.config.eps) * (1 + scale) + shift).to(hidden.dtype)
+        x = self.proj_out(x)[:, : self.shape.num_tokens]
+        frames, rows, columns = self.shape.patches
+        x = x.reshape(x.shape[0], frames, rows, columns, 2, 2, self.config.out_channels)
+        x = x.permute(0, 6, 1, 2, 4, 3, 5)
+        return x.reshape(x.shape[0], self.config.out_channels, frames, 2 * rows, 2 * columns)
+
+
+class WanDiT(nn.Module):
+    """The whole transformer.
+
+    Args:
+        config: widths and depths.
+        shape: video shape; token counts and rotary tables follow from it.
+        format: number format of the ten linears of a block.
+        dtype: bf16 (the numerics of the model) or fp32 (no roundings; exact attention).
+    """
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        shape: VideoShape,
+        format: LinearFormat = "nvfp4",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__()
+        self.config, self.shape, self.dtype = config, shape, dtype
+        self.text_embed = TextEmbed(config, dtype)
+        self.embed = Embed(config, shape, dtype)
+        layers = range(config.num_layers)
+        self.text_kv = nn.ModuleList(TextKV(config, format, dtype) for _ in layers)
+        self.blocks = nn.ModuleList(Block(config, shape.num_tokens, format, dtype) for _ in layers)
+        self.head = Head(config, shape, dtype)
+        self.set_quantizers(activations=True, attention=dtype != torch.float32)
+
+    def set_quantizers(self, *, activations: bool, attention: bool) -> WanDiT:
+        """Switch the activation quantiser of the linears and the FP4 attention; returns self."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.quantize_activation = activations
+            if isinstance(module, SelfAttention):
+                module.fp4_attention = attention
+        return self
+
+    def forward(self, latents: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """Velocity [B, 16, T, H, W] from latents of that shape, timestep [B], text [B, 512, D]."""
+        cos, sin = rope_tables(self.shape, self.config.head_dim)
+        hidden, temb, timestep_proj = self.embed(latents.to(self.dtype), timestep.float())
+        context = self.text_embed(encoder_hidden_states.to(self.dtype))
+        for text_kv, block in zip(self.text_kv, self.blocks, strict=True):
+            k, v = text_kv(context)
+            hidden = block(hidden, timestep_proj, k, v, cos, sin)
+        return cast(Tensor, self.head(hidden, temb))

@@ -1,0 +1,144 @@
+"""Cut a graph at the nodes of the domain ``fastwan``, which TensorRT-RTX cannot hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fastwan.export.passes.graphs import FASTWAN, is_initializer, nbytes, submodel
+
+_CHEAP = {"Add", "Sub", "Mul", "Div", "Cast", "Slice", "Unsqueeze", "Squeeze", "Reshape"}
+_SMALL = 1 << 20
+"""Bytes up to which a value is computed again in each segment instead of handed over."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Neighbouring ``fastwan`` nodes that the runtime launches itself between two engines."""
+
+    name: str
+    model: ir.Model
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Segments and the regions between them: segment 0, region 0, segment 1, ..."""
+
+    segments: tuple[ir.Model, ...]
+    regions: tuple[Region, ...]
+
+
+def cut_at_regions(model: ir.Model, keep: tuple[str, ...] = ("timestep_proj", "temb")) -> Cut:
+    """Divide a graph into segments with the regions between them.
+
+    A value that several segments read is handed over by its name. Small values made by cheap
+    operators (a block's modulation) are computed again where they are read, so that they fuse
+    there instead of becoming kernels and bindings of an earlier segment.
+
+    Requires: what depends on the prompt alone was hoisted (`split_text`).
+    Ensures: no segment holds a node of the domain; every region reads and writes whole values.
+
+    Args:
+        model: left unchanged.
+        keep: names of values that are handed over although they are small.
+    """
+    stage: dict[ir.Value, int] = {}
+    segments: dict[int, list[ir.Node]] = {0: []}
+    regions: dict[int, list[ir.Node]] = {}
+    region_of: dict[ir.Value, int] = {}
+    for node in model.graph:
+        reads = [value for value in node.inputs if value is not None and not is_initializer(value)]
+        level = 0
+        for value in reads:
+            after = region_of.get(value)
+            if after is None:
+                level = max(level, stage.get(value, 0))
+            else:
+                # A region's neighbour of the domain joins it; any other node comes after it.
+                level = max(level, after if node.domain == FASTWAN else after + 1)
+        for value in node.outputs:
+            stage[value] = level
+            if node.domain == FASTWAN:
+                region_of[value] = level
+        (regions if node.domain == FASTWAN else segments).setdefault(level, []).append(node)
+    wanted: dict[int, set[ir.Value]] = {level: set() for level in range(max(segments) + 1)}
+    graph_outputs = set(model.graph.outputs)
+    plans: dict[int, list[ir.Node]] = {}
+    position = {node: index for index, node in enumerate(model.graph)}
+    for level in sorted(wanted, reverse=True):
+        results = {
+            value
+            for node in segments.get(level, ())
+            for value in node.outputs
+            if value in graph_outputs or value in wanted[level] or _read_by_region(value)
+        }
+        nodes = _closure(results, level, stage, region_of, keep, wanted)
+        plans[level] = sorted(nodes, key=position.__getitem__)
+        wanted[level] = results
+    return Cut(
+        segments=tuple(
+            submodel(
+                model,
+                f"segment_{level:02d}",
+                plans[level],
+                sorted(wanted[level], key=lambda v: position[_producer(v)]),
+            )
+            for level in sorted(wanted)
+        ),
+        regions=tuple(
+            Region(f"region_{level:02d}", _region_model(model, f"region_{level:02d}", nodes))
+            for level, nodes in sorted(regions.items())
+        ),
+    )
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def _read_by_region(value: ir.Value) -> bool:
+    return any(use.node.domain == FASTWAN for use in value.uses())
+
+
+def _closure(
+    results: set[ir.Value],
+    level: int,
+    stage: dict[ir.Value, int],
+    region_of: dict[ir.Value, int],
+    keep: tuple[str, ...],
+    wanted: dict[int, set[ir.Value]],
+) -> set[ir.Node]:
+    """Nodes that segment `level` needs; notes in `wanted` what earlier segments must hand over."""
+    nodes: set[ir.Node] = set()
+    queue = list(results)
+    while queue:
+        value = queue.pop()
+        node = value.producer()
+        if node is None or value in region_of:
+            continue
+        if stage[value] < level and not _recompute(value, keep):
+            wanted[stage[value]].add(value)
+            continue
+        if node not in nodes:
+            nodes.add(node)
+            queue.extend(v for v in node.inputs if v is not None and not is_initializer(v))
+    return nodes
+
+
+def _recompute(value: ir.Value, keep: tuple[str, ...]) -> bool:
+    small = 0 < nbytes(value) <= _SMALL
+    return small and value.name not in keep and _producer(value).op_type in _CHEAP
+
+
+def _region_model(model: ir.Model, name: str, nodes: list[ir.Node]) -> ir.Model:
+    inside = set(nodes)
+    outputs = [
+        value
+        for node in nodes
+        for value in node.outputs
+        if value in model.graph.outputs or any(use.node not in inside for use in value.uses())
+    ]
+    return submodel(model, name, nodes, outputs)

@@ -1,0 +1,93 @@
+"""Lower ``fastwan::SageAttention3`` to standard operators, by tracing torch code in its place."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastwan.export.onnx_io import trace
+from fastwan.export.passes.graphs import FASTWAN, inline, required_inputs
+from fastwan.plugins import reference
+
+Attention = Literal["native", "fp4", "exact"]
+_INPUTS = ["qkv", "qkv_scale", "qkv_bias", "q_norm", "k_norm", "rope_cos", "rope_sin"]
+
+
+class _Lowered(nn.Module):
+    """One of the three forms of the attention node as a module to trace."""
+
+    def __init__(self, kind: Attention, attributes: dict[str, int | float]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.num_tokens = int(attributes["num_tokens"])
+        self.softmax_scale = float(attributes["softmax_scale"])
+        self.shared = {
+            "num_heads": int(attributes["num_heads"]),
+            "num_tokens": self.num_tokens,
+            "eps": float(attributes["eps"]),
+        }
+        self.exact_max = bool(attributes["exact_max"])
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        qkv = inputs[0]
+        if self.kind == "fp4":
+            return reference.attention_node(
+                *inputs, softmax_scale=self.softmax_scale, exact_max=self.exact_max, **self.shared
+            )
+        if self.kind == "exact":
+            floats = (value.float() for value in inputs)
+            exact = partial(reference.attention_node_fp32, softmax_scale=self.softmax_scale)
+            return exact(*floats, **self.shared).to(qkv.dtype)
+        q, k, v = (part.transpose(1, 2) for part in reference.prologue(*inputs, **self.shared))
+        # Keys past the last token are left out; queries there make rows that nobody reads.
+        k, v = k[:, :, : self.num_tokens], v[:, :, : self.num_tokens]
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
+        return out.transpose(1, 2).reshape(qkv.shape[0], qkv.shape[1], -1)
+
+
+def lower_attention(model: ir.Model, kind: Attention = "native") -> tuple[ir.Model, bool]:
+    """Replace every attention node by standard operators.
+
+    Requires: static shapes at the node.
+    Ensures: no ``SageAttention3`` node is left; the outputs keep their names and types.
+
+    Args:
+        model: changed in place.
+        kind: ``native``, norm, RoPE and a bf16 ``Attention`` operator, for engines without the
+            plugin; ``fp4``, the tile-exact reference of the kernel; ``exact``, fp32 attention.
+    """
+    traced: dict[object, ir.Model] = {}
+    changed = False
+    for node in list(model.graph):
+        if node.domain != FASTWAN or node.op_type != "SageAttention3":
+            continue
+        inputs = required_inputs(node)
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        shapes = tuple(tuple(value.shape.numpy()) for value in inputs)  # type: ignore[union-attr]
+        key = (shapes, tuple(sorted(attributes.items())))
+        if key not in traced:
+            traced[key] = _trace(kind, attributes, shapes)
+        inline(node, traced[key], inputs, f"{node.outputs[0].name}/{kind}.")
+        changed = True
+    return model, changed
+
+
+def _trace(
+    kind: Attention, attributes: dict[str, int | float], shapes: tuple[tuple[int, ...], ...]
+) -> ir.Model:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    dtypes = {"qkv": torch.bfloat16, "qkv_bias": torch.bfloat16}
+    dtypes |= {"q_norm": torch.bfloat16, "k_norm": torch.bfloat16}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        args = tuple(
+            torch.empty(shape, dtype=dtypes.get(name, torch.float32))
+            for name, shape in zip(_INPUTS, shapes, strict=True)
+        )
+        module = _Lowered(kind, attributes).eval()
+        return trace(module, args, name=f"attention_{kind}", inputs=_INPUTS, outputs=["out"])

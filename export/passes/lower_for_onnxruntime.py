@@ -1,0 +1,232 @@
+"""Lower a graph to standard operators that ONNX Runtime has on a CPU: the CPU reference."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from fastwan.errors import BadInput
+from fastwan.export.passes.expand_nvfp4 import BLOCK, TRT_DOMAIN
+from fastwan.export.passes.graphs import FASTWAN, constant, insert_before, is_initializer
+from fastwan.export.passes.lower_attention import lower_attention
+from fastwan.export.passes.lower_precision import lower_precision
+from fastwan.plugins.nvfp4 import E2M1_VALUES
+
+
+def lower_for_onnxruntime(
+    model: ir.Model,
+    *,
+    quantize_activations: bool = True,
+    attention: Literal["fp4", "exact"] = "fp4",
+    rounding: bool = True,
+) -> tuple[ir.Model, bool]:
+    """Replace what ONNX Runtime's CPU provider lacks by standard operators of the same numerics.
+
+    An FP4 weight stays in its data file as it is: the lowered graph reads the same bytes as uint8
+    and looks pairs of codes up in a table. GEMMs run in fp32 over exactly representable operands
+    and round once, as the FP4 GEMM does.
+
+    Requires: linears as `expand_nvfp4` leaves them.
+    Ensures: only standard operators; graph inputs and outputs fp32 in place of bf16.
+
+    Args:
+        model: changed in place.
+        quantize_activations: false leaves the activations of the linears unquantised.
+        attention: the tile-exact FP4 reference, or exact fp32 attention.
+        rounding: false computes in fp32 throughout.
+
+    Raises:
+        BadInput: an FP4 node that is not of the form `expand_nvfp4` makes.
+    """
+    changed = lower_attention(model, attention)[1]
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == "MatMul" and _weight_chain(node) is not None:
+            _lower_linear(graph, node, quantize_activations)
+            changed = True
+    _remove_unused(graph)
+    left = [n for n in graph if n.domain in (FASTWAN, TRT_DOMAIN) or _is_fp4(n)]
+    if left:
+        raise BadInput(
+            f"cannot lower {left[0].op_type} for ONNX Runtime",
+            where=str(left[0].name),
+            fix="FP4 nodes must be those of an exported linear",
+        )
+    for domain in (FASTWAN, TRT_DOMAIN):
+        graph.opset_imports.pop(domain, None)
+    return model, lower_precision(model, rounding=rounding)[1] or changed
+
+
+def _is_fp4(node: ir.Node) -> bool:
+    return any(v is not None and v.dtype == ir.DataType.FLOAT4E2M1 for v in node.inputs)
+
+
+def _chain(value: ir.Value | None, *op_types: str) -> list[ir.Node] | None:
+    """Producers of `value`, following first inputs, if they are of exactly these types."""
+    nodes = []
+    for op_type in op_types:
+        node = None if value is None else value.producer()
+        if node is None or node.op_type != op_type:
+            return None
+        nodes.append(node)
+        value = node.inputs[0]
+    return nodes
+
+
+def _weight_chain(matmul: ir.Node) -> list[ir.Node] | None:
+    """Transpose, Cast, DequantizeLinear of an FP4 weight, seen from its MatMul."""
+    nodes = _chain(matmul.inputs[1], "Transpose", "Cast", "DequantizeLinear")
+    if nodes is None:
+        return None
+    weight = nodes[-1].inputs[0]
+    return nodes if weight is not None and weight.dtype == ir.DataType.FLOAT4E2M1 else None
+
+
+class _Builder:
+    """Makes nodes before an anchor, each with one named output."""
+
+    def __init__(self, graph: ir.Graph, anchor: ir.Node, prefix: str) -> None:
+        self.graph, self.anchor, self.prefix = graph, anchor, prefix
+        self.count = 0
+
+    def __call__(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        self.count += 1
+        name = f"{self.prefix}/{self.count:02d}_{op_type}"
+        node = ir.node(op_type, list(inputs), attributes or None, name=name)  # type: ignore[arg-type]
+        node.outputs[0].name = f"{name}/out"
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        insert_before(self.anchor, [node])
+        return node.outputs[0]
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return constant(self.graph, f"lowered/{name}", ir.tensor(array))
+
+
+def _lower_linear(graph: ir.Graph, matmul: ir.Node, quantize: bool) -> None:
+    chain = _weight_chain(matmul)
+    assert chain is not None
+    build = _Builder(graph, matmul, f"{str(matmul.name).removesuffix('/MatMul')}/lowered")
+    dequantize = chain[-1]
+    codes, scale_node = dequantize.inputs[0], _chain(dequantize.inputs[1], "DequantizeLinear")
+    if scale_node is None or codes is None or not is_initializer(codes):
+        raise BadInput("FP4 weight without block scales", where=str(matmul.name))
+    block_scale, global_scale = scale_node[0].inputs
+    assert block_scale is not None
+    assert global_scale is not None
+    weight = _unpacked_weight(build, codes, block_scale)
+    x = _activation(build, matmul.inputs[0], quantize)
+    product = build("Mul", build("MatMul", x, weight), global_scale)
+    old = matmul.outputs[0]
+    result = build("Cast", product, to=int(old.dtype or 1))
+    result.type, result.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    result.name, old.name = old.name, f"{old.name}/unused"
+    graph.remove(matmul, safe=True)
+
+
+def _unpacked_weight(build: _Builder, codes: ir.Value, block_scale: ir.Value) -> ir.Value:
+    """fp32 [K, N] = e2m1 * block scale, exact; the global scale is left to the accumulator."""
+    rows, columns = codes.shape.numpy()  # type: ignore[union-attr]
+    stored = codes.const_value
+    name = f"{codes.name}/bytes"
+    packed = ir.Value(
+        name=name, type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape([rows, columns // 2])
+    )
+    if isinstance(stored, ir.ExternalTensor):
+        packed.const_value = ir.ExternalTensor(
+            stored.location,
+            stored.offset,
+            stored.length,
+            ir.DataType.UINT8,
+            shape=ir.Shape([rows, columns // 2]),
+            name=name,
+            base_dir=stored.base_dir,
+        )
+    elif stored is not None:
+        raw = np.frombuffer(stored.tobytes(), np.uint8).reshape(rows, columns // 2)
+        packed.const_value = ir.tensor(raw, name=name)
+    build.graph.initializers.add(packed)
+    pairs = np.array([[E2M1_VALUES[b & 15], E2M1_VALUES[b >> 4]] for b in range(256)], np.float32)
+    indices = build("Cast", packed, to=int(ir.DataType.INT32))
+    indices.type = ir.TensorType(ir.DataType.INT32)
+    values = build("Gather", build.constant("e2m1_pairs", pairs), indices, axis=0)
+    blocks = build.constant(f"blocks_{columns}", np.array([rows, columns // BLOCK, BLOCK]))
+    if list(blocks.const_value.numpy()) != [rows, columns // BLOCK, BLOCK]:  # type: ignore[union-attr]
+        blocks = build.constant(
+            f"blocks_{rows}_{columns}", np.array([rows, columns // BLOCK, BLOCK])
+        )
+    scale = build("Cast", block_scale, to=1)
+    scale = build("Unsqueeze", scale, build.constant("last_axis", np.array([-1])))
+    scaled = build("Mul", build("Reshape", values, blocks), scale)
+    flat = build("Reshape", scaled, build.constant(f"rows_{rows}", np.array([rows, -1])))
+    return build("Transpose", flat, perm=[1, 0])
+
+
+def _activation(build: _Builder, x: ir.Value | None, quantize: bool) -> ir.Value:
+    """The GEMM's left operand in fp32: fake-quantised with global scale as the graph has it."""
+    assert x is not None
+    chain = _chain(x, "Cast", "DequantizeLinear", "TRT_FP4DynamicQuantize")
+    if chain is None:
+        return build("Cast", x, to=1)
+    source, global_scale = chain[-1].inputs
+    assert source is not None
+    assert global_scale is not None
+    wide = build("Cast", source, to=1)
+    return fake_quantize(build, wide, source, global_scale) if quantize else wide
+
+
+def fake_quantize(
+    build: _Builder, wide: ir.Value, source: ir.Value, global_scale: ir.Value
+) -> ir.Value:
+    """`nvfp4.fake_quantize_activation` in standard operators, bit for bit.
+
+    Args:
+        wide: the activation in fp32; `source` is the same value as the graph has it.
+        global_scale: [] fp32, of the graph's own quantise node.
+    """
+    *lead, last = source.shape.numpy()  # type: ignore[union-attr]
+    shape = "x".join(str(dimension) for dimension in (*lead, last))
+    grouped = build.constant(f"groups_{shape}", np.array([*lead, last // BLOCK, BLOCK]))
+    flat = build.constant(f"flat_{shape}", np.array([*lead, last]))
+    zero = build.constant("zero", np.float32(0))
+    blocks = build("Reshape", wide, grouped)
+    axis = build.constant("last_axis", np.array([-1]))
+    amax = build("ReduceMax", build("Abs", blocks), axis)
+    scale = build("Div", amax, build.constant("six", np.float32(6)))
+    scale = build(
+        "Min", build("Div", scale, global_scale), build.constant("e4m3_max", np.float32(448))
+    )
+    rounded = build("Cast", scale, to=int(ir.DataType.FLOAT8E4M3FN))
+    rounded.type = ir.TensorType(ir.DataType.FLOAT8E4M3FN)
+    divisor = build("Mul", build("Cast", rounded, to=1), global_scale)
+    safe = build(
+        "Where", build("Greater", divisor, zero), divisor, build.constant("inf", np.float32(np.inf))
+    )
+    scaled = build("Div", blocks, safe)
+    magnitude = build("Min", build("Abs", scaled), build.constant("six", np.float32(6)))
+    step = build(
+        "Where",
+        build("Less", magnitude, build.constant("two", np.float32(2))),
+        build.constant("half", np.float32(0.5)),
+        build(
+            "Where",
+            build("Less", magnitude, build.constant("four", np.float32(4))),
+            build.constant("one", np.float32(1)),
+            build.constant("two", np.float32(2)),
+        ),
+    )
+    value = build("Mul", build("Round", build("Div", magnitude, step)), step)
+    value = build("Mul", value, build("Sign", scaled))
+    return build("Reshape", build("Mul", value, divisor), flat)
+
+
+def _remove_unused(graph: ir.Graph) -> None:
+    outputs = set(graph.outputs)
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value in outputs for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del graph.initializers[name]

@@ -1,0 +1,43 @@
+"""Hoist what depends on the prompt alone into a model of its own."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from fastwan.errors import BadInput
+from fastwan.export.passes.graphs import is_initializer, submodel
+
+
+def split_text(
+    model: ir.Model, text_input: str = "encoder_hidden_states"
+) -> tuple[ir.Model, ir.Model]:
+    """Divide a transformer into (text_kv, dit): the prompt's part is run once, not every step.
+
+    It must run before a cut: blocks share the quantiser of the text context, and a cut between
+    a quantiser and its dequantiser loses FP4 silently.
+
+    Requires: a graph input named `text_input`.
+    Ensures: `text_kv` reads only that input; `dit` does not read it; values keep their names.
+
+    Raises:
+        BadInput: there is no such input.
+    """
+    source = next((value for value in model.graph.inputs if value.name == text_input), None)
+    if source is None:
+        raise BadInput("graph has no text input", where=text_input)
+    from_text: set[ir.Value] = {source}
+    text_nodes, other_nodes = [], []
+    for node in model.graph:
+        reads = [value for value in node.inputs if value is not None and not is_initializer(value)]
+        if reads and all(value in from_text for value in reads):
+            from_text.update(node.outputs)
+            text_nodes.append(node)
+        else:
+            other_nodes.append(node)
+    crossing: dict[ir.Value, None] = {}
+    for node in other_nodes:
+        for value in node.inputs:
+            if value is not None and value in from_text:
+                crossing[value] = None
+    text = submodel(model, "text_kv", text_nodes, list(crossing))
+    return text, submodel(model, "dit", other_nodes, list(model.graph.outputs))

@@ -1,0 +1,102 @@
+"""NVFP4 weights by ModelOpt, one linear at a time.
+
+The recipe is the model's own: weights with a max-calibrated global scale, activations with the
+static global scale 1.0 that the model was distilled with. ModelOpt's default calibration of the
+activations would change that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastwan.config import Recipe
+from fastwan.errors import EnvironmentLacks
+from fastwan.plugins.nvfp4 import E2M1_MAX, E4M3_MAX, PackedWeight
+
+Quantizer = Callable[[Tensor], PackedWeight]
+
+_NVFP4: dict[str, Any] = {
+    "num_bits": (2, 1),
+    "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
+}
+# ModelOpt prints and warns through process-wide switches, so one thread at a time converts.
+_LOCK = threading.Lock()
+
+
+def modelopt_config() -> dict[str, Any]:
+    """ModelOpt configuration of the recipe: NVFP4 weights and inputs, nothing else."""
+    return {
+        "quant_cfg": [
+            {"quantizer_name": "*", "enable": False},
+            {"quantizer_name": "*weight_quantizer", "cfg": _NVFP4},
+            {"quantizer_name": "*input_quantizer", "cfg": _NVFP4},
+        ],
+        "algorithm": "max",
+    }
+
+
+def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float]:
+    """Quantise one linear through ``mtq.quantize`` and ``mtq.compress``.
+
+    Args:
+        weight: [N, K] bf16.
+        recipe: gives the static activation scale.
+
+    Returns:
+        The packed weight and the activation's global scale as ModelOpt derives it from
+        ``input_quantizer.amax``; for FastWan-QAD amax is 2688 and the scale 1.0.
+
+    Raises:
+        EnvironmentLacks: ModelOpt cannot be imported.
+    """
+    mtq = _modelopt()
+    linear = torch.nn.Linear(
+        weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype, device="meta"
+    )
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    model = torch.nn.Sequential(linear)
+    with _LOCK, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mtq.quantize(model, modelopt_config(), None)
+        amax = recipe.activation_global_scale * E2M1_MAX * E4M3_MAX
+        model[0].input_quantizer.amax = torch.tensor(amax)
+        mtq.compress(model)
+    quantizer = model[0].weight_quantizer
+    packed = PackedWeight(
+        model[0].weight.data.view(torch.uint8).reshape(weight.shape[0], -1),
+        quantizer._scale.reshape(weight.shape[0], -1),
+        quantizer._double_scale.float().reshape(()),
+    )
+    activation = model[0].input_quantizer.amax.float() / (E2M1_MAX * E4M3_MAX)
+    return packed, float(activation)
+
+
+def _modelopt() -> Any:
+    try:
+        with _LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import modelopt.torch.quantization as mtq
+    except ImportError as error:
+        raise EnvironmentLacks(
+            f"nvidia-modelopt cannot be imported: {error}", fix="pip install nvidia-modelopt"
+        ) from None
+    return mtq
+
+
+def modelopt_quantizer(recipe: Recipe) -> Quantizer:
+    """A `Quantizer` over ModelOpt that refuses an activation scale other than the recipe's."""
+
+    def quantize(weight: Tensor) -> PackedWeight:
+        packed, activation = quantize_linear(weight, recipe)
+        assert activation == recipe.activation_global_scale, activation
+        return packed
+
+    return quantize
