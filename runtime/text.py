@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors looks up by name
 import numpy as np
@@ -54,8 +54,8 @@ class EmbeddingTable:
 
         self._name = path.name
         try:
-            self._file: Any = safe_open(str(path), framework="numpy")
-            self._rows = self._file.get_slice(_TABLE)
+            opened = cast(Any, safe_open(str(path), framework="numpy"))
+            self._rows = opened.get_slice(_TABLE)
         except (SafetensorError, OSError) as error:
             raise BadInput(f"embedding table cannot be read: {error}", where=self._name) from error
         shape, dtype = self._rows.get_shape(), self._rows.get_dtype()

@@ -1,0 +1,319 @@
+"""The ONNX Runtime executor, what it refuses, and the components written against the protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fastwan.bundle import MANIFEST, TensorSpec, open_bundle
+from fastwan.errors import BadInput, VerificationFailed
+from fastwan.runtime.decode import Decoder
+from fastwan.runtime.dit import DiT
+from fastwan.runtime.ort_executor import OnnxRuntimeExecutor, cpu_executor
+
+BF16 = ml_dtypes.bfloat16
+
+
+def save(path: Path, nodes: list, inputs: list, outputs: list, **constants: np.ndarray) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*each) for each in inputs],
+        [helper.make_tensor_value_info(*each) for each in outputs],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path
+    )
+    return path
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> OnnxRuntimeExecutor:
+    """y = 2 x in bf16 with a dynamic axis."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["f", "f"], ["g"]),
+        helper.make_node("Cast", ["g"], ["y"], to=TensorProto.BFLOAT16),
+    ]
+    x = ("x", TensorProto.BFLOAT16, [1, "n", 4])
+    y = ("y", TensorProto.BFLOAT16, [1, "n", 4])
+    return OnnxRuntimeExecutor(save(tmp_path / "double.onnx", nodes, [x], [y]))
+
+
+def test_bf16_goes_in_and_out_with_a_dynamic_axis(double: OnnxRuntimeExecutor) -> None:
+    assert double.inputs["x"] == TensorSpec(name="x", dtype="bfloat16", shape=(1, "n", 4))
+    for length in (1, 3):
+        x = np.random.default_rng(0).standard_normal((1, length, 4)).astype(BF16)
+        y = double.run({"x": x})["y"]
+        assert y.dtype == BF16
+        np.testing.assert_array_equal(y.astype(np.float32), 2 * x.astype(np.float32))
+
+
+def test_fp32_input_is_rounded_to_the_graphs_bf16(double: OnnxRuntimeExecutor) -> None:
+    x = np.full((1, 1, 4), 1 + 2.0**-8 + 2.0**-16, np.float32)
+    np.testing.assert_array_equal(double.run({"x": x})["y"].astype(np.float32), 2 * (1 + 2.0**-7))
+
+
+def test_results_are_written_to_the_callers_buffer(double: OnnxRuntimeExecutor) -> None:
+    buffer = np.zeros((1, 2, 4), BF16)
+    results = double.run({"x": np.ones((1, 2, 4), BF16)}, {"y": buffer})
+    assert results["y"] is buffer
+    np.testing.assert_array_equal(buffer.astype(np.float32), 2)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"x": np.zeros((1, 2, 5), np.float32)}, r"x has shape \[1, 2, 5\]"),
+        ({"x": np.zeros((1, 4), np.float32)}, r"x has shape \[1, 4\]"),
+        ({"x": np.zeros((1, 2, 4), np.int64)}, "x is int64"),
+        ({"z": np.zeros((1, 2, 4), np.float32)}, "not those of the graph: x, z"),
+        ({}, "not those of the graph: x"),
+    ],
+)
+def test_wrong_inputs_are_refused(
+    double: OnnxRuntimeExecutor, inputs: dict[str, np.ndarray], message: str
+) -> None:
+    double.run({"x": np.zeros((1, 2, 4), np.float32)})
+    with pytest.raises(BadInput, match=message):
+        double.run(inputs)
+
+
+def test_a_graph_that_onnx_runtime_cannot_load_is_one_line(tmp_path: Path) -> None:
+    node = helper.make_node("SageAttention3", ["x"], ["y"], domain="fastwan")
+    value = ("x", TensorProto.FLOAT, [1]), ("y", TensorProto.FLOAT, [1])
+    path = save(tmp_path / "plugin.onnx", [node], [value[0]], [value[1]])
+    with pytest.raises(BadInput, match=r"cannot load the graph: .*plugin.onnx") as caught:
+        OnnxRuntimeExecutor(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_is_the_callers_and_not_the_machines(
+    tmp_path: Path, threads: int
+) -> None:
+    # How a sum is split decides its bits: the same bytes on every machine need a fixed number.
+    rng = np.random.default_rng(0)
+    shape = [1, 65, 1000]
+    path = save(
+        tmp_path / "product.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [("x", TensorProto.FLOAT, shape)],
+        [("y", TensorProto.FLOAT, [1, 65, 300])],
+        w=rng.standard_normal((1000, 300)).astype(np.float32),
+    )
+    x = rng.standard_normal(shape).astype(np.float32)
+    executor = OnnxRuntimeExecutor(path, threads=threads)
+    options = executor._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
+    runs = {
+        OnnxRuntimeExecutor(path, threads=threads).run({"x": x})["y"].tobytes() for _ in range(3)
+    }
+    assert len(runs) == 1
+
+
+def test_a_tampered_file_is_refused_before_it_is_parsed(
+    bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    cpu_executor(open_bundle(bundle.root), "dit")
+    path = bundle.onnx / "dit.data"
+    raw = bytearray(path.read_bytes())
+    raw[3] ^= 1
+    path.write_bytes(raw)
+    parsed: list[str] = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: parsed.append("ort"))
+    monkeypatch.setattr(onnx, "load", lambda *a, **k: parsed.append("onnx"))
+    with pytest.raises(VerificationFailed, match=r"onnx/dit.data"):
+        cpu_executor(open_bundle(bundle.root), "dit")
+    assert parsed == []
+
+
+def test_a_graph_that_reads_an_unlisted_file_is_refused(bundle: Any) -> None:
+    cpu_executor(open_bundle(bundle.root), "dit")
+    bundle.data = {}
+    bundle.write_manifest()
+    with pytest.raises(BadInput, match=r"dit.data.*does not list"):
+        cpu_executor(open_bundle(bundle.root), "dit")
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant", "subgraph"])
+def test_a_path_out_of_the_bundle_is_refused_wherever_it_stands(bundle: Any, place: str) -> None:
+    path = bundle.onnx / "decoder.cpu.onnx"
+    (bundle.root / "secret").write_bytes(b"\0" * 64)
+    model = onnx.load(path)
+    tensor = numpy_helper.from_array(np.zeros(4, np.float32), "leak")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    constant = helper.make_node("Constant", [], ["leaked"])
+    constant.attribute.append(
+        onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR, t=tensor)
+    )
+    if place == "initializer":
+        model.graph.initializer.append(tensor)
+    elif place == "constant":
+        model.graph.node.append(constant)
+    else:
+        value = helper.make_tensor_value_info("leaked", TensorProto.FLOAT, [4])
+        branch = helper.make_graph([constant], "branch", [], [value])
+        model.graph.node.append(
+            helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+        )
+    cpu_executor(open_bundle(bundle.root), "decoder")
+    path.write_bytes(model.SerializeToString())
+    bundle.write_manifest()
+    with pytest.raises(BadInput, match=r"leak reads '../secret'"):
+        cpu_executor(open_bundle(bundle.root), "decoder")
+
+
+def test_external_data_beyond_the_end_of_its_file_is_refused(bundle: Any) -> None:
+    path = bundle.onnx / "dit.cpu.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "offset":
+            entry.value = "4096"
+    path.write_bytes(model.SerializeToString())
+    bundle.write_manifest()
+    with pytest.raises(BadInput, match="past the end"):
+        cpu_executor(open_bundle(bundle.root), "dit")
+
+
+def test_a_bundle_without_the_graph_says_which(bundle: Any) -> None:
+    manifest = json.loads((bundle.root / MANIFEST).read_text())
+    manifest["onnx"]["graphs"]["dit"]["cpu_file"] = None
+    (bundle.root / MANIFEST).write_text(json.dumps(manifest))
+    opened = open_bundle(bundle.root)
+    cpu_executor(opened, "decoder")
+    with pytest.raises(BadInput, match="no CPU graph 'dit'"):
+        cpu_executor(opened, "dit")
+
+
+class FakeExecutor:
+    """Specs and a recording; shows that components need no more of an executor."""
+
+    def __init__(self, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]):
+        self.inputs = {n: TensorSpec(name=n, dtype="float32", shape=s) for n, s in inputs.items()}
+        self.outputs = {n: TensorSpec(name=n, dtype="float32", shape=s) for n, s in outputs.items()}
+        self.fills = 0
+        self.reads: list[dict[str, int]] = []
+        self.writes: list[dict[str, int]] = []
+
+    def full(self, name: str, value: float = 0.0) -> np.ndarray:
+        self.fills += 1
+        shape = (self.inputs | self.outputs)[name].shape
+        return np.full(shape, value, np.float32)
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        self.reads.append({name: id(value) for name, value in inputs.items()})
+        self.writes.append({name: id(value) for name, value in (outputs or {}).items()})
+        return {
+            name: (outputs or {}).get(name, np.zeros(spec.shape, np.float32))
+            for name, spec in self.outputs.items()
+        }
+
+
+def text_kv() -> FakeExecutor:
+    kv = {"blocks.0.attn2.k": (1, 6, 8), "blocks.0.attn2.v": (1, 6, 8)}
+    return FakeExecutor({"encoder_hidden_states": (1, 6, 8)}, kv)
+
+
+def dit(**more: tuple[int, ...]) -> FakeExecutor:
+    inputs = {"latents": (1, 16, 3, 2, 4), "timestep": (1,), **more}
+    return FakeExecutor(
+        {**inputs, "blocks.0.attn2.k": (1, 6, 8), "blocks.0.attn2.v": (1, 6, 8)},
+        {"velocity": (1, 16, 3, 2, 4)},
+    )
+
+
+def test_text_keys_are_computed_once_a_prompt_and_timesteps_once_a_schedule() -> None:
+    kv, net = text_kv(), dit()
+    model = DiT(kv, net)
+    context = model.prepare(np.zeros((1, 6, 8), np.float32))
+    latents = np.zeros((1, 16, 3, 2, 4), np.float32)
+    for _ in range(2):
+        for timestep in (999, 857):
+            model.velocity(latents, timestep, context)
+    assert (len(kv.reads), len(net.reads), net.fills) == (1, 4, 2)
+
+
+def test_graphs_that_do_not_fit_together_are_refused() -> None:
+    DiT(text_kv(), dit())
+    with pytest.raises(BadInput, match=r"nothing provides blocks\.1\.attn2\.k"):
+        DiT(text_kv(), dit(**{"blocks.1.attn2.k": (1, 6, 8)}))
+    net = dit()
+    del net.inputs["blocks.0.attn2.v"]
+    with pytest.raises(BadInput, match=r"graph lacks blocks\.0\.attn2\.v"):
+        DiT(text_kv(), net)
+
+
+def step(memory_out: tuple[int, ...] = (1, 5)) -> FakeExecutor:
+    return FakeExecutor(
+        {"latent": (1, 16, 2, 4), "memory_0": (1, 5)},
+        {"frames": (4, 16, 32, 3), "memory_0_out": memory_out},
+    )
+
+
+def test_two_memory_sets_take_turns_and_nothing_else_is_made() -> None:
+    executor = step()
+    decoder = Decoder(executor)
+    list(decoder.frames(np.zeros((1, 16, 4, 2, 4), np.float32)))
+    reads = [call["memory_0"] for call in executor.reads]
+    writes = [call["memory_0_out"] for call in executor.writes]
+    assert executor.fills == 2
+    assert reads == [reads[0], writes[0], reads[0], writes[0]]
+    assert writes == [writes[0], reads[0], writes[0], reads[0]]
+    assert reads[0] != writes[0]
+
+
+def test_a_memory_that_changes_its_shape_is_refused() -> None:
+    Decoder(step())
+    with pytest.raises(BadInput, match="memory_0 and memory_0_out differ"):
+        Decoder(step((1, 6)))
+
+
+def test_decoding_is_in_order_and_drops_the_first_three_frames(make_bundle: Callable) -> None:
+    bundle = make_bundle()
+    decoder = Decoder(cpu_executor(open_bundle(bundle.root), "decoder"))
+    latents = np.random.default_rng(0).standard_normal((1, 16, 3, 2, 4)).astype(np.float16)
+    check_decode(decoder, latents)
+
+
+def test_real_latents_decode_in_order(make_bundle: Callable, wan_latents: np.ndarray) -> None:
+    from fastwan.bundle import Shape
+
+    shape = Shape(height=320, width=512, num_frames=61)
+    bundle = make_bundle(latents=wan_latents.shape, shape=shape)
+    decoder = Decoder(cpu_executor(open_bundle(bundle.root), "decoder"))
+    check_decode(decoder, wan_latents.astype(np.float16))
+
+
+def check_decode(decoder: Decoder, latents: np.ndarray) -> None:
+    """Against the fake decoder's formula, evaluated at once."""
+    frames = [frame.copy() for frame in decoder.frames(latents)]
+    count = latents.shape[2]
+    assert len(frames) == decoder.num_frames(count) == 4 * count - 3
+    assert frames[0].shape == decoder.frame_shape
+    assert frames[0].dtype == np.uint8
+    past = np.concatenate([np.zeros_like(latents[:, :, :2]), latents], 2).astype(np.float32)
+    growth = np.arange(1, 5, dtype=np.float32) * np.float32(0.1)
+    expected = []
+    for t in range(count):
+        before, previous, now = (past[:, :3, t + i] for i in range(3))
+        memory = previous * np.float32(0.2) + before * np.float32(0.1)
+        for factor in growth:
+            pixels = np.clip(now * factor + memory + np.float32(0.5), 0, 1) * np.float32(255)
+            expected.append(pixels[0].astype(np.uint8).transpose(1, 2, 0))
+    np.testing.assert_array_equal([frame[::8, ::8] for frame in frames], expected[3:])
