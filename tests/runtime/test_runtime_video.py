@@ -1,0 +1,115 @@
+"""Video files: format by suffix, frames in order, the same bytes, whole or not at all."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.runtime.video import FRAMES_MARKER, Output, open_output, parse_output
+
+H, W = 32, 48
+
+
+def gradient(count: int) -> list[np.ndarray]:
+    """Smooth frames whose mean brightness rises with their number."""
+    ramp = np.linspace(0, 60, W)[None, :, None] + np.zeros((H, W, 3))
+    return [(ramp + 20 * i).astype(np.uint8) for i in range(count)]
+
+
+def write(path: Path, frames: list[np.ndarray]) -> Output:
+    output = parse_output(path)
+    with open_output(output, height=H, width=W) as put:
+        for frame in frames:
+            put(frame)
+    return output
+
+
+def test_mp4_has_every_frame_in_order_at_16_frames_a_second(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    frames = gradient(9)
+    write(tmp_path / "out.mp4", frames)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (W, H, 16)
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert len(decoded) == len(frames)
+    for got, wanted in zip(decoded, frames, strict=True):
+        assert np.abs(got.astype(int) - wanted.astype(int)).mean() < 4
+
+
+def test_same_frames_give_the_same_mp4_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    for name, count in (("a", 9), ("b", 9), ("c", 8)):
+        write(tmp_path / f"{name}.mp4", gradient(count))
+    a, b, c = ((tmp_path / f"{name}.mp4").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize("name", ["frames", "frames/shot_%03d.png"])
+def test_images_hold_the_exact_pixels(tmp_path: Path, name: str) -> None:
+    frames = gradient(3)
+    output = write(tmp_path / name, frames)
+    assert output.path == tmp_path / "frames"
+    for index, frame in enumerate(frames):
+        np.testing.assert_array_equal(np.asarray(Image.open(output.frame(index))), frame)
+    images = sorted(path.name for path in output.path.glob("*.png"))
+    assert images == [output.frame(index).name for index in range(3)]
+
+
+def test_a_folder_of_frames_is_replaced_and_another_folder_is_not(tmp_path: Path) -> None:
+    write(tmp_path / "frames", gradient(3))
+    write(tmp_path / "frames", gradient(2))
+    assert len(list((tmp_path / "frames").glob("*.png"))) == 2
+    (tmp_path / "frames" / FRAMES_MARKER).unlink()
+    with pytest.raises(BadInput, match="not made by this tool"):
+        write(tmp_path / "frames", gradient(1))
+    assert len(list((tmp_path / "frames").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "frames"])
+def test_a_failure_leaves_what_was_there(tmp_path: Path, name: str) -> None:
+    if name == "out.mp4":
+        pytest.importorskip("av", reason="PyAV is not installed")
+    output = write(tmp_path / name, gradient(2))
+
+    def listing() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+
+    before = listing()
+
+    def cancelled() -> None:
+        with open_output(output, height=H, width=W) as put:
+            put(gradient(1)[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cancelled()
+    assert listing() == before
+
+
+@pytest.mark.parametrize("name", ["out.gif", "out.png", "out_%04d_%04d.png", "out_%s.png"])
+def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
+    assert parse_output(tmp_path / "out_%04d.png").kind == "frames"
+    with pytest.raises(BadInput, match=r"frame_%04d\.png"):
+        parse_output(tmp_path / name)
+
+
+def test_a_folder_named_like_a_video_is_refused(tmp_path: Path) -> None:
+    assert parse_output(tmp_path / "out.mp4").kind == "mp4"
+    (tmp_path / "out.mp4").mkdir()
+    with pytest.raises(BadInput, match="output is a folder"):
+        parse_output(tmp_path / "out.mp4")
+
+
+def test_missing_pyav_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(EnvironmentLacks, match=r"pip install 'av<19'"):
+        write(tmp_path / "out.mp4", gradient(1))
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "frames", gradient(1))
