@@ -166,35 +166,57 @@ def _first_line(error: Exception) -> str:
 
 
 def cpu_executor(bundle: Bundle, graph: str, *, threads: int = 1) -> OnnxRuntimeExecutor:
-    """Executor of the CPU twin of graph `graph` ("dit", "text_kv", "decoder", "text_encoder").
+    """Executor of graph `graph` ("dit", "text_kv", "decoder", "text_encoder") on the CPU.
 
-    The graph, and every data file the manifest lists for it, is hash-checked before it is parsed;
-    a graph that reads any other file is refused.
+    That is its CPU twin, or the graph itself where it needs none. It and every data file the
+    manifest lists for it are hash-checked before they are parsed; a graph that reads any other
+    file is refused.
 
     Raises:
-        BadInput: the bundle has no such graph, or it cannot be used.
+        BadInput: the bundle has no such graph, or it cannot run on a CPU.
         VerificationFailed: a file differs from its hash.
     """
     record = bundle.manifest.onnx.graphs.get(graph)
-    if record is None or record.cpu_file is None:
+    if record is None:
         raise BadInput(
-            f"bundle has no CPU graph {graph!r}",
+            f"bundle has no graph {graph!r}",
             where=str(bundle.root),
             fix="build it with all components",
         )
-    path = bundle.onnx_model(record.cpu_file, record.data)
-    _refuse_unlisted_data(path, record.cpu_file, record.data)
+    relative = record.cpu_file or record.file
+    path = bundle.onnx_model(relative, record.data)
+    model = _parse(path, relative)
+    _refuse_unlisted_data(model, path, relative, record.data)
+    _refuse_other_domains(model, relative)
     return OnnxRuntimeExecutor(path, threads=threads)
 
 
-def _refuse_unlisted_data(path: Path, relative: str, data: tuple[str, ...]) -> None:
+def _parse(path: Path, relative: str) -> onnx.ModelProto:
     import onnx
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        return onnx.load(str(path), load_external_data=False)
     # protobuf's DecodeError, whose module depends on the implementation in use.
     except Exception as error:
         raise BadInput(f"not an ONNX model: {_first_line(error)}", where=relative) from error
+
+
+def _refuse_other_domains(model: onnx.ModelProto, relative: str) -> None:
+    known = {"", "ai.onnx", *(function.domain for function in model.functions)}
+    for node in model.graph.node:
+        if node.domain not in known:
+            raise BadInput(
+                f"no CPU reference: the graph uses {node.domain}::{node.op_type}",
+                where=relative,
+                fix="bundles of small videos have one; this one needs a CUDA device",
+            )
+
+
+def _refuse_unlisted_data(
+    model: onnx.ModelProto, path: Path, relative: str, data: tuple[str, ...]
+) -> None:
+    import onnx
+
     folder = PurePosixPath(relative).parent
     for tensor in _tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:

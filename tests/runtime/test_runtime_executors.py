@@ -189,14 +189,36 @@ def test_external_data_beyond_the_end_of_its_file_is_refused(bundle: Any) -> Non
         cpu_executor(open_bundle(bundle.root), "dit")
 
 
+def edit_manifest(root: Path, graph: str, record: dict[str, Any] | None) -> None:
+    manifest = json.loads((root / MANIFEST).read_text())
+    if record is None:
+        del manifest["onnx"]["graphs"][graph]
+    else:
+        manifest["onnx"]["graphs"][graph] |= record
+    (root / MANIFEST).write_text(json.dumps(manifest))
+
+
 def test_a_bundle_without_the_graph_says_which(bundle: Any) -> None:
-    manifest = json.loads((bundle.root / MANIFEST).read_text())
-    manifest["onnx"]["graphs"]["dit"]["cpu_file"] = None
-    (bundle.root / MANIFEST).write_text(json.dumps(manifest))
-    opened = open_bundle(bundle.root)
-    cpu_executor(opened, "decoder")
-    with pytest.raises(BadInput, match="no CPU graph 'dit'"):
-        cpu_executor(opened, "dit")
+    cpu_executor(open_bundle(bundle.root), "dit")
+    edit_manifest(bundle.root, "dit", None)
+    with pytest.raises(BadInput, match="no graph 'dit'"):
+        cpu_executor(open_bundle(bundle.root), "dit")
+
+
+def test_a_graph_of_standard_operators_needs_no_cpu_twin(bundle: Any) -> None:
+    edit_manifest(bundle.root, "decoder", {"cpu_file": None, "file": "decoder.cpu.onnx"})
+    assert "frames" in cpu_executor(open_bundle(bundle.root), "decoder").outputs
+
+
+def test_a_graph_without_cpu_twin_names_the_operator_that_needs_one(bundle: Any) -> None:
+    model = onnx.load(bundle.onnx / "decoder.cpu.onnx")
+    model.graph.node.append(helper.make_node("SageAttention3", ["latent"], ["z"], domain="fastwan"))
+    onnx.save(model, bundle.onnx / "decoder.onnx")
+    bundle.write_manifest()
+    cpu_executor(open_bundle(bundle.root), "decoder")
+    edit_manifest(bundle.root, "decoder", {"cpu_file": None})
+    with pytest.raises(BadInput, match=r"no CPU reference.*fastwan::SageAttention3"):
+        cpu_executor(open_bundle(bundle.root), "decoder")
 
 
 class FakeExecutor:
