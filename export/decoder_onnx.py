@@ -74,6 +74,7 @@ def export_decoder(
     return Graph(
         file="decoder.onnx",
         data=("decoder.data",),
+        cpu_file="decoder.onnx",  # ONNX Runtime computes fp16 itself
         inputs=(
             TensorSpec(name="latent", dtype=number, shape=tuple(latent.shape)),
             *(

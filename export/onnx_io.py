@@ -47,7 +47,7 @@ _TORCH_TO_ONNX = {
 class TensorSource(Protocol):
     """What an exporter reads a checkpoint through: one tensor at a time, by name."""
 
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Names of all tensors."""
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -62,12 +62,12 @@ class DataWriter:
 
     Args:
         stream: open binary file that the bytes go to.
-        location: name of the data file as the ONNX file will refer to it.
+        path: where the data file will be, in the folder of the ONNX file.
     """
 
-    def __init__(self, stream: IO[bytes], location: str) -> None:
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
         self._stream = stream
-        self.location = location
+        self._path = path
 
     def add(
         self,
@@ -100,7 +100,13 @@ class DataWriter:
         self._stream.write(b"\0" * (offset - self._stream.tell()))
         self._stream.write(raw.data)
         return ir.ExternalTensor(
-            self.location, offset, raw.nbytes, dtype, shape=ir.Shape(shape), name=name
+            self._path.name,
+            offset,
+            raw.nbytes,
+            dtype,
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=self._path.parent,
         )
 
 
@@ -108,13 +114,19 @@ class DataWriter:
 def data_file(path: Path) -> Iterator[DataWriter]:
     """Open an external data file for writing; it is at `path` only when the body succeeds."""
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
-        yield DataWriter(stream, path.name)
+        yield DataWriter(stream, path)
 
 
 def reference(name: str, value: ir.ExternalTensor) -> ir.ExternalTensor:
     """The same bytes under another initializer name, e.g. for a second graph over one file."""
     return ir.ExternalTensor(
-        value.location, value.offset, value.length, value.dtype, shape=value.shape, name=name
+        value.location,
+        value.offset,
+        value.length,
+        value.dtype,
+        shape=value.shape,
+        name=name,
+        base_dir=value.base_dir,
     )
 
 
@@ -251,9 +263,15 @@ def _strip_node(node: ir.Node) -> None:
 def _strip_value(value: ir.Value) -> None:
     value.doc_string = None
     value.metadata_props.clear()
-    if value.const_value is not None:
-        value.const_value.doc_string = None
-        value.const_value.metadata_props.clear()
+    tensor = value.const_value
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        # Read from a file; its fields cannot be set. Keep the bytes, drop the rest.
+        value.const_value = ir.Tensor(
+            tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name
+        )
+    elif tensor is not None:
+        tensor.doc_string = None
+        tensor.metadata_props.clear()
 
 
 def save_model(model: ir.Model, path: Path, *, data: DataWriter | Path | None = None) -> None:

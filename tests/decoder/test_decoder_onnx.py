@@ -56,7 +56,8 @@ def exported(
 
 def test_graph_record_matches_the_file(exported: tuple[str, Path, Graph]) -> None:
     _, folder, graph = exported
-    assert sorted(p.name for p in folder.iterdir()) == ["decoder.data", "decoder.onnx"]
+    files = {p.name for p in folder.iterdir()}
+    assert files == {graph.file, graph.cpu_file, *graph.data} == {"decoder.data", "decoder.onnx"}
     model = ir.load(folder / "decoder.onnx")
     for specs, values in ((graph.inputs, model.graph.inputs), (graph.outputs, model.graph.outputs)):
         assert [s.name for s in specs] == [v.name for v in values]

@@ -1,0 +1,220 @@
+"""Export of the UMT5 encoder: ``text_encoder.onnx``, its data, embedding table and tokenizer.
+
+One block is traced under fake tensors and repeated; the weights then go from the checkpoint to
+the data file one at a time, so that the 5.7 B parameters of UMT5-XXL never lie in memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import onnx_ir as ir
+import torch
+
+from fastwan.bundle import Graph, TensorSpec
+from fastwan.config import TextEncoderConfig
+from fastwan.errors import BadInput
+from fastwan.export.checkpoint import safetensors_io
+from fastwan.export.composer import Composer
+from fastwan.export.models import umt5
+from fastwan.export.onnx_io import DataWriter, TensorSource, data_file, save_model, trace
+from fastwan.export.passes.graphs import clone
+from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
+from fastwan.files import atomic_file
+from fastwan.progress import Progress, Quiet, stage
+
+EMBEDDINGS, HIDDEN_STATES = "embeddings", "hidden_states"
+EMBEDDING_FILE = "embedding.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+)
+_BUCKETS = "relative_buckets"
+_ROWS = 4096
+_QUIET = Quiet()
+
+
+class EmbeddingSource(TensorSource, Protocol):
+    """A checkpoint that also reads parts of a tensor."""
+
+    def read_rows(self, name: str, begin: int, end: int) -> torch.Tensor:
+        """Rows `begin` to `end` (exclusive) of a tensor."""
+
+
+def build_text_encoder_graph(config: TextEncoderConfig, text_length: int = 512) -> ir.Model:
+    """The encoder without weights.
+
+    Input ``embeddings`` [1, length, d_model] bf16 with a dynamic length of 1 to `text_length`,
+    output ``hidden_states`` like it. Initializers have the checkpoint's names, save for
+    ``relative_buckets``; the MatMul of weight ``<name>.weight`` is the node ``<name>/MatMul``.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    length = torch.export.Dim("length", min=1, max=text_length)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # Any length but those that torch.export takes for constants or for each other.
+        example = torch.empty(1, min(text_length, 7), config.d_model, dtype=torch.bfloat16)
+        table = torch.empty(example.shape[1], example.shape[1], dtype=torch.int32)
+        buckets = trace(
+            umt5.Buckets(text_length).eval(),
+            (example,),
+            name="buckets",
+            inputs=[EMBEDDINGS],
+            outputs=["buckets"],
+            dynamic_shapes=({1: length},),
+        )
+        block = trace(
+            umt5.Block(config).eval(),
+            (example, table),
+            name="block",
+            inputs=["hidden", "buckets"],
+            outputs=["hidden_out"],
+            dynamic_shapes=({1: length}, {0: length, 1: length}),
+        )
+        norm = trace(
+            umt5.FinalNorm(config).eval(),
+            (example,),
+            name="norm",
+            inputs=["hidden"],
+            outputs=["normed"],
+            dynamic_shapes=({1: length},),
+        )
+    compose = Composer("text_encoder")
+    hidden = compose.input(buckets, EMBEDDINGS)
+    (cut,) = compose.add(buckets, "", {EMBEDDINGS: hidden}, "buckets.")
+    for index in range(config.num_layers):
+        bindings = {"hidden": hidden, "buckets": cut}
+        (hidden,) = compose.add(block, f"encoder.block.{index}.", bindings, "block.")
+    (hidden,) = compose.add(norm, "encoder.", {"hidden": hidden}, "norm.")
+    _name_linears(compose.graph)
+    return compose.model({HIDDEN_STATES: hidden})
+
+
+def _name_linears(graph: ir.Graph) -> None:
+    for node in graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        producer = None if weight is None else weight.producer()
+        if producer is not None and producer.inputs[0] is not None:
+            node.name = f"{str(producer.inputs[0].name).removesuffix('.weight')}/MatMul"
+
+
+def export_text_encoder(
+    source: EmbeddingSource,
+    config: TextEncoderConfig,
+    folder: Path,
+    *,
+    tokenizer_dir: Path,
+    text_length: int = 512,
+    recipe: str = "bf16",
+    progress: Progress = _QUIET,
+) -> tuple[Graph, tuple[str, ...]]:
+    """Write the text encoder and what stands around it.
+
+    The embedding table stays outside the graph: the runtime gathers the rows of the prompt.
+
+    Args:
+        source: tensors of transformers' ``UMT5EncoderModel``.
+        config: shape of the encoder.
+        folder: existing folder for the files.
+        tokenizer_dir: folder with ``tokenizer.json``.
+        text_length: greatest number of tokens.
+        recipe: number format of the linears; ``bf16``.
+        progress: told the bytes as they are written.
+
+    Returns:
+        The record of the graph, and the further files: the embedding table (``weight``
+        [vocab_size, d_model] bf16) and the tokenizer's.
+
+    Raises:
+        BadInput: an unknown recipe, or no ``tokenizer.json``.
+    """
+    if recipe != "bf16":
+        raise BadInput(f"text encoder has no recipe {recipe!r}", fix="use bf16")
+    if not (tokenizer_dir / TOKENIZER_FILES[0]).is_file():
+        raise BadInput(f"{TOKENIZER_FILES[0]} is missing", where=str(tokenizer_dir))
+    model = build_text_encoder_graph(config, text_length)
+    with data_file(folder / "text_encoder.data") as writer:
+        _attach_weights(model, source, config, text_length, writer, progress)
+    save_model(model, folder / "text_encoder.onnx")
+    lowered, _ = lower_for_onnxruntime(clone(model))
+    save_model(lowered, folder / "text_encoder.cpu.onnx")
+    extra = (
+        _copy_embedding(source, config, folder / EMBEDDING_FILE, progress),
+        *_copy_tokenizer(tokenizer_dir, folder / "tokenizer"),
+    )
+    shape = (1, "length", config.d_model)
+    graph = Graph(
+        file="text_encoder.onnx",
+        data=("text_encoder.data",),
+        cpu_file="text_encoder.cpu.onnx",
+        inputs=(TensorSpec(name=EMBEDDINGS, dtype="bfloat16", shape=shape),),
+        outputs=(TensorSpec(name=HIDDEN_STATES, dtype="bfloat16", shape=shape),),
+    )
+    return graph, extra
+
+
+def _attach_weights(
+    model: ir.Model,
+    source: TensorSource,
+    config: TextEncoderConfig,
+    text_length: int,
+    writer: DataWriter,
+    progress: Progress,
+) -> None:
+    missing = {n: v for n, v in model.graph.initializers.items() if v.const_value is None}
+    total = sum(_nbytes(value) for value in missing.values())
+    with stage(progress, "text encoder weights", total, "bytes") as counter:
+        for name, value in missing.items():
+            if name == _BUCKETS:
+                tensor = umt5.relative_buckets(config, text_length)
+            else:
+                tensor = source.read(name).to(torch.bfloat16)
+            value.const_value = writer.add(name, tensor)
+            counter.advance(tensor.nbytes, name)
+
+
+def _nbytes(value: ir.Value) -> int:
+    assert value.shape is not None
+    assert value.dtype is not None
+    count = value.dtype.itemsize
+    for size in value.shape.numpy():
+        count *= size
+    return int(count)
+
+
+def _copy_embedding(
+    source: EmbeddingSource, config: TextEncoderConfig, path: Path, progress: Progress
+) -> str:
+    shape = (config.vocab_size, config.d_model)
+    spec = safetensors_io.TensorSpec(torch.bfloat16, shape)
+
+    def chunks(counter: Progress) -> Iterator[memoryview]:
+        for begin in range(0, config.vocab_size, _ROWS):
+            rows = source.read_rows(
+                umt5.EMBEDDING, begin, min(begin + _ROWS, config.vocab_size)
+            ).to(torch.bfloat16)
+            counter.advance(rows.nbytes)
+            yield rows.contiguous().view(-1).view(torch.uint8).numpy().data
+
+    with (
+        stage(progress, "token embedding", spec.nbytes, "bytes") as counter,
+        atomic_file(path) as temporary,
+        safetensors_io.SafetensorsWriter(temporary, {"weight": spec}) as writer,
+    ):
+        writer.write_bytes("weight", chunks(counter))
+    return path.name
+
+
+def _copy_tokenizer(source: Path, target: Path) -> Iterator[str]:
+    target.mkdir()
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            # The contents, not the link: a Hugging Face cache is made of links.
+            shutil.copyfile(source / name, target / name)
+            yield f"{target.name}/{name}"
