@@ -57,6 +57,7 @@ def generate(
                 stack.enter_context(open_output(each, height=shape.height, width=shape.width))
                 for each in outputs
             ]
+            pipeline.load(timings=timings)
             latents = pipeline.denoise(
                 pipeline.embed(prompt, timings=timings, progress=progress),
                 seed=seed,

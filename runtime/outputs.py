@@ -21,7 +21,11 @@ OUTPUT_TYPES = ("np", "pil", "pt", "latent")
 
 
 class Timings(dict[str, float]):
-    """Measured wall-clock seconds by stage: ``text``, ``step_0`` .., ``decode``, ``write``."""
+    """Measured wall-clock seconds by stage.
+
+    ``load`` (opening components, near 0 from the second call on), ``text``, ``text_kv``,
+    ``step_0`` .., ``decode`` and, where files are written, ``write``.
+    """
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:

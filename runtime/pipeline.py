@@ -105,6 +105,7 @@ class FastWanPipeline:
             )
         self.check_shape(height=height, width=width, num_frames=num_frames)
         timings = Timings()
+        self.load(text=prompt is not None, decoder=output_type != "latent", timings=timings)
         clean = self.denoise(
             self.embed(prompt, prompt_embeds, timings=timings, progress=progress),
             generator=generator,
@@ -143,6 +144,19 @@ class FastWanPipeline:
                     where=name,
                     fix=f"build one with --{name.replace('_', '-')} {value}",
                 )
+
+    def load(
+        self, *, text: bool = True, decoder: bool = True, timings: Timings | None = None
+    ) -> None:
+        """Open the components that a video needs, those that are not open yet.
+
+        Raises:
+            BadInput, VerificationFailed: a graph is missing, unusable or differs from its hash.
+        """
+        with (timings if timings is not None else Timings()).measure("load"):
+            wanted = ["dit", *["text_encoder"] * text, *["decoder"] * decoder]
+            for name in wanted:
+                getattr(self.components, name)
 
     def schedule(self, sampler: str | None = None) -> Schedule:
         """Schedule of `sampler`, by default the bundle's."""
