@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastwan.errors import BadInput, EnvironmentLacks
 
-_REPO_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+_REPO_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?$")
 
 GENERATOR = "generator_inference_transformer"
 _ALWAYS = ("model_index.json", "transformer/config.json")
@@ -18,6 +18,7 @@ _PATTERNS = {
     "decoder": ("taew2_1.*", "taehv/taew2_1.*", "vae/taew2_1.*"),
     "text_encoder": ("text_encoder/*", "tokenizer/*"),
 }
+_TIMEOUT_SECONDS = 10.0
 # Pickles are fetched only for the decoder, which upstream publishes as one.
 _SUFFIXES = (".json", ".safetensors", ".model", ".txt")
 
@@ -62,8 +63,11 @@ def download(source: str, components: Collection[str]) -> Path:
     repo, _, revision = source.partition("@")
     try:
         try:
-            files = huggingface_hub.HfApi().list_repo_files(repo, revision=revision or None)
-            patterns = wanted_files(files, components)
+            # Not list_repo_files, which retries for half a minute where there is no network.
+            info = huggingface_hub.HfApi().model_info(
+                repo, revision=revision or None, timeout=_TIMEOUT_SECONDS
+            )
+            patterns = wanted_files([item.rfilename for item in info.siblings or ()], components)
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
             raise
         except Exception:
@@ -89,13 +93,13 @@ def download(source: str, components: Collection[str]) -> Path:
             where=source,
             fix="check the name; a private model needs `hf auth login`",
         ) from None
-    except errors.RevisionNotFoundError:
-        raise BadInput("model has no such revision", where=source) from None
+    except (errors.RevisionNotFoundError, errors.HFValidationError):
+        raise BadInput("not a model's name, or no such revision of it", where=source) from None
     except errors.LocalEntryNotFoundError:
         raise EnvironmentLacks(
-            "huggingface.co cannot be reached and the model is not in the cache",
+            "no such folder, and huggingface.co cannot be reached for a model of that name",
             where=source,
-            fix="connect, or give a local folder",
+            fix="give a local folder, or connect",
         ) from None
     except Exception as error:  # network libraries and disks fail in many classes
         detail = (str(error).splitlines() or [type(error).__name__])[0][:160]

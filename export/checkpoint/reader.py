@@ -149,7 +149,11 @@ def open_checkpoint(
 
 def _find_root(source: str, components: Collection[str]) -> Path:
     path = Path(source)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"not a path: {error}", where=source[:120]) from None
+    if is_folder:
         if not (path / MODEL_INDEX).is_file():
             raise BadInput(
                 f"folder holds no {MODEL_INDEX}",
