@@ -32,10 +32,10 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def edit_tensors() -> Callable[[Path, Callable[[dict[str, torch.Tensor]], None]], None]:
+def edit_tensors() -> Callable[[Path, Callable[[dict[str, torch.Tensor]], object]], None]:
     """Rewrite a safetensors file after a function changed its tensors."""
 
-    def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
         tensors = load_file(path)
         change(tensors)
         save_file(tensors, path, {"format": "pt"})

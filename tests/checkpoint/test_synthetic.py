@@ -101,7 +101,7 @@ def test_linears_are_gaussian_with_a_few_large_channels(tiny: Path) -> None:
 def test_a_full_size_tensor_is_drawn_in_chunks_without_repeats() -> None:
     name, shape = "blocks.7.ffn.net.2.weight", (512, 8960)
     chunks = list(bf16_chunks(0, name, shape, dit_fill(name, shape)))
-    assert len(chunks) > 10
+    assert max(chunk.nbytes for chunk in chunks) <= 1 << 20
     assert sum(chunk.size for chunk in chunks) == 512 * 8960
     assert all(chunk.shape[1] == 8960 for chunk in chunks)
     assert len({chunk.tobytes() for chunk in chunks}) == len(chunks)
