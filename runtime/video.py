@@ -1,7 +1,7 @@
 """Frames to files as they are decoded: an mp4 through PyAV, or a folder of PNG images.
 
-Both appear whole or not at all, and the same frames give the same bytes: one encoder thread, no
-times of day and no version strings in the file.
+Both appear whole or not at all, and the same frames give the same bytes under one version of the
+libraries: one encoder thread, no times of day, no muxer's name.
 """
 
 from __future__ import annotations
@@ -129,7 +129,6 @@ def _video_stream(av: Any, container: Any, height: int, width: int) -> Any:
     context = stream.codec_context
     context.width, context.height, context.pix_fmt = width, height, "yuv420p"
     context.thread_count = 1
-    context.flags |= av.codec.context.Flags.bitexact
     # Players guess the matrix of an untagged video from its height.
     context.colorspace = av.video.reformatter.Colorspace.ITU709
     context.color_range = av.video.reformatter.ColorRange.MPEG

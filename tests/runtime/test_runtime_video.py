@@ -49,6 +49,7 @@ def test_same_frames_give_the_same_mp4_bytes(tmp_path: Path) -> None:
     a, b, c = ((tmp_path / f"{name}.mp4").read_bytes() for name in "abc")
     assert a == b
     assert a != c
+    assert b"Lavf" not in a
 
 
 @pytest.mark.parametrize("name", ["frames", "frames/shot_%03d.png"])
