@@ -254,6 +254,8 @@ def _open_decoder(root: Path, taehv: Path | None) -> tuple[DecoderConfig, Tensor
         )
     # The same file holds the encoder, which making a video does not need.
     store = open_store(path).without(lambda name: name.startswith("encoder."))
+    if not len(store):
+        raise BadInput("file holds no decoder, all tensors are missing", where=str(path))
     config = infer_decoder_config(store)
     check_tensors(store, expected_decoder_tensors(config), "TAEHV decoder")
     return config, store
