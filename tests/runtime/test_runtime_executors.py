@@ -1,9 +1,8 @@
-"""The ONNX Runtime executor, what it refuses, and the components written against the protocol."""
+"""The ONNX Runtime executor and what it refuses."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fastwan.bundle import MANIFEST, TensorSpec, open_bundle
 from fastwan.errors import BadInput, VerificationFailed
-from fastwan.runtime.decode import Decoder
-from fastwan.runtime.dit import DiT
 from fastwan.runtime.ort_executor import OnnxRuntimeExecutor, cpu_executor
 
 BF16 = ml_dtypes.bfloat16
@@ -219,123 +216,3 @@ def test_a_graph_without_cpu_twin_names_the_operator_that_needs_one(bundle: Any)
     edit_manifest(bundle.root, "decoder", {"cpu_file": None})
     with pytest.raises(BadInput, match=r"no CPU reference.*fastwan::SageAttention3"):
         cpu_executor(open_bundle(bundle.root), "decoder")
-
-
-class FakeExecutor:
-    """Specs and a recording; shows that components need no more of an executor."""
-
-    def __init__(self, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]):
-        self.inputs = {n: TensorSpec(name=n, dtype="float32", shape=s) for n, s in inputs.items()}
-        self.outputs = {n: TensorSpec(name=n, dtype="float32", shape=s) for n, s in outputs.items()}
-        self.fills = 0
-        self.reads: list[dict[str, int]] = []
-        self.writes: list[dict[str, int]] = []
-
-    def full(self, name: str, value: float = 0.0) -> np.ndarray:
-        self.fills += 1
-        shape = (self.inputs | self.outputs)[name].shape
-        return np.full(shape, value, np.float32)
-
-    def run(
-        self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray] | None = None
-    ) -> dict[str, np.ndarray]:
-        self.reads.append({name: id(value) for name, value in inputs.items()})
-        self.writes.append({name: id(value) for name, value in (outputs or {}).items()})
-        return {
-            name: (outputs or {}).get(name, np.zeros(spec.shape, np.float32))
-            for name, spec in self.outputs.items()
-        }
-
-
-def text_kv() -> FakeExecutor:
-    kv = {"blocks.0.attn2.k": (1, 6, 8), "blocks.0.attn2.v": (1, 6, 8)}
-    return FakeExecutor({"encoder_hidden_states": (1, 6, 8)}, kv)
-
-
-def dit(**more: tuple[int, ...]) -> FakeExecutor:
-    inputs = {"latents": (1, 16, 3, 2, 4), "timestep": (1,), **more}
-    return FakeExecutor(
-        {**inputs, "blocks.0.attn2.k": (1, 6, 8), "blocks.0.attn2.v": (1, 6, 8)},
-        {"velocity": (1, 16, 3, 2, 4)},
-    )
-
-
-def test_text_keys_are_computed_once_a_prompt_and_timesteps_once_a_schedule() -> None:
-    kv, net = text_kv(), dit()
-    model = DiT(kv, net)
-    context = model.prepare(np.zeros((1, 6, 8), np.float32))
-    latents = np.zeros((1, 16, 3, 2, 4), np.float32)
-    for _ in range(2):
-        for timestep in (999, 857):
-            model.velocity(latents, timestep, context)
-    assert (len(kv.reads), len(net.reads), net.fills) == (1, 4, 2)
-
-
-def test_graphs_that_do_not_fit_together_are_refused() -> None:
-    DiT(text_kv(), dit())
-    with pytest.raises(BadInput, match=r"nothing provides blocks\.1\.attn2\.k"):
-        DiT(text_kv(), dit(**{"blocks.1.attn2.k": (1, 6, 8)}))
-    net = dit()
-    del net.inputs["blocks.0.attn2.v"]
-    with pytest.raises(BadInput, match=r"graph lacks blocks\.0\.attn2\.v"):
-        DiT(text_kv(), net)
-
-
-def step(memory_out: tuple[int, ...] = (1, 5)) -> FakeExecutor:
-    return FakeExecutor(
-        {"latent": (1, 16, 2, 4), "memory_0": (1, 5)},
-        {"frames": (4, 16, 32, 3), "memory_0_out": memory_out},
-    )
-
-
-def test_two_memory_sets_take_turns_and_nothing_else_is_made() -> None:
-    executor = step()
-    decoder = Decoder(executor)
-    list(decoder.frames(np.zeros((1, 16, 4, 2, 4), np.float32)))
-    reads = [call["memory_0"] for call in executor.reads]
-    writes = [call["memory_0_out"] for call in executor.writes]
-    assert executor.fills == 2
-    assert reads == [reads[0], writes[0], reads[0], writes[0]]
-    assert writes == [writes[0], reads[0], writes[0], reads[0]]
-    assert reads[0] != writes[0]
-
-
-def test_a_memory_that_changes_its_shape_is_refused() -> None:
-    Decoder(step())
-    with pytest.raises(BadInput, match="memory_0 and memory_0_out differ"):
-        Decoder(step((1, 6)))
-
-
-def test_decoding_is_in_order_and_drops_the_first_three_frames(make_bundle: Callable) -> None:
-    bundle = make_bundle()
-    decoder = Decoder(cpu_executor(open_bundle(bundle.root), "decoder"))
-    latents = np.random.default_rng(0).standard_normal((1, 16, 3, 2, 4)).astype(np.float16)
-    check_decode(decoder, latents)
-
-
-def test_real_latents_decode_in_order(make_bundle: Callable, wan_latents: np.ndarray) -> None:
-    from fastwan.bundle import Shape
-
-    shape = Shape(height=320, width=512, num_frames=61)
-    bundle = make_bundle(latents=wan_latents.shape, shape=shape)
-    decoder = Decoder(cpu_executor(open_bundle(bundle.root), "decoder"))
-    check_decode(decoder, wan_latents.astype(np.float16))
-
-
-def check_decode(decoder: Decoder, latents: np.ndarray) -> None:
-    """Against the fake decoder's formula, evaluated at once."""
-    frames = [frame.copy() for frame in decoder.frames(latents)]
-    count = latents.shape[2]
-    assert len(frames) == decoder.num_frames(count) == 4 * count - 3
-    assert frames[0].shape == decoder.frame_shape
-    assert frames[0].dtype == np.uint8
-    past = np.concatenate([np.zeros_like(latents[:, :, :2]), latents], 2).astype(np.float32)
-    growth = np.arange(1, 5, dtype=np.float32) * np.float32(0.1)
-    expected = []
-    for t in range(count):
-        before, previous, now = (past[:, :3, t + i] for i in range(3))
-        memory = previous * np.float32(0.2) + before * np.float32(0.1)
-        for factor in growth:
-            pixels = np.clip(now * factor + memory + np.float32(0.5), 0, 1) * np.float32(255)
-            expected.append(pixels[0].astype(np.uint8).transpose(1, 2, 0))
-    np.testing.assert_array_equal([frame[::8, ::8] for frame in frames], expected[3:])
