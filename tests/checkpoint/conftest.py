@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from fastwan.export.checkpoint.synthetic import make_checkpoint
 
-TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
-
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
