@@ -2,6 +2,8 @@
 
 One block is traced under fake tensors and repeated; the weights then go from the checkpoint to
 the data file one at a time, so that the 5.7 B parameters of UMT5-XXL never lie in memory.
+With the recipe ``nvfp4`` six of a block's seven linears are FP4 (not ``wo``, see
+`fastwan.export.models.umt5.FeedForward`): 4.0 GB in place of 9.3 GB.
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ from typing import Protocol
 import onnx_ir as ir
 import torch
 
-from fastwan.bundle import Graph, TensorSpec
-from fastwan.config import TextEncoderConfig
+from fastwan.bundle import Graph, Linear, TensorSpec
+from fastwan.config import RECIPES, LinearFormat, TextEncoderConfig, lookup
 from fastwan.errors import BadInput
+from fastwan.export import ops, schemas
 from fastwan.export.checkpoint import safetensors_io
 from fastwan.export.composer import Composer
 from fastwan.export.models import umt5
 from fastwan.export.onnx_io import DataWriter, TensorSource, data_file, save_model, trace
-from fastwan.export.passes.graphs import clone
+from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
+from fastwan.export.passes.graphs import FASTWAN, clone, nbytes
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
+from fastwan.export.quantize import Quantizer
 from fastwan.files import atomic_file
+from fastwan.plugins.nvfp4 import quantize_weight
 from fastwan.progress import Progress, Quiet, stage
 
 EMBEDDINGS, HIDDEN_STATES = "embeddings", "hidden_states"
@@ -47,7 +53,9 @@ class EmbeddingSource(TensorSource, Protocol):
         """Rows `begin` to `end` (exclusive) of a tensor."""
 
 
-def build_text_encoder_graph(config: TextEncoderConfig, text_length: int = 512) -> ir.Model:
+def build_text_encoder_graph(
+    config: TextEncoderConfig, text_length: int = 512, format: LinearFormat = "bf16"
+) -> ir.Model:
     """The encoder without weights.
 
     Input ``embeddings`` [1, length, d_model] bf16 with a dynamic length of 1 to `text_length`,
@@ -70,12 +78,13 @@ def build_text_encoder_graph(config: TextEncoderConfig, text_length: int = 512) 
             dynamic_shapes=({1: length},),
         )
         block = trace(
-            umt5.Block(config).eval(),
+            umt5.Block(config, format).eval(),
             (example, table),
             name="block",
             inputs=["hidden", "buckets"],
             outputs=["hidden_out"],
             dynamic_shapes=({1: length}, {0: length, 1: length}),
+            translations=ops.translations(),
         )
         norm = trace(
             umt5.FinalNorm(config).eval(),
@@ -85,7 +94,7 @@ def build_text_encoder_graph(config: TextEncoderConfig, text_length: int = 512) 
             outputs=["normed"],
             dynamic_shapes=({1: length},),
         )
-    compose = Composer("text_encoder")
+    compose = Composer("text_encoder", {FASTWAN: schemas.VERSION} if format == "nvfp4" else None)
     hidden = compose.input(buckets, EMBEDDINGS)
     (cut,) = compose.add(buckets, "", {EMBEDDINGS: hidden}, "buckets.")
     for index in range(config.num_layers):
@@ -93,15 +102,37 @@ def build_text_encoder_graph(config: TextEncoderConfig, text_length: int = 512) 
         (hidden,) = compose.add(block, f"encoder.block.{index}.", bindings, "block.")
     (hidden,) = compose.add(norm, "encoder.", {"hidden": hidden}, "norm.")
     _name_linears(compose.graph)
-    return compose.model({HIDDEN_STATES: hidden})
+    model = compose.model({HIDDEN_STATES: hidden})
+    if expand_nvfp4(model)[1]:
+        del model.graph.opset_imports[FASTWAN]
+    return model
 
 
 def _name_linears(graph: ir.Graph) -> None:
+    """Give each node that multiplies by a weight the linear's name."""
     for node in graph:
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
-        producer = None if weight is None else weight.producer()
-        if producer is not None and producer.inputs[0] is not None:
-            node.name = f"{str(producer.inputs[0].name).removesuffix('.weight')}/MatMul"
+        weight = node.inputs[1] if node.op_type in ("MatMul", "NVFP4Linear") else None
+        if weight is not None and node.op_type == "MatMul":
+            producer = weight.producer()
+            weight = None if producer is None else producer.inputs[0]
+        if weight is not None:
+            node.name = _node_name(str(weight.name).removesuffix(".weight"))
+
+
+def _node_name(linear: str) -> str:
+    return f"{linear}/MatMul"
+
+
+def targeted_linears(config: TextEncoderConfig, format: LinearFormat) -> tuple[Linear, ...]:
+    """The linears that `format` is meant for, in the order of the graph; none in bf16."""
+    if format == "bf16":
+        return ()
+    names = [f"layer.0.SelfAttention.{part}" for part in "qkvo"]
+    names += ["layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"]
+    full = [f"encoder.block.{i}.{name}" for i in range(config.num_layers) for name in names]
+    return tuple(
+        Linear(name=name, node=_node_name(name), sources=(name,), format=format) for name in full
+    )
 
 
 def export_text_encoder(
@@ -112,6 +143,7 @@ def export_text_encoder(
     tokenizer_dir: Path,
     text_length: int = 512,
     recipe: str = "bf16",
+    quantize: Quantizer = quantize_weight,
     progress: Progress = _QUIET,
 ) -> tuple[Graph, tuple[str, ...]]:
     """Write the text encoder and what stands around it.
@@ -124,7 +156,8 @@ def export_text_encoder(
         folder: existing folder for the files.
         tokenizer_dir: folder with ``tokenizer.json``.
         text_length: greatest number of tokens.
-        recipe: number format of the linears; ``bf16``.
+        recipe: number format of the linears, a name in `fastwan.config.RECIPES`.
+        quantize: from a bf16 weight to NVFP4; the reference's by default.
         progress: told the bytes as they are written.
 
     Returns:
@@ -134,13 +167,14 @@ def export_text_encoder(
     Raises:
         BadInput: an unknown recipe, or no ``tokenizer.json``.
     """
-    if recipe != "bf16":
-        raise BadInput(f"text encoder has no recipe {recipe!r}", fix="use bf16")
+    format = lookup(RECIPES, recipe).linears
     if not (tokenizer_dir / TOKENIZER_FILES[0]).is_file():
         raise BadInput(f"{TOKENIZER_FILES[0]} is missing", where=str(tokenizer_dir))
-    model = build_text_encoder_graph(config, text_length)
+    model = build_text_encoder_graph(config, text_length, format)
+    buckets = umt5.relative_buckets(config, text_length)
     with data_file(folder / "text_encoder.data") as writer:
-        _attach_weights(model, source, config, text_length, writer, progress)
+        _attach(model.graph.initializers[_BUCKETS], buckets, writer)
+        _attach_weights(model.graph, source, quantize, writer, progress)
     save_model(model, folder / "text_encoder.onnx")
     lowered, _ = lower_for_onnxruntime(clone(model))
     save_model(lowered, folder / "text_encoder.cpu.onnx")
@@ -155,37 +189,41 @@ def export_text_encoder(
         cpu_file="text_encoder.cpu.onnx",
         inputs=(TensorSpec(name=EMBEDDINGS, dtype="bfloat16", shape=shape),),
         outputs=(TensorSpec(name=HIDDEN_STATES, dtype="bfloat16", shape=shape),),
+        linears=targeted_linears(config, format),
     )
     return graph, extra
 
 
 def _attach_weights(
-    model: ir.Model,
+    graph: ir.Graph,
     source: TensorSource,
-    config: TextEncoderConfig,
-    text_length: int,
+    quantize: Quantizer,
     writer: DataWriter,
     progress: Progress,
 ) -> None:
-    missing = {n: v for n, v in model.graph.initializers.items() if v.const_value is None}
-    total = sum(_nbytes(value) for value in missing.values())
+    missing = {n: v for n, v in graph.initializers.items() if v.const_value is None}
+    total = sum(map(nbytes, missing.values()))
     with stage(progress, "text encoder weights", total, "bytes") as counter:
         for name, value in missing.items():
-            if name == _BUCKETS:
-                tensor = umt5.relative_buckets(config, text_length)
+            if value.const_value is not None:
+                continue
+            weight = source.read(name).to(torch.bfloat16)
+            if value.dtype == ir.DataType.FLOAT4E2M1:
+                packed = quantize(weight)
+                _attach(value, packed.packed, writer)
+                _attach(missing[f"{name}_scale"], packed.block_scale, writer)
+                _attach(missing[f"{name}_scale_2"], packed.global_scale, writer)
             else:
-                tensor = source.read(name).to(torch.bfloat16)
-            value.const_value = writer.add(name, tensor)
-            counter.advance(tensor.nbytes, name)
+                _attach(value, weight, writer)
+            counter.advance(nbytes(value), name)
 
 
-def _nbytes(value: ir.Value) -> int:
+def _attach(value: ir.Value, tensor: torch.Tensor, writer: DataWriter) -> None:
+    """Give an initializer its data: type and shape are the graph's, the bytes the tensor's."""
     assert value.shape is not None
     assert value.dtype is not None
-    count = value.dtype.itemsize
-    for size in value.shape.numpy():
-        count *= size
-    return int(count)
+    shape = tuple(value.shape.numpy())
+    value.const_value = writer.add(str(value.name), tensor, dtype=value.dtype, shape=shape)
 
 
 def _copy_embedding(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -81,8 +83,10 @@ def _quantize_activation(graph: ir.Graph, anchor: ir.Node, x: ir.Value) -> ir.Va
     scale = _dequantize(f"{prefix}/scale", quantize.outputs[1], one)
     values = _dequantize(f"{prefix}/values", quantize.outputs[0], scale.outputs[0], block=True)
     cast = ir.node("Cast", [values.outputs[0]], {"to": int(x.dtype or 0)}, name=f"{prefix}/bf16")
-    shape = list(x.shape.numpy())  # type: ignore[union-attr]
-    blocks = [*shape[:-1], shape[-1] // BLOCK]
+    assert x.shape is not None
+    *lead, width = x.shape  # a leading axis may be dynamic
+    assert isinstance(width, int)
+    shape, blocks = [*lead, width], [*lead, width // BLOCK]
     for value, dtype, dims in (
         (quantize.outputs[0], ir.DataType.FLOAT4E2M1, shape),
         (quantize.outputs[1], ir.DataType.FLOAT8E4M3FN, blocks),
@@ -101,7 +105,9 @@ def _dequantize(name: str, x: ir.Value, scale: ir.Value, *, block: bool = False)
     return ir.node("DequantizeLinear", [x, scale], attributes, name=name)
 
 
-def _declare(node: ir.Node, dtype: ir.DataType | None, shape: list[int]) -> None:
+def _declare(
+    node: ir.Node, dtype: ir.DataType | None, shape: Sequence[int | ir.SymbolicDim]
+) -> None:
     value = node.outputs[0]
     value.name = f"{node.name}/out"
     value.type = None if dtype is None else ir.TensorType(dtype)
