@@ -1,0 +1,202 @@
+// Launch of the FP4 attention kernel of fastvideo-kernel (attn_qat_infer/blackwell).
+//
+// Its headers are used as published. Three things around them are ours: the launch, which checks
+// every call, sizes the grid from the device and writes [B, L, C] directly; the first tile of the
+// softmax (SoftmaxFused below); and shims/, in place of the PyTorch headers that params.h includes.
+#include <cuda.h>
+#include <cutlass/cuda_host_adapter.hpp>
+
+namespace fastwan {
+namespace {
+
+// First failure to make a TMA descriptor on this thread since it was reset.
+thread_local CUresult tensor_map_error = CUDA_SUCCESS;
+
+inline CUresult record(CUresult result) {
+  if (tensor_map_error == CUDA_SUCCESS) tensor_map_error = result;
+  return result;
+}
+
+}  // namespace
+}  // namespace fastwan
+
+// CuTe only asserts that a descriptor could be made, and a release build drops the assertion.
+#undef CUTLASS_CUDA_DRIVER_WRAPPER_CALL
+#define CUTLASS_CUDA_DRIVER_WRAPPER_CALL(function) \
+  ([](auto... arguments) { return ::fastwan::record(::cutlass::call_##function(arguments...)); })
+
+#define SoftmaxFused PublishedSoftmaxFused
+#include "softmax_fused.h"
+#undef SoftmaxFused
+
+namespace flash {
+
+// The published softmax with one level of scales on P. It starts the maxima of the first tile from
+// what the registers hold, which is 0; `exact_max` starts them from minus infinity.
+template <int Rows>
+struct SoftmaxFused : PublishedSoftmaxFused<Rows> {
+  using Published = PublishedSoftmaxFused<Rows>;
+  bool exact_max;
+
+  CUTLASS_DEVICE explicit SoftmaxFused(bool exact)
+      : Published(/*single_level=*/true), exact_max(exact) {}
+
+  template <bool FirstTile, bool InfCheck = false, typename TensorAcc, typename TensorMax>
+  CUTLASS_DEVICE void online_softmax_with_quant(TensorAcc& acc, TensorMax& abs_max,
+                                                float const scale_log2) {
+    if constexpr (FirstTile) fill(abs_max, exact_max ? -INFINITY : 0.0f);
+    Published::template online_softmax_with_quant<FirstTile, InfCheck>(acc, abs_max, scale_log2);
+  }
+};
+
+}  // namespace flash
+
+#include "kernel_traits.h"
+#include "kernel_ws.h"
+#include "kernels.h"
+#include "status.h"
+
+namespace fastwan {
+namespace {
+
+constexpr int kStages = 3;
+using Traits = Flash_fwd_kernel_traits<FASTWAN_HEAD_DIM, FASTWAN_TILE, FASTWAN_TILE, kStages,
+                                       /*kClusterM=*/1, /*BlockMean=*/false,
+                                       cutlass::nv_float4_t<cutlass::float_e2m1_t>,
+                                       cutlass::bfloat16_t>;
+using Mainloop = flash::CollectiveMainloopFwd<Traits, /*Is_causal=*/false>;
+using Epilogue = flash::CollectiveEpilogueFwd<Traits>;
+using Scheduler = flash::StaticPersistentTileScheduler;
+constexpr auto* kKernel = &flash::compute_attn_ws<Traits, false, Scheduler>;
+constexpr int kSharedBytes = static_cast<int>(sizeof(typename Traits::SharedStorage));
+constexpr float kLog2E = 1.44269504088896340736f;
+
+Mainloop::Params mainloop_parameters(fastwan_region_desc const& desc, int padded,
+                                     SageBuffers const& b) {
+  using cute::_1;
+  using Element = Traits::Element;
+  using Scale = Traits::ElementSF;
+  int const heads = desc.num_heads, batch = desc.batch, dim = FASTWAN_HEAD_DIM;
+  int64_t const head_stride = int64_t{padded} * dim;
+  int64_t const batch_stride = head_stride * heads;
+  // A zero term that is added to the logits is loaded for every tile of keys; as one row a head it
+  // is as small as the kernel's layout allows.
+  int64_t const zero_head = padded, zero_batch = zero_head * heads;
+  return Mainloop::to_underlying_arguments(
+      {reinterpret_cast<Element const*>(b.q),
+       {padded, dim, heads, batch},
+       {dim, _1{}, head_stride, batch_stride},
+       reinterpret_cast<Element const*>(b.k),
+       {padded, dim, heads, batch},
+       {dim, _1{}, head_stride, batch_stride},
+       {desc.num_tokens, dim, heads, batch},
+       reinterpret_cast<Element const*>(b.v),
+       {dim, padded, heads, batch},
+       {padded, _1{}, head_stride, batch_stride},
+       reinterpret_cast<Scale const*>(b.q_scale),
+       {padded, dim, heads, batch},
+       reinterpret_cast<Scale const*>(b.k_scale),
+       {padded, dim, heads, batch},
+       reinterpret_cast<Scale const*>(b.v_scale),
+       {dim, padded, heads, batch},
+       b.delta_s,
+       {FASTWAN_TILE, padded, heads, batch},
+       {0, _1{}, zero_head, zero_batch},
+       desc.softmax_scale * kLog2E});
+}
+
+Epilogue::Params epilogue_parameters(fastwan_region_desc const& desc, SageBuffers const& b) {
+  using cute::_1;
+  int64_t const row = int64_t{desc.num_heads} * FASTWAN_HEAD_DIM;
+  // The store is clipped at num_tokens; the log-sum-exp is never written.
+  return Epilogue::to_underlying_arguments(
+      {reinterpret_cast<cutlass::bfloat16_t*>(b.out),
+       {desc.num_tokens, FASTWAN_HEAD_DIM, desc.num_heads, desc.batch},
+       {row, _1{}, FASTWAN_HEAD_DIM, row * desc.length},
+       nullptr,
+       {_1{}, desc.num_tokens, int64_t{desc.num_heads} * desc.num_tokens}});
+}
+
+}  // namespace
+
+fastwan_status attention_supported(int device) {
+  int major = 0, minor = 0, shared = 0;
+  if (auto status = check(
+          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device query");
+      status != FASTWAN_OK) {
+    return status;
+  }
+  if (auto status = check(
+          cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "device query");
+      status != FASTWAN_OK) {
+    return status;
+  }
+  if (auto status =
+          check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                "device query");
+      status != FASTWAN_OK) {
+    return status;
+  }
+  if (major != 12 || minor > 1) {
+    return fail(FASTWAN_UNSUPPORTED_DEVICE,
+                "device %d has compute capability %d.%d; the FP4 attention needs 12.0 or 12.1",
+                device, major, minor);
+  }
+  if (shared < kSharedBytes) {
+    return fail(FASTWAN_UNSUPPORTED_DEVICE,
+                "device %d allows %d bytes of shared memory a block; the FP4 attention needs %d",
+                device, shared, kSharedBytes);
+  }
+  return FASTWAN_OK;
+}
+
+fastwan_status launch_attention(fastwan_region_desc const& desc, fastwan_sage_layout const& layout,
+                                SageBuffers const& buffers, cudaStream_t stream) {
+  int device = 0, processors = 0;
+  if (auto status = check(cudaGetDevice(&device), "current device"); status != FASTWAN_OK) {
+    return status;
+  }
+  if (auto status = attention_supported(device); status != FASTWAN_OK) return status;
+  if (auto status =
+          check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+                "device query");
+      status != FASTWAN_OK) {
+    return status;
+  }
+  int const padded = static_cast<int>(layout.padded_tokens);
+  int const query_tiles = padded / FASTWAN_TILE;
+  tensor_map_error = CUDA_SUCCESS;
+  auto const mainloop = mainloop_parameters(desc, padded, buffers);
+  auto const epilogue = epilogue_parameters(desc, buffers);
+  if (tensor_map_error != CUDA_SUCCESS) {
+    return fail(FASTWAN_CUDA_ERROR, "a TMA descriptor of the attention could not be made (%d)",
+                static_cast<int>(tensor_map_error));
+  }
+  auto const scheduler =
+      Scheduler::to_underlying_arguments({query_tiles, desc.num_heads, desc.batch});
+  Flash_fwd_params parameters{};
+  // The kernel hands this flag to SoftmaxFused, where it means `exact_max`.
+  parameters.single_level_p_quant = (desc.flags & FASTWAN_FLAG_EXACT_MAX) != 0;
+
+  if (auto status = check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               kSharedBytes),
+                          "attention shared memory");
+      status != FASTWAN_OK) {
+    return status;
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {1, 1, 1};
+  cudaLaunchConfig_t config{};
+  int const tiles = scheduler.total_blocks;
+  config.gridDim = dim3(static_cast<unsigned>(tiles < processors ? tiles : processors));
+  config.blockDim = dim3(Traits::kNThreads);
+  config.dynamicSmemBytes = kSharedBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return check(cudaLaunchKernelEx(&config, kKernel, parameters, mainloop, epilogue, scheduler),
+               "attention launch");
+}
+
+}  // namespace fastwan

@@ -1,0 +1,102 @@
+/* C interface of libfastwan_plugins.so.
+ *
+ * A region is what stands between two engines: one or more neighbouring nodes of the ONNX domain
+ * `fastwan`. A caller describes it, asks for its workspace once, and enqueues it. No call here
+ * allocates device memory, synchronises, or reads a tensor on the host, so every enqueue may be
+ * captured in a CUDA graph. Functions return a fastwan_status; fastwan_last_error() says more.
+ */
+#ifndef FASTWAN_PLUGINS_H
+#define FASTWAN_PLUGINS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define FASTWAN_API __attribute__((visibility("default")))
+#else
+#define FASTWAN_API
+#endif
+
+/* Raised whenever a struct or the meaning of a call changes. */
+#define FASTWAN_INTERFACE_VERSION 1
+#define FASTWAN_HEAD_DIM 128
+#define FASTWAN_TILE 128
+#define FASTWAN_MAX_HEADS 40
+
+typedef enum {
+  FASTWAN_OK = 0,
+  FASTWAN_INVALID_ARGUMENT = 1,
+  FASTWAN_UNSUPPORTED_DEVICE = 2,
+  FASTWAN_CUDA_ERROR = 3,
+  FASTWAN_WORKSPACE_TOO_SMALL = 4
+} fastwan_status;
+
+typedef enum {
+  /* One node fastwan::SageAttention3.
+   * inputs: qkv [B,L,3C] bf16, qkv_scale [3] fp32, qkv_bias [3C] bf16, q_norm [C] bf16,
+   *         k_norm [C] bf16, rope_cos [L,64] fp32, rope_sin [L,64] fp32;
+   * outputs: [B,L,C] bf16, rows from num_tokens on are zero. C = 128 num_heads. */
+  FASTWAN_REGION_SAGE_ATTENTION3 = 1
+} fastwan_region_kind;
+
+/* Start the maxima of the first key tile at minus infinity instead of 0. */
+#define FASTWAN_FLAG_EXACT_MAX 1u
+
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(fastwan_region_desc) */
+  uint32_t kind;         /* fastwan_region_kind */
+  int32_t batch;         /* B */
+  int32_t length;        /* L, rows of qkv and of the output */
+  int32_t num_tokens;    /* rows that are tokens, 1 .. L */
+  int32_t num_heads;     /* 1 .. FASTWAN_MAX_HEADS */
+  float eps;             /* of the RMS norm */
+  float softmax_scale;   /* 1/sqrt(128) in FastWan */
+  uint32_t flags;        /* FASTWAN_FLAG_* */
+} fastwan_region_desc;
+
+/* Byte offsets of the packed operands in the workspace of a FASTWAN_REGION_SAGE_ATTENTION3;
+ * Lp = num_tokens rounded up to 128. */
+typedef struct {
+  int64_t padded_tokens; /* Lp */
+  int64_t q;             /* [B,H,Lp,64] e2m1 pairs */
+  int64_t q_scale;       /* [B,H,Lp,8] e4m3, swizzled */
+  int64_t k;             /* [B,H,Lp,64] e2m1 pairs, rows permuted inside each 32 */
+  int64_t k_scale;       /* [B,H,Lp,8] e4m3, swizzled */
+  int64_t v;             /* [B,H,128,Lp/2] e2m1 pairs along tokens */
+  int64_t v_scale;       /* [B,H,128,Lp/16] e4m3, swizzled */
+  int64_t delta_s;       /* [B,H,Lp] fp32 zeros: the kernel's additive term, unused by this model */
+  int64_t total;
+} fastwan_sage_layout;
+
+FASTWAN_API int fastwan_interface_version(void);
+/* "name=value ..." of version, CUDA toolkit, kernel headers, architectures and TensorRT. */
+FASTWAN_API const char* fastwan_build_info(void);
+/* Why the last call of this thread failed; never null. */
+FASTWAN_API const char* fastwan_last_error(void);
+
+/* FASTWAN_OK when `device` runs whole regions, FASTWAN_UNSUPPORTED_DEVICE when it does not. */
+FASTWAN_API int fastwan_device_supported(int device);
+
+FASTWAN_API int fastwan_region_workspace_bytes(const fastwan_region_desc* desc, size_t* bytes);
+FASTWAN_API int fastwan_region_enqueue(const fastwan_region_desc* desc, const void* const* inputs,
+                           void* const* outputs, void* workspace, size_t workspace_bytes,
+                           void* stream);
+
+/* The two launches of a FASTWAN_REGION_SAGE_ATTENTION3, for tests and measurements. The prologue
+ * runs on every GPU from compute capability 8.0 on. */
+FASTWAN_API int fastwan_sage_layout_of(const fastwan_region_desc* desc, fastwan_sage_layout* layout);
+FASTWAN_API int fastwan_sage_prologue_enqueue(const fastwan_region_desc* desc, const void* const* inputs,
+                                  void* const* outputs, void* workspace, size_t workspace_bytes,
+                                  void* stream);
+FASTWAN_API int fastwan_sage_attention_enqueue(const fastwan_region_desc* desc, void* const* outputs,
+                                   void* workspace, size_t workspace_bytes, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,81 @@
+// Where the packed operands lie in a region's workspace. Plain C++, shared with the emulation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "fastwan_plugins.h"
+
+namespace fastwan {
+
+constexpr int64_t kAlignment = 1024;
+
+inline int64_t padded_tokens(int64_t tokens) {
+  return (tokens + FASTWAN_TILE - 1) / FASTWAN_TILE * FASTWAN_TILE;
+}
+
+inline fastwan_sage_layout make_layout(fastwan_region_desc const& desc) {
+  fastwan_sage_layout layout{};
+  layout.padded_tokens = padded_tokens(desc.num_tokens);
+  int64_t const rows = int64_t{desc.batch} * desc.num_heads * layout.padded_tokens;
+  int64_t offset = 0;
+  auto take = [&offset](int64_t bytes) {
+    int64_t const begin = offset;
+    offset = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return begin;
+  };
+  layout.q = take(rows * (FASTWAN_HEAD_DIM / 2));
+  layout.q_scale = take(rows * (FASTWAN_HEAD_DIM / 16));
+  layout.k = take(rows * (FASTWAN_HEAD_DIM / 2));
+  layout.k_scale = take(rows * (FASTWAN_HEAD_DIM / 16));
+  layout.v = take(rows * (FASTWAN_HEAD_DIM / 2));
+  layout.v_scale = take(rows * (FASTWAN_HEAD_DIM / 16));
+  layout.delta_s = take(rows * static_cast<int64_t>(sizeof(float)));
+  layout.total = offset;
+  return layout;
+}
+
+// What both kernels read and write; pointers into the tensors and the workspace.
+struct SageBuffers {
+  uint16_t const* qkv;
+  float const* qkv_scale;
+  uint16_t const* qkv_bias;
+  uint16_t const* q_norm;
+  uint16_t const* k_norm;
+  float const* rope_cos;
+  float const* rope_sin;
+  uint8_t* q;
+  uint8_t* q_scale;
+  uint8_t* k;
+  uint8_t* k_scale;
+  uint8_t* v;
+  uint8_t* v_scale;
+  float* delta_s;
+  uint16_t* out;
+};
+
+inline SageBuffers bind(fastwan_sage_layout const& layout, void const* const* inputs,
+                        void* const* outputs, void* workspace) {
+  auto* base = static_cast<uint8_t*>(workspace);
+  SageBuffers buffers{};
+  if (inputs != nullptr) {
+    buffers.qkv = static_cast<uint16_t const*>(inputs[0]);
+    buffers.qkv_scale = static_cast<float const*>(inputs[1]);
+    buffers.qkv_bias = static_cast<uint16_t const*>(inputs[2]);
+    buffers.q_norm = static_cast<uint16_t const*>(inputs[3]);
+    buffers.k_norm = static_cast<uint16_t const*>(inputs[4]);
+    buffers.rope_cos = static_cast<float const*>(inputs[5]);
+    buffers.rope_sin = static_cast<float const*>(inputs[6]);
+  }
+  buffers.q = base + layout.q;
+  buffers.q_scale = base + layout.q_scale;
+  buffers.k = base + layout.k;
+  buffers.k_scale = base + layout.k_scale;
+  buffers.v = base + layout.v;
+  buffers.v_scale = base + layout.v_scale;
+  buffers.delta_s = reinterpret_cast<float*>(base + layout.delta_s);
+  buffers.out = static_cast<uint16_t*>(outputs[0]);
+  return buffers;
+}
+
+}  // namespace fastwan
