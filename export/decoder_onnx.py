@@ -10,9 +10,11 @@ from fastwan.bundle import Graph, TensorSpec
 from fastwan.config import DecoderConfig, VideoShape, lookup
 from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
 from fastwan.export.onnx_io import TensorSource, save_model, trace
+from fastwan.progress import Progress, Quiet, stage
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _ONNX_NAMES = {"fp16": "float16", "fp32": "float32"}
+_QUIET = Quiet()
 
 
 def load_decoder(
@@ -39,6 +41,7 @@ def export_decoder(
     folder: Path,
     *,
     dtype: str = "fp16",
+    progress: Progress = _QUIET,
 ) -> Graph:
     """Write the streaming decoder for one video size.
 
@@ -52,21 +55,26 @@ def export_decoder(
         shape: size of the video.
         folder: existing folder for ``decoder.onnx`` and ``decoder.data``.
         dtype: ``fp16`` (as published) or ``fp32``.
+        progress: told when the stage begins and ends.
+
+    Raises:
+        BadInput: an unknown `dtype`.
     """
     kind = lookup(DTYPES, dtype)
-    decoder = load_decoder(source, config, kind)
-    height, width = shape.latent_height, shape.latent_width
-    latent = torch.zeros(1, config.latent_channels, height, width, dtype=kind)
-    memories = decoder.zero_memories(height, width)
-    names = [f"memory_{index}" for index in range(len(memories))]
-    model = trace(
-        StreamingStep(decoder),
-        (latent, *memories),
-        name="decoder",
-        inputs=["latent", *names],
-        outputs=["frames", *(f"{name}_out" for name in names)],
-    )
-    save_model(model, folder / "decoder.onnx", data=folder / "decoder.data")
+    with stage(progress, "export decoder"):
+        decoder = load_decoder(source, config, kind)
+        height, width = shape.latent_height, shape.latent_width
+        latent = torch.zeros(1, config.latent_channels, height, width, dtype=kind)
+        memories = decoder.zero_memories(height, width)
+        names = [f"memory_{index}" for index in range(len(memories))]
+        model = trace(
+            StreamingStep(decoder),
+            (latent, *memories),
+            name="decoder",
+            inputs=["latent", *names],
+            outputs=["frames", *(f"{name}_out" for name in names)],
+        )
+        save_model(model, folder / "decoder.onnx", data=folder / "decoder.data")
 
     number = _ONNX_NAMES[dtype]
     frames = (config.frames_per_latent, shape.height, shape.width, config.image_channels)

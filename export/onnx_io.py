@@ -117,19 +117,6 @@ def data_file(path: Path) -> Iterator[DataWriter]:
         yield DataWriter(stream, path)
 
 
-def reference(name: str, value: ir.ExternalTensor) -> ir.ExternalTensor:
-    """The same bytes under another initializer name, e.g. for a second graph over one file."""
-    return ir.ExternalTensor(
-        value.location,
-        value.offset,
-        value.length,
-        value.dtype,
-        shape=value.shape,
-        name=name,
-        base_dir=value.base_dir,
-    )
-
-
 def trace(
     module: torch.nn.Module,
     args: tuple[Any, ...],
