@@ -28,14 +28,22 @@ class _Record(BaseModel):
 
 
 T = TypeVar("T", bound=_Record)
+Cadence = Literal["prompt", "step", "latent"]
+"""How often an engine runs: once a prompt, a denoising step or a latent frame."""
 
 
 class TensorSpec(_Record):
-    """A graph input or output. A dimension is a number or the name of a dynamic axis."""
+    """A graph input or output. A dimension is a number or the name of a dynamic axis.
+
+    Attributes:
+        format: memory layout of an engine's tensor; ``hwc8`` is channels last, channels padded
+            to a multiple of 8.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    format: Literal["linear", "hwc8"] = "linear"
 
 
 class Linear(_Record):
@@ -113,6 +121,8 @@ class Engine(_Record):
     Attributes:
         scratch_bytes: device memory its context needs while it runs.
         linears: targeted linears it covers.
+        runs: how often it runs.
+        profiles: for each input with a dynamic axis its (min, opt, max) shape.
     """
 
     file: str
@@ -121,6 +131,35 @@ class Engine(_Record):
     outputs: tuple[TensorSpec, ...]
     scratch_bytes: int
     linears: tuple[Linear, ...] = ()
+    runs: Cadence = "step"
+    profiles: dict[str, tuple[tuple[int, ...], ...]] = Field(default_factory=dict)
+
+
+class RegionNode(_Record):
+    """A node that the runtime launches itself; names are those of engine outputs and weights."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, int | float | str]
+
+
+class Region(_Record):
+    """Neighbouring nodes between two engines, which the backend cannot hold.
+
+    Attributes:
+        after: name of the engine that makes the last of its inputs.
+        inputs: what it reads of engines before it.
+        constants: weights it reads, initializers of the component's ONNX file.
+        outputs: what it hands to engines after it.
+    """
+
+    component: Literal["dit", "decoder", "text_encoder"]
+    after: str
+    nodes: tuple[RegionNode, ...]
+    inputs: tuple[TensorSpec, ...]
+    constants: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 class FileRecord(_Record):
@@ -129,10 +168,17 @@ class FileRecord(_Record):
 
 
 class BuildRecord(_Record):
-    """What the build took; not part of what identifies a bundle."""
+    """What the build took; not part of what identifies a bundle.
+
+    Attributes:
+        stages: seconds by stage.
+        cached: engines that were taken from the cache.
+    """
 
     seconds: float
     peak_rss_bytes: int
+    stages: dict[str, float] = Field(default_factory=dict)
+    cached: tuple[str, ...] = ()
 
 
 class Manifest(_Record):
@@ -140,6 +186,7 @@ class Manifest(_Record):
 
     Attributes:
         engines: by engine name, in the order in which a step runs them.
+        regions: by region name, what the runtime launches between engines.
         attention: ``sage3`` (engines cut at the attention node) or ``native``.
         onnx: the ONNX bundle the engines were made of, kept under ``onnx/`` as the CPU reference.
         files: every other file of the bundle.
@@ -155,6 +202,7 @@ class Manifest(_Record):
     components: tuple[str, ...]
     onnx: OnnxManifest
     engines: dict[str, Engine]
+    regions: dict[str, Region] = Field(default_factory=dict)
     files: dict[str, FileRecord]
     build: BuildRecord
 

@@ -1,0 +1,200 @@
+"""Checks on an ONNX graph before any parser, checker or runtime sees it.
+
+Parsers of ONNX open whatever file an initializer names and trust its offsets. So a graph is
+refused unless every reference stays in its folder, names plain files, and holds exactly the bytes
+that dtype and shape call for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto
+
+from fastwan.errors import BadInput
+from fastwan.files import confined_file
+
+STANDARD_DOMAINS = frozenset({"", "ai.onnx", "trt"})
+"""Domains whose operators the builders know themselves."""
+
+ALLOWED_DOMAINS = STANDARD_DOMAINS | {"fastwan"}
+
+MAX_BYTES = (2 << 30) - 1
+"""Largest protobuf message."""
+
+_BITS = {
+    TensorProto.FLOAT: 32, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16,
+    TensorProto.INT16: 16, TensorProto.INT32: 32, TensorProto.INT64: 64, TensorProto.BOOL: 8,
+    TensorProto.FLOAT16: 16, TensorProto.DOUBLE: 64, TensorProto.UINT32: 32,
+    TensorProto.UINT64: 64, TensorProto.BFLOAT16: 16, TensorProto.FLOAT8E4M3FN: 8,
+    TensorProto.FLOAT8E5M2: 8, TensorProto.UINT4: 4, TensorProto.INT4: 4,
+    TensorProto.FLOAT4E2M1: 4, TensorProto.FLOAT8E8M0: 8,
+}  # fmt: skip
+_KEYS = {"location", "offset", "length", "checksum"}
+
+
+@dataclass(frozen=True)
+class DataRange:
+    """Bytes of one external tensor."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+def checked_model(data: bytes, folder: Path, where: str) -> onnx.ModelProto:
+    """Decode a graph and check all of it.
+
+    Args:
+        data: serialised model.
+        folder: what the locations of external data are relative to.
+        where: name of the graph, for errors.
+
+    Raises:
+        BadInput: too large, no ONNX model, a node of an unexpected domain, or a tensor whose data
+            is not inside its file, not of its size, or outside `folder`.
+    """
+    if not data or len(data) > MAX_BYTES:
+        raise BadInput(f"an ONNX file of {len(data)} bytes", where=where)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, RecursionError, ValueError):
+        raise BadInput("not an ONNX file", where=where, fix="export it again") from None
+    if not model.HasField("graph") or not model.opset_import:
+        raise BadInput("an ONNX file without graph or opset", where=where)
+    domains = {opset.domain for opset in model.opset_import}
+    domains |= {function.domain for function in model.functions}
+    for node in all_nodes(model):
+        if node.domain not in ALLOWED_DOMAINS:
+            raise BadInput(
+                f"node {node.name!r} is of the unexpected domain {node.domain!r}", where=where
+            )
+    if domains - ALLOWED_DOMAINS:
+        raise BadInput(f"unexpected domain {min(domains - ALLOWED_DOMAINS)!r}", where=where)
+    for tensor in all_tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            external_range(tensor, folder, where)
+        else:
+            _check_embedded(tensor, where)
+    return model
+
+
+def external_range(tensor: TensorProto, folder: Path, where: str) -> DataRange:
+    """Where the bytes of an external tensor lie.
+
+    Raises:
+        BadInput: see `checked_model`.
+    """
+
+    def refuse(what: str) -> BadInput:
+        return BadInput(f"external data of {tensor.name!r}: {what}", where=where)
+
+    fields: dict[str, str] = {}
+    for entry in tensor.external_data:
+        if entry.key in fields or entry.key not in _KEYS:
+            raise refuse(f"repeated or unknown key {entry.key!r}")
+        fields[entry.key] = entry.value
+    if tensor.data_location != TensorProto.EXTERNAL or not fields.get("location"):
+        raise refuse("no location")
+    numbers = {}
+    for key in ("offset", "length"):
+        text = fields.get(key, "0" if key == "offset" else "")
+        # int() also takes signs, spaces, underscores and other scripts' digits.
+        if not (text.isascii() and text.isdigit() and len(text) < 20):
+            raise refuse(f"{key} is {text!r}")
+        numbers[key] = int(text)
+    path = confined_file(folder, fields["location"])
+    if numbers["length"] != tensor_bytes(tensor, where):
+        raise refuse(
+            f"{numbers['length']} bytes, dtype and shape call for {tensor_bytes(tensor, where)}"
+        )
+    if numbers["offset"] + numbers["length"] > path.stat().st_size:
+        raise refuse(f"ends beyond {path.name}")
+    return DataRange(path, numbers["offset"], numbers["length"])
+
+
+def tensor_bytes(tensor: TensorProto, where: str) -> int:
+    """Bytes that dtype and shape of a tensor call for.
+
+    Raises:
+        BadInput: unknown dtype or a negative dimension.
+    """
+    bits = _BITS.get(tensor.data_type)
+    if bits is None or any(size < 0 for size in tensor.dims):
+        raise BadInput(f"dtype or shape of {tensor.name!r} is invalid", where=where)
+    return -(-math.prod(tensor.dims) * bits // 8)
+
+
+def _check_embedded(tensor: TensorProto, where: str) -> None:
+    if tensor.data_type == TensorProto.STRING:
+        return
+    need = tensor_bytes(tensor, where)
+    if tensor.HasField("raw_data") and len(tensor.raw_data) != need:
+        raise BadInput(
+            f"tensor {tensor.name!r} holds {len(tensor.raw_data)} bytes, not {need}", where=where
+        )
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of the graph, its subgraphs and its functions."""
+    yield from _nodes(model.graph.node)
+    for function in model.functions:
+        yield from _nodes(function.node)
+
+
+def _nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in _subgraphs(attribute):
+                yield from _nodes(graph.node)
+
+
+def _subgraphs(attribute: AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that is stored in the model, at every depth."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+        for attribute in function.attribute_proto:
+            yield from _attribute_tensors(attribute)
+    for training in model.training_info:
+        yield from _graph_tensors(training.initialization)
+        yield from _graph_tensors(training.algorithm)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Sequence[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from _attribute_tensors(attribute)
+
+
+def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+    sparse = list(attribute.sparse_tensors)
+    if attribute.HasField("sparse_tensor"):
+        sparse.append(attribute.sparse_tensor)
+    for tensor in sparse:
+        yield from (tensor.values, tensor.indices)
+    for graph in _subgraphs(attribute):
+        yield from _graph_tensors(graph)

@@ -1,0 +1,95 @@
+"""The ``tensorrt`` backend: TensorRT 11 with the attention plugin, on the GPU it builds for."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+from fastwan.config import BackendName, Target
+from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
+from fastwan.engines.network import build_network, import_builder
+from fastwan.engines.plan import EngineSource
+from fastwan.errors import EnvironmentLacks
+from fastwan.progress import Progress
+
+MAJOR = 11
+PLUGIN_DOMAINS = frozenset({"fastwan"})
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+
+
+class TensorRT:
+    """Builder over the module ``tensorrt``."""
+
+    name: BackendName = "tensorrt"
+
+    def version(self) -> str:
+        return str(self._module().__version__)
+
+    def check(self, target: Target) -> None:
+        check_served(self, target)
+        self._module()
+        capability = compute_capability()
+        if capability is None:
+            raise EnvironmentLacks(
+                "TensorRT builds only on the GPU that will run the engine, and none is visible",
+                where="--backend tensorrt",
+                fix="use --backend tensorrt-rtx here, or build on the GPU machine",
+            )
+        if capability != target.compute_capability:
+            raise EnvironmentLacks(
+                f"the GPU here is SM{capability}, {target.name} is SM{target.compute_capability}",
+                where="--backend tensorrt",
+                fix=f"build on a {target.gpu}, or use --backend tensorrt-rtx",
+            )
+
+    def build(
+        self, source: EngineSource, options: BuildOptions, progress: Progress
+    ) -> BuiltEngine:
+        self.check(options.target)
+        trt = self._module()
+        domains: frozenset[str] = frozenset()
+        if options.plugin_library is not None:
+            from fastwan.plugins.loader import load_into_registry
+
+            load_into_registry(trt, options.plugin_library)
+            domains = PLUGIN_DOMAINS
+        flags = trt.NetworkDefinitionCreationFlag.__members__
+        strong = flags.get("STRONGLY_TYPED")  # the only typing there is where the flag is gone
+        return build_network(
+            trt,
+            source,
+            progress,
+            network_flags=0 if strong is None else 1 << int(strong),
+            configure=lambda config: None,
+            plugin_domains=domains,
+        )
+
+    def _module(self) -> Any:
+        trt = import_builder("tensorrt", "tensorrt-cu13")
+        version = str(getattr(trt, "__version__", "0"))
+        if version.split(".")[0] != str(MAJOR):
+            raise EnvironmentLacks(
+                f"TensorRT {version} is installed, this tool needs {MAJOR}",
+                where="tensorrt",
+                fix="pip install 'fastwan-export[tensorrt]'",
+            )
+        return trt
+
+
+def compute_capability(device: int = 0) -> int | None:
+    """Compute capability of a CUDA device, e.g. 120; None without one.
+
+    It asks the driver itself, so that no GPU build of another package is needed.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(handle), device) != 0:
+        return None
+    for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle) != 0:
+            return None
+    return major.value * 10 + minor.value
