@@ -125,7 +125,7 @@ def weight_global_scale(weight: Tensor) -> Tensor:
     block, and TensorRT refuses a scale that is not positive.
     """
     scale = weight.abs().amax().float() / (E2M1_MAX * E4M3_MAX)
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def quantize_weight(weight: Tensor, global_scale: Tensor | None = None) -> PackedWeight:

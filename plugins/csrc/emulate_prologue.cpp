@@ -28,3 +28,11 @@ extern "C" void fastwan_emulate_prologue(fastwan_region_desc const* desc,
     fastwan::emulation::run_block(body, &arguments);
   }
 }
+
+extern "C" void fastwan_emulate_e2m1(float const* values, uint8_t* codes, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) codes[i] = fastwan::to_e2m1(values[i]);
+}
+
+extern "C" void fastwan_emulate_e4m3(float const* values, uint8_t* codes, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) codes[i] = fastwan::to_e4m3(values[i]);
+}

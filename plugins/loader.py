@@ -1,0 +1,367 @@
+"""Find, check and call ``libfastwan_plugins.so``; types of its C interface.
+
+Nothing here needs a GPU until a region is enqueued. The interface is csrc/fastwan_plugins.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastwan.errors import BadInput, EnvironmentLacks
+
+LIBRARY_NAME = "libfastwan_plugins.so"
+LIBRARY_VARIABLE = "FASTWAN_PLUGIN_LIBRARY"
+INTERFACE_VERSION = 1
+CREATOR = ("SageAttention3", "1", "fastwan")
+"""Name, version and namespace of the TensorRT plugin's creator."""
+
+HOW_TO_BUILD = "fastwan-export build-plugin, or cmake -S plugins -B build/plugins"
+
+_OK, _INVALID_ARGUMENT, _UNSUPPORTED_DEVICE, _CUDA_ERROR, _WORKSPACE_TOO_SMALL = range(5)
+_REGION_SAGE_ATTENTION3 = 1
+_FLAG_EXACT_MAX = 1
+_ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+
+
+class RegionDesc(ctypes.Structure):
+    """``fastwan_region_desc``."""
+
+    _fields_ = (
+        ("struct_bytes", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("batch", ctypes.c_int32),
+        ("length", ctypes.c_int32),
+        ("num_tokens", ctypes.c_int32),
+        ("num_heads", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        ("softmax_scale", ctypes.c_float),
+        ("flags", ctypes.c_uint32),
+    )
+
+
+class SageLayout(ctypes.Structure):
+    """``fastwan_sage_layout``: byte offsets of the packed operands in the workspace."""
+
+    _fields_ = (
+        ("padded_tokens", ctypes.c_int64),
+        ("q", ctypes.c_int64),
+        ("q_scale", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("k_scale", ctypes.c_int64),
+        ("v", ctypes.c_int64),
+        ("v_scale", ctypes.c_int64),
+        ("delta_s", ctypes.c_int64),
+        ("total", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class SageRegion:
+    """One ``fastwan::SageAttention3`` node: everything between the qkv and the output GEMM.
+
+    Inputs, in order: qkv [B, L, 3C] bf16, qkv_scale [3] fp32, qkv_bias [3C] bf16, q_norm [C] and
+    k_norm [C] bf16, rope_cos and rope_sin [L, 64] fp32. Output: [B, L, C] bf16.
+    """
+
+    batch: int
+    length: int
+    num_tokens: int
+    num_heads: int
+    eps: float
+    softmax_scale: float
+    exact_max: bool = False
+
+    def desc(self) -> RegionDesc:
+        """The C structure that describes this region."""
+        return RegionDesc(
+            ctypes.sizeof(RegionDesc),
+            _REGION_SAGE_ATTENTION3,
+            self.batch,
+            self.length,
+            self.num_tokens,
+            self.num_heads,
+            self.eps,
+            self.softmax_scale,
+            _FLAG_EXACT_MAX if self.exact_max else 0,
+        )
+
+
+def checkout_root() -> Path | None:
+    """Root of the source tree that this package runs from; None when it is installed."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def build_folder() -> Path:
+    """Where the library is built by default: ``build/plugins``, or the user's cache folder."""
+    root = checkout_root()
+    if root is not None:
+        return root / "build" / "plugins"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "fastwan-export" / "plugins"
+
+
+def find_library() -> Path:
+    """Path of the library: ``$FASTWAN_PLUGIN_LIBRARY``, else the default build folder.
+
+    Raises:
+        EnvironmentLacks: there is none, or the variable names a file that does not exist.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    path = Path(named) if named else build_folder() / LIBRARY_NAME
+    if path.is_file():
+        return path
+    where = f"{LIBRARY_VARIABLE}={path}" if named else str(path)
+    raise EnvironmentLacks("the plugin library is missing", where=where, fix=HOW_TO_BUILD)
+
+
+def check_elf(path: Path) -> None:
+    """Refuse what the dynamic loader would crash on or reject with a riddle.
+
+    Raises:
+        BadInput: not a shared library for this machine, or cut off.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if len(head) < 64 or head[:4] != b"\x7fELF" or head[4] != 2 or head[5] != 1:
+        raise BadInput("not a 64-bit ELF library", where=str(path), fix=HOW_TO_BUILD)
+    kind, machine = struct.unpack_from("<HH", head, 16)
+    if kind != 3:
+        raise BadInput("not a shared library", where=str(path), fix=HOW_TO_BUILD)
+    expected = _ELF_MACHINES.get(platform.machine())
+    if expected is not None and machine != expected:
+        raise BadInput(
+            f"library is for another processor (ELF machine {machine}, not {expected})",
+            where=str(path),
+            fix=HOW_TO_BUILD,
+        )
+    (sections_at,) = struct.unpack_from("<Q", head, 40)
+    entry_bytes, entries = struct.unpack_from("<HH", head, 58)
+    end = sections_at + entry_bytes * entries
+    if size < end:
+        raise BadInput(
+            f"library is truncated: {size:,} of at least {end:,} bytes",
+            where=str(path),
+            fix=HOW_TO_BUILD,
+        )
+
+
+class PluginLibrary:
+    """The loaded library. Calls are thread-safe; messages are per thread.
+
+    Args:
+        path: the library; by default `find_library`.
+
+    Raises:
+        EnvironmentLacks: no library, or it needs something this machine lacks.
+        BadInput: not a plugin library, truncated, or of another interface version.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = find_library() if path is None else path
+        if not self.path.is_file():
+            raise EnvironmentLacks(
+                "the plugin library is missing", where=str(self.path), fix=HOW_TO_BUILD
+            )
+        check_elf(self.path)
+        try:
+            self._library = ctypes.CDLL(str(self.path.absolute()), mode=ctypes.RTLD_LOCAL)
+        except OSError as error:
+            raise EnvironmentLacks(
+                f"the plugin library does not load: {error}", where=str(self.path), fix=HOW_TO_BUILD
+            ) from None
+        version = self._function("fastwan_interface_version", ctypes.c_int)()
+        if version != INTERFACE_VERSION:
+            raise BadInput(
+                f"plugin library has interface {version}, this package needs {INTERFACE_VERSION}",
+                where=str(self.path),
+                fix=HOW_TO_BUILD,
+            )
+        self._last_error = self._function("fastwan_last_error", ctypes.c_char_p)
+        self._build_info = self._function("fastwan_build_info", ctypes.c_char_p)
+        self._supported = self._function("fastwan_device_supported", ctypes.c_int, ctypes.c_int)
+        desc, pointers = ctypes.POINTER(RegionDesc), ctypes.POINTER(ctypes.c_void_p)
+        size, pointer = ctypes.c_size_t, ctypes.c_void_p
+        self._workspace = self._function(
+            "fastwan_region_workspace_bytes", ctypes.c_int, desc, ctypes.POINTER(size)
+        )
+        self._layout = self._function(
+            "fastwan_sage_layout_of", ctypes.c_int, desc, ctypes.POINTER(SageLayout)
+        )
+        launch = (desc, pointers, pointers, pointer, size, pointer)
+        self._enqueue = self._function("fastwan_region_enqueue", ctypes.c_int, *launch)
+        self._prologue = self._function("fastwan_sage_prologue_enqueue", ctypes.c_int, *launch)
+        self._attention = self._function(
+            "fastwan_sage_attention_enqueue", ctypes.c_int, desc, pointers, pointer, size, pointer
+        )
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
+        try:
+            function = getattr(self._library, name)
+        except AttributeError:
+            raise BadInput(
+                f"not a fastwan plugin library: it has no {name}",
+                where=str(self.path),
+                fix=HOW_TO_BUILD,
+            ) from None
+        function.restype = result
+        function.argtypes = list(arguments)
+        return function
+
+    def _check(self, status: int) -> None:
+        if status == _OK:
+            return
+        message = self._last_error().decode(errors="replace")
+        if status in (_UNSUPPORTED_DEVICE, _CUDA_ERROR):
+            raise EnvironmentLacks(message, where="plugin library")
+        raise BadInput(message, where="plugin library")
+
+    @property
+    def build_info(self) -> dict[str, str]:
+        """What the library was built from: version, cuda, kernel, attention, prologue, tensorrt.
+
+        `attention` and `prologue` list compute architectures; `tensorrt` is the version of the
+        headers, or ``none`` when the library has no TensorRT plugin.
+        """
+        words = self._build_info().decode().split()
+        return dict(word.split("=", 1) for word in words)
+
+    def check_device(self, device: int = 0) -> None:
+        """Raise unless CUDA device `device` can run whole regions.
+
+        Raises:
+            EnvironmentLacks: no such device, no driver, or another compute capability.
+        """
+        self._check(self._supported(device))
+
+    def workspace_bytes(self, region: SageRegion) -> int:
+        """Bytes of device memory that `enqueue` needs; nothing in it outlives the call.
+
+        Raises:
+            BadInput: the region's numbers do not fit.
+        """
+        size = ctypes.c_size_t()
+        self._check(self._workspace(ctypes.byref(region.desc()), ctypes.byref(size)))
+        return size.value
+
+    def layout(self, region: SageRegion) -> SageLayout:
+        """Where the packed operands lie in the workspace."""
+        layout = SageLayout()
+        self._check(self._layout(ctypes.byref(region.desc()), ctypes.byref(layout)))
+        return layout
+
+    def enqueue(
+        self,
+        region: SageRegion,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        """Put the region on a CUDA stream. Allocates nothing, waits for nothing, capturable.
+
+        Args:
+            inputs: device addresses in the order of the region's inputs.
+            outputs: device addresses of its outputs.
+            workspace: device address, aligned to 256 bytes; its content does not matter.
+            workspace_bytes: at least `workspace_bytes(region)`.
+            stream: ``cudaStream_t`` as an integer; 0 is the legacy default stream.
+
+        Raises:
+            BadInput: wrong numbers or addresses.
+            EnvironmentLacks: a device that cannot run it, or a CUDA error.
+        """
+        self._launch(self._enqueue, region, inputs, outputs, workspace, workspace_bytes, stream)
+
+    def enqueue_prologue(
+        self,
+        region: SageRegion,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        """Only the first launch of `enqueue`; runs from compute capability 8.0 on."""
+        self._launch(self._prologue, region, inputs, outputs, workspace, workspace_bytes, stream)
+
+    def enqueue_attention(
+        self,
+        region: SageRegion,
+        outputs: Sequence[int],
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        """Only the second launch of `enqueue`, on operands that are in the workspace."""
+        status = self._attention(
+            ctypes.byref(region.desc()), _addresses(outputs), workspace, workspace_bytes, stream
+        )
+        self._check(status)
+
+    def _launch(
+        self,
+        function: Any,
+        region: SageRegion,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        status = function(
+            ctypes.byref(region.desc()),
+            _addresses(inputs),
+            _addresses(outputs),
+            workspace,
+            workspace_bytes,
+            stream,
+        )
+        self._check(status)
+
+
+def _addresses(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def load_into_registry(trt: Any, path: Path | None = None) -> None:
+    """Register the plugin with a TensorRT module, so that parsers and runtimes know the node.
+
+    Do not call it with ``tensorrt_rtx`` in a process that parses ONNX there: its parser aborts on
+    a node whose creator is registered, because its networks take no plugins.
+
+    Args:
+        trt: the module ``tensorrt``, ``tensorrt_lean`` or ``tensorrt_rtx``.
+        path: the library; by default `find_library`.
+
+    Raises:
+        EnvironmentLacks: no library, or one that was built without TensorRT's headers.
+        BadInput: not a plugin library of this interface.
+    """
+    registry = trt.get_plugin_registry()
+    if registry.get_creator(*CREATOR) is not None:
+        return
+    library = PluginLibrary(path)
+    if library.build_info.get("tensorrt", "none") == "none":
+        raise EnvironmentLacks(
+            "the plugin library was built without TensorRT headers",
+            where=str(library.path),
+            fix="set TENSORRT_ROOT to a folder that has include/NvInferRuntime.h and build again",
+        )
+    if not registry.load_library(str(library.path.absolute())) or (
+        registry.get_creator(*CREATOR) is None
+    ):
+        raise EnvironmentLacks(
+            f"{trt.__name__} {trt.__version__} did not take the plugin library",
+            where=str(library.path),
+            fix="build it against the headers of that TensorRT",
+        )
