@@ -82,8 +82,7 @@ def inputs(
     generator = torch.Generator().manual_seed(seed)
     scales = (math.sqrt(std), math.sqrt(std), 1.0)
     q, k, v = (
-        (torch.randn(batch, length, heads, 128, generator=generator) * s).bfloat16()
-        for s in scales
+        (torch.randn(batch, length, heads, 128, generator=generator) * s).bfloat16() for s in scales
     )
     return q, k, v
 

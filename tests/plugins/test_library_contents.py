@@ -1,0 +1,186 @@
+"""What is in the built library: symbols, needed libraries, kernels, their registers and stack."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fastwan.plugins.loader import PluginLibrary
+
+EM_CUDA = 190
+EIATTR_FRAME_SIZE, EIATTR_REGCOUNT = 0x11, 0x2F
+
+# 8 warps split the 128 queries; a warp's MMA is 16 x 32 x 64, issued as four of 16 x 8 x 64:
+# QK^T and PV are 4 x 2 of them each.
+MMA_A_TILE = 64
+
+
+class Kernel(NamedTuple):
+    architecture: int
+    name: str
+    registers: int
+    stack_bytes: int
+
+
+def sections(elf: bytes) -> Iterator[tuple[str, bytes, int]]:
+    """Name, content and link of each section of a 64-bit ELF file."""
+    (table,) = struct.unpack_from("<Q", elf, 40)
+    entry, count, names = struct.unpack_from("<HHH", elf, 58)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", elf, table + i * entry) for i in range(count)]
+    strings = elf[headers[names][4] :]
+    for name, kind, _, _, offset, size, link, *_ in headers:
+        label = strings[name : strings.index(b"\0", name)].decode()
+        yield label, b"" if kind == 8 else elf[offset : offset + size], link
+
+
+def kernels(library: bytes) -> list[Kernel]:
+    """Kernels of every cubin in a library whose device code is not compressed."""
+    found = []
+    for match in re.finditer(rb"\x7fELF\x02\x01", library):
+        elf = library[match.start() :]
+        if struct.unpack_from("<H", elf, 18)[0] != EM_CUDA:
+            continue
+        (flags,) = struct.unpack_from("<I", elf, 48)
+        content = {name: data for name, data, _ in sections(elf)}
+        symbols, strings = content[".symtab"], content[".strtab"]
+        attributes: dict[int, dict[int, int]] = {}
+        info, position = content[".nv.info"], 0
+        while position < len(info):
+            form, attribute, size = struct.unpack_from("<BBH", info, position)
+            position += 4
+            if form == 4:  # a sized value
+                if attribute in (EIATTR_REGCOUNT, EIATTR_FRAME_SIZE):
+                    symbol, value = struct.unpack_from("<II", info, position)
+                    attributes.setdefault(symbol, {})[attribute] = value
+                position += size
+        for symbol, values in attributes.items():
+            if EIATTR_REGCOUNT not in values:
+                continue
+            (name,) = struct.unpack_from("<I", symbols, symbol * 24)
+            label = strings[name : strings.index(b"\0", name)].decode()
+            architecture = (flags >> 8) & 0xFFFF if flags & 0xFF00 else flags & 0xFF
+            found.append(
+                Kernel(
+                    architecture,
+                    label,
+                    values[EIATTR_REGCOUNT],
+                    values.get(EIATTR_FRAME_SIZE, 0),
+                )
+            )
+    return found
+
+
+@pytest.fixture(scope="module")
+def compiled(library_path: Path) -> list[Kernel]:
+    return kernels(library_path.read_bytes())
+
+
+def nm(*arguments: str) -> str:
+    tool = shutil.which("nm")
+    if tool is None:
+        pytest.skip("nm is not installed")
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_it_exports_the_interface_and_the_plugin_entry_points_only(
+    library: PluginLibrary,
+) -> None:
+    lines = nm("-D", "--defined-only", str(library.path)).splitlines()
+    exported = {line.split()[-1] for line in lines}
+    expected = {
+        "fastwan_interface_version", "fastwan_build_info", "fastwan_last_error",
+        "fastwan_device_supported", "fastwan_region_workspace_bytes", "fastwan_region_enqueue",
+        "fastwan_sage_layout_of", "fastwan_sage_prologue_enqueue",
+        "fastwan_sage_attention_enqueue",
+    }  # fmt: skip
+    if library.build_info["tensorrt"] != "none":
+        expected |= {"getCreators", "setLoggerFinder"}
+    assert exported == expected
+
+
+def test_it_needs_neither_cuda_nor_tensorrt_libraries(library_path: Path) -> None:
+    tool = shutil.which("readelf")
+    if tool is None:
+        pytest.skip("readelf is not installed")
+    command = [tool, "-d", str(library_path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", text))
+    allowed = {"libstdc++.so.6", "libgcc_s.so.1", "libc.so.6", "libm.so.6", "libdl.so.2"}
+    allowed |= {"libpthread.so.0", "librt.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+    assert needed <= allowed
+    assert not re.search(r"R(UN)?PATH", text)
+
+
+def test_it_says_what_it_was_built_from(library: PluginLibrary) -> None:
+    info = library.build_info
+    assert set(info) == {"version", "cuda", "kernel", "attention", "prologue", "tensorrt"}
+    assert info["kernel"] == "0.3.5"
+    assert {"120a", "121a"} <= set(info["attention"].split(","))
+    assert {"80", "90", "120a", "121a"} <= set(info["prologue"].split(","))
+
+
+def test_both_kernels_are_there_for_their_architectures(compiled: list[Kernel]) -> None:
+    attention = {k.architecture for k in compiled if "compute_attn_ws" in k.name}
+    prologue = {k.architecture for k in compiled if "prologue_kernel" in k.name}
+    assert attention == {120, 121}
+    assert prologue == {80, 90, 120, 121}
+
+
+def test_kernels_do_not_spill(compiled: list[Kernel]) -> None:
+    assert compiled
+    for kernel in compiled:
+        if kernel.architecture == 121 and "compute_attn_ws" in kernel.name:
+            # 16 words, written once for a tile of queries; the inner loop is checked below.
+            assert kernel.stack_bytes <= 64
+        else:
+            assert kernel.stack_bytes == 0, kernel
+
+
+def test_registers_allow_the_occupancy_that_was_planned(compiled: list[Kernel]) -> None:
+    for kernel in compiled:
+        if "compute_attn_ws" in kernel.name:
+            assert kernel.registers == 168  # 384 threads, one block a multiprocessor
+        elif "prologue_kernelILi12E" in kernel.name:
+            assert kernel.registers <= 80  # three blocks of 256 threads a multiprocessor
+
+
+def instructions(library: Path, architecture: str) -> list[tuple[int, str]]:
+    """Address and text of each instruction of the attention kernel."""
+    tool = shutil.which("cuobjdump")
+    if tool is None or shutil.which("nvdisasm") is None:
+        pytest.skip("cuobjdump or nvdisasm is not installed")
+    command = [tool, "-sass", "-arch", architecture, str(library)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kernel = re.split(r"\n\s*Function :", text[text.index("compute_attn_ws") :])[0]
+    lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]+);", kernel)
+    return [(int(address, 16), line) for address, line in lines]
+
+
+def inner_loop(code: list[tuple[int, str]]) -> list[str]:
+    """Instructions of the loop over tiles of keys: the one that holds the MMAs of one tile."""
+    for address, line in code:
+        jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", line)
+        if jump and int(jump[1], 16) < address:
+            body = [text for at, text in code if int(jump[1], 16) <= at <= address]
+            if sum("OMMA" in text for text in body) == MMA_A_TILE:
+                return body
+    raise AssertionError("no loop with the MMAs of one tile")
+
+
+@pytest.mark.parametrize("architecture", ["sm_120a", "sm_121a"])
+def test_the_inner_loop_is_fp4_mma_without_local_memory(
+    library_path: Path, architecture: str
+) -> None:
+    code = instructions(library_path, architecture)
+    mma = [line for _, line in code if "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X" in line]
+    assert len(mma) == 2 * MMA_A_TILE  # once for the last tile, which is masked, once in the loop
+    body = inner_loop(code)
+    assert not [line for line in body if re.search(r"\b(LDL|STL|HMMA|QMMA)\b", line)]
+    assert len(body) < 1200

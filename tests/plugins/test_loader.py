@@ -1,0 +1,169 @@
+"""What the loader refuses, in words, and what the C interface refuses; no GPU needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.plugins import loader
+from fastwan.plugins.loader import PluginLibrary, SageRegion
+
+REGION = SageRegion(1, 32768, 32760, 12, 1e-6, 128**-0.5)
+
+
+def compile_library(folder: Path, source: str) -> Path:
+    compiler = shutil.which("gcc") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C compiler is installed")
+    path = folder / loader.LIBRARY_NAME
+    subprocess.run(
+        [compiler, "-x", "c", "-", "-shared", "-fPIC", "-o", str(path)],
+        input=source,
+        text=True,
+        check=True,
+    )
+    return path
+
+
+def complete_library(version: int) -> str:
+    """C source of a library that has every function and does nothing."""
+    names = ("device_supported", "region_workspace_bytes", "sage_layout_of", "region_enqueue")
+    names += ("sage_prologue_enqueue", "sage_attention_enqueue")
+    stubs = "".join(f"int fastwan_{name}(void) {{ return 0; }}\n" for name in names)
+    return (
+        f"int fastwan_interface_version(void) {{ return {version}; }}\n{stubs}"
+        'const char* fastwan_last_error(void) { return "none"; }\n'
+        'const char* fastwan_build_info(void) { return "version=9 tensorrt=none"; }\n'
+    )
+
+
+def test_a_library_of_this_interface_loads(tmp_path: Path) -> None:
+    path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION))
+    assert PluginLibrary(path).build_info == {"version": "9", "tensorrt": "none"}
+
+
+def test_a_library_of_another_interface_is_refused(tmp_path: Path) -> None:
+    path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION + 1))
+    with pytest.raises(BadInput, match=r"has interface 2, this package needs 1.*build-plugin"):
+        PluginLibrary(path)
+
+
+def test_a_library_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = compile_library(tmp_path, "int unrelated(void) { return 1; }\n")
+    with pytest.raises(BadInput, match="not a fastwan plugin library"):
+        PluginLibrary(path)
+
+
+@pytest.mark.parametrize("keep", [0, 40, 64, 4096, -1])
+def test_a_truncated_library_is_refused(tmp_path: Path, keep: int) -> None:
+    path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION))
+    whole = path.read_bytes()
+    PluginLibrary(path)
+    cut = tmp_path / "cut.so"
+    cut.write_bytes(whole[:keep])
+    with pytest.raises(BadInput, match="truncated|not a 64-bit ELF"):
+        PluginLibrary(cut)
+
+
+def test_a_library_for_another_processor_is_refused(tmp_path: Path) -> None:
+    path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION))
+    content = bytearray(path.read_bytes())
+    content[18:20] = (243).to_bytes(2, "little")  # RISC-V
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="another processor"):
+        PluginLibrary(path)
+
+
+def test_text_and_objects_are_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text.so"
+    text.write_text("#!/bin/sh\n" * 20)
+    with pytest.raises(BadInput, match="not a 64-bit ELF library"):
+        PluginLibrary(text)
+    path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION))
+    content = bytearray(path.read_bytes())
+    content[16:18] = (1).to_bytes(2, "little")  # a relocatable object
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="not a shared library"):
+        PluginLibrary(path)
+
+
+def test_a_missing_library_says_how_to_build_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(loader.LIBRARY_VARIABLE, str(tmp_path / "none.so"))
+    with pytest.raises(EnvironmentLacks, match=r"none\.so.*build-plugin"):
+        loader.find_library()
+
+
+def test_the_library_is_found_by_variable_and_in_the_build_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, built = tmp_path / "named.so", tmp_path / loader.LIBRARY_NAME
+    named.touch()
+    built.touch()
+    monkeypatch.setattr(loader, "build_folder", lambda: tmp_path)
+    monkeypatch.setenv(loader.LIBRARY_VARIABLE, str(named))
+    assert loader.find_library() == named
+    monkeypatch.delenv(loader.LIBRARY_VARIABLE)
+    assert loader.find_library() == built
+
+
+def test_workspace_is_the_operands_and_little_else(library: PluginLibrary) -> None:
+    rows = 12 * 32768
+    operands = 3 * rows * (64 + 8)
+    zeros = rows * 4
+    assert zeros < 1.6e6
+    assert operands + zeros <= library.workspace_bytes(REGION) < operands + zeros + 8192
+    layout = library.layout(REGION)
+    assert layout.padded_tokens == 32768
+    assert layout.total == library.workspace_bytes(REGION)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, "must be positive"),
+        ({"num_tokens": 0}, "num_tokens 0"),
+        ({"num_tokens": 32769}, "num_tokens 32769 is not within 1 .. length 32768"),
+        ({"num_heads": 0}, "num_heads 0"),
+        ({"num_heads": 41}, "num_heads 41"),
+        ({"eps": -1.0}, "eps"),
+        ({"softmax_scale": 0.0}, "softmax_scale"),
+        ({"softmax_scale": float("nan")}, "softmax_scale"),
+        ({"batch": 100_000}, "too large"),
+    ],
+)
+def test_a_region_whose_numbers_do_not_fit_is_refused(
+    library: PluginLibrary, change: dict[str, float], message: str
+) -> None:
+    library.workspace_bytes(REGION)
+    with pytest.raises(BadInput, match=message):
+        library.workspace_bytes(dataclasses.replace(REGION, **change))
+
+
+def test_addresses_are_checked_before_anything_is_launched(library: PluginLibrary) -> None:
+    size = library.workspace_bytes(REGION)
+    good = [1 << 20] * 7
+    with pytest.raises(BadInput, match="input 3 is null or not aligned"):
+        library.enqueue(REGION, [*good[:3], 0, *good[4:]], [1 << 20], 1 << 20, size, 0)
+    with pytest.raises(BadInput, match="output 0"):
+        library.enqueue(REGION, good, [(1 << 20) + 2], 1 << 20, size, 0)
+    with pytest.raises(BadInput, match="workspace is null or not aligned"):
+        library.enqueue(REGION, good, [1 << 20], 0, size, 0)
+    with pytest.raises(BadInput, match="the region needs"):
+        library.enqueue(REGION, good, [1 << 20], 1 << 20, size - 1, 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_library_says_so(library: PluginLibrary) -> None:
+    with pytest.raises(EnvironmentLacks, match=r"device|driver"):
+        library.check_device()
+    size = library.workspace_bytes(REGION)
+    with pytest.raises(EnvironmentLacks, match=r"device|driver"):
+        library.enqueue(REGION, [1 << 20] * 7, [1 << 20], 1 << 20, size, 0)

@@ -1,0 +1,133 @@
+"""The TensorRT plugin: in real registries, and driven through every capability; no GPU needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastwan.plugins.loader import PluginLibrary
+
+# In a process of its own: a registry is global, and an ONNX parser of TensorRT-RTX aborts when it
+# finds a creator for one of its nodes.
+IN_A_REGISTRY = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import importlib
+trt = importlib.import_module(sys.argv[1])
+from fastwan.plugins.loader import CREATOR, load_into_registry
+logger = trt.Logger(trt.Logger.ERROR)
+load_into_registry(trt, Path(sys.argv[2]))
+load_into_registry(trt, Path(sys.argv[2]))
+registry = trt.get_plugin_registry()
+creator = registry.get_creator(*CREATOR)
+types = {"i": (np.int32, trt.PluginFieldType.INT32), "f": (np.float32, trt.PluginFieldType.FLOAT32)}
+
+def create(phase, **fields):
+    made = []
+    for name, value in fields.items():
+        dtype, kind = types["f" if isinstance(value, float) else "i"]
+        made.append(trt.PluginField(name, np.array([value], dtype), kind))
+    return creator.create_plugin("node", trt.PluginFieldCollection(made), phase)
+
+good = dict(num_heads=12, num_tokens=32760, eps=1e-6, softmax_scale=0.088388346, exact_max=0)
+build, runtime = trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME
+bad = {"no heads": {"num_heads": 0}, "too many": {"num_heads": 41}, "tokens": {"num_tokens": -1},
+       "scale": {"softmax_scale": -1.0}, "eps": {"eps": float("nan")}, "flag": {"exact_max": 2},
+       "unknown": {"heads": 12}, "type": {"num_heads": 12.0}, "float": {"eps": 1}}
+print(json.dumps({
+    "listed": [c.name for c in registry.all_creators].count("SageAttention3"),
+    "fields": [f.name for f in creator.field_names],
+    "good": [create(build, **good) is not None, create(runtime, **good) is not None],
+    "least": create(build, num_heads=12, softmax_scale=0.1) is not None,
+    "bad": {name: create(build, **{**good, **change}) is None for name, change in bad.items()},
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin_path(library: PluginLibrary) -> Path:
+    if library.build_info["tensorrt"] == "none":
+        pytest.skip("the library was built without TensorRT headers")
+    return library.path
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("module", ["tensorrt_lean", "tensorrt_rtx", "tensorrt"])
+def test_registry_takes_the_library_and_makes_plugins(module: str, plugin_path: Path) -> None:
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    result = subprocess.run(
+        [sys.executable, "-c", IN_A_REGISTRY, module, str(plugin_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    assert found["listed"] == 1
+    assert found["fields"] == ["num_heads", "num_tokens", "eps", "softmax_scale", "exact_max"]
+    assert found["good"] == [True, True]
+    assert found["least"]
+    assert found["bad"] and all(found["bad"].values()), found["bad"]
+    assert "num_heads 41 is not within 1 .. 40" in result.stderr
+    assert "unknown field 'heads'" in result.stderr
+
+
+def tensorrt_include() -> str:
+    root = os.environ.get("TENSORRT_ROOT", "")
+    for folder in (f"{root}/include", root, "/usr/include", "/usr/include/x86_64-linux-gnu"):
+        if folder and Path(folder, "NvInferRuntime.h").is_file():
+            return folder
+    pytest.skip("TensorRT headers are not installed; set TENSORRT_ROOT")
+
+
+def cuda_include() -> str:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    if not Path(home, "include", "cuda_runtime_api.h").is_file():
+        pytest.skip("the CUDA toolkit is not installed")
+    return f"{home}/include"
+
+
+def test_every_capability_of_the_plugin(plugin_path: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    include = ["-isystem", tensorrt_include(), "-isystem", cuda_include()]
+    program = tmp_path / "harness"
+    source = Path(__file__).with_name("plugin_harness.cpp")
+    command = [compiler, "-std=c++17", *include, str(source), "-o", str(program), "-ldl"]
+    subprocess.run(command, check=True)
+    result = subprocess.run(
+        [str(program), str(plugin_path)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+    lines = [line.partition(" ") for line in result.stdout.splitlines()]
+    said = {name: value for name, _, value in lines if name != "log"}
+    rows = 3 * 2 * 256
+    workspace = int(said.pop("workspace"))
+    assert 3 * rows * 72 + rows * 4 <= workspace < 3 * rows * 72 + rows * 4 + 8192
+    assert said == {
+        "creators": "1 fastwan SageAttention3 1",
+        "core": "fastwan SageAttention3 1",
+        "metadata": "num_heads=2 num_tokens=200 eps=1e-06 softmax_scale=0.0883883 exact_max=1",
+        "formats": "8 16",
+        "type": "0 1",
+        "shape": "0 3 1 1 256",
+        "configure": "0",
+        "configure-narrow": "1",
+        "shapes": "0",
+        "shapes-short": "1",
+        "serialised": "5 0",
+        "attached": "1",
+    }
+    logged = [value for name, _, value in lines if name == "log"]
+    assert logged == ["qkv must be [B, L, 768]", "qkv has fewer rows than num_tokens"]
