@@ -8,16 +8,15 @@ graph and takes ten times as long.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 import torch
 
 from fastwan.bundle import Linear
 from fastwan.config import DiTConfig, LinearFormat, VideoShape
 from fastwan.export import ops, schemas
+from fastwan.export.composer import Composer
 from fastwan.export.models import wan
-from fastwan.export.onnx_io import IR_VERSION, OPSET, trace
+from fastwan.export.onnx_io import IR_VERSION, trace
 
 LATENTS, TIMESTEP, TEXT = "latents", "timestep", "encoder_hidden_states"
 TEMB, TIMESTEP_PROJ = "temb", "timestep_proj"
@@ -31,7 +30,7 @@ class _Stages:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         bf16, width, length = torch.bfloat16, config.width, shape.padded_tokens
-        kv = (1, config.num_heads, config.text_length, config.head_dim)
+        kv = (1, config.text_length, width)
         half = config.head_dim // 2
         table = ops.translations()
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -84,71 +83,6 @@ class _Stages:
             )
 
 
-class _Composer:
-    """Copies stages into one graph, with a prefix before every name they define."""
-
-    def __init__(self) -> None:
-        self.graph = ir.Graph(
-            [], [], nodes=[], name="dit", opset_imports={"": OPSET, schemas.DOMAIN: schemas.VERSION}
-        )
-
-    def input(self, stage: ir.Model, name: str) -> ir.Value:
-        """Declare a graph input with the type and shape that it has in `stage`."""
-        source = next(value for value in stage.graph.inputs if value.name == name)
-        value = ir.Value(name=name, type=source.type, shape=source.shape)
-        self.graph.inputs.append(value)
-        return value
-
-    def initializer(self, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        self.graph.initializers.add(value)
-        return value
-
-    def add(
-        self,
-        stage: ir.Model,
-        prefix: str,
-        bindings: Mapping[str, ir.Value],
-        constants: str,
-    ) -> list[ir.Value]:
-        """Append a copy of `stage`.
-
-        Args:
-            prefix: before the names of parameters, nodes and values, e.g. ``blocks.3.``.
-            bindings: value for each input of the stage.
-            constants: prefix of the stage's own constants, which all its copies share.
-
-        Returns:
-            The values of the stage's outputs.
-        """
-        values: dict[ir.Value, ir.Value] = {v: bindings[str(v.name)] for v in stage.graph.inputs}
-        for name, source in stage.graph.initializers.items():
-            parameter = source.const_value is None
-            full = (prefix if parameter else constants) + name
-            existing = self.graph.initializers.get(full)
-            if existing is None:
-                existing = ir.Value(
-                    name=full, type=source.type, shape=source.shape, const_value=source.const_value
-                )
-                self.graph.initializers.add(existing)
-            values[source] = existing
-        for node in stage.graph:
-            copy = ir.Node(
-                node.domain,
-                node.op_type,
-                [None if value is None else values[value] for value in node.inputs],
-                list(node.attributes.values()),
-                num_outputs=len(node.outputs),
-                name=prefix + str(node.outputs[0].name),
-            )
-            for source, target in zip(node.outputs, copy.outputs, strict=True):
-                target.name = prefix + str(source.name)
-                target.type, target.shape = source.type, source.shape
-                values[source] = target
-            self.graph.append(copy)
-        return [values[value] for value in stage.graph.outputs]
-
-
 def build_dit_graph(config: DiTConfig, shape: VideoShape, format: LinearFormat) -> ir.Model:
     """The whole transformer without weights.
 
@@ -158,7 +92,7 @@ def build_dit_graph(config: DiTConfig, shape: VideoShape, format: LinearFormat) 
     ``fastwan::SageAttention3``.
     """
     stages = _Stages(config, shape, format)
-    compose = _Composer()
+    compose = Composer("dit", {schemas.DOMAIN: schemas.VERSION})
     latents = compose.input(stages.embed, LATENTS)
     timestep = compose.input(stages.embed, TIMESTEP)
     text = compose.input(stages.text_embed, TEXT)

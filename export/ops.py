@@ -154,7 +154,14 @@ def translations() -> dict[Any, Callable[..., Any]]:
             exact_max=int(exact_max),
         )
 
+    def onnx_signbit(x: Any) -> Any:
+        # copysign is decomposed to it; minus zero counts as positive, which no sum can tell.
+        from onnxscript import opset23
+
+        return opset23.Less(x, opset23.CastLike(opset23.Constant(value_float=0.0), x))
+
     return {
+        torch.ops.prims.signbit.default: onnx_signbit,
         torch.ops.fastwan.nvfp4_linear.default: onnx_nvfp4_linear,
         torch.ops.fastwan.sage_attention3.default: onnx_sage_attention3,
     }

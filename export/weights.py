@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastwan.config import DiTConfig, LinearFormat, VideoShape
-from fastwan.export.models.layers import rope_tables
+from fastwan.export.models.layers import rope_tables, timestep_frequencies
 from fastwan.export.models.wan import WanDiT
 from fastwan.export.onnx_io import TensorSource
 from fastwan.export.quantize import Quantizer
@@ -176,14 +176,15 @@ def load_module(
 ) -> WanDiT:
     """A `WanDiT` with the weights of a checkpoint, quantised by the reference quantiser."""
     module = WanDiT(config, shape, format, dtype)
-    state: dict[str, Tensor] = {}
+    state = {"embed.frequency": timestep_frequencies(config.freq_dim)}
     for _, tensors in load_weights(source, config, format, dtype=dtype):
         state |= tensors
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval()
 
 
-def constant_tensors(shape: VideoShape, head_dim: int) -> dict[str, Tensor]:
-    """Initializers of the graph that follow from the video shape."""
-    cos, sin = rope_tables(shape, head_dim)
-    return {"rope_cos": cos, "rope_sin": sin}
+def constant_tensors(config: DiTConfig, shape: VideoShape) -> dict[str, Tensor]:
+    """Initializers of the graph that do not come from the checkpoint."""
+    cos, sin = rope_tables(shape, config.head_dim)
+    frequency = timestep_frequencies(config.freq_dim)
+    return {"rope_cos": cos, "rope_sin": sin, "embed.frequency": frequency}

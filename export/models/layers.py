@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -37,6 +38,16 @@ def rope_tables(shape: VideoShape, head_dim: int = 128) -> tuple[Tensor, Tensor]
     return table.cos().float(), table.sin().float()
 
 
+def timestep_frequencies(freq_dim: int) -> Tensor:
+    """Frequencies of the sinusoidal timestep embedding, [freq_dim / 2] fp32, as diffusers has them.
+
+    A timestep of 999 multiplies them, so one unit in the last place is 6e-5 in the angle: they are
+    a weight of the graph rather than something each runtime computes its own way.
+    """
+    half = freq_dim // 2
+    return torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+
+
 def layer_norm(x: Tensor, eps: float) -> Tensor:
     """Layer norm without weights over the last axis, in fp32; returns fp32."""
     x = x.float()
@@ -46,9 +57,11 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm over the last axis: normalised in fp32, rounded, then weighted (as FastVideo)."""
-    x32 = x.float()
-    scale = torch.rsqrt((x32 * x32).mean(-1, keepdim=True) + eps)
-    return (x32 * scale).to(x.dtype) * weight
+    # Each use converts for itself: where the norm is split into two kernels, the builder then
+    # stores the bf16 value between them and not an fp32 copy of twice its size.
+    squares = x.float() * x.float()
+    scale = torch.rsqrt(squares.mean(-1, keepdim=True) + eps)
+    return (x.float() * scale).to(x.dtype) * weight
 
 
 class Linear(nn.Module):

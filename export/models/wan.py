@@ -11,7 +11,6 @@ to bf16 afterwards. Built with ``dtype=torch.float32`` it is an fp32 model witho
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
@@ -40,7 +39,7 @@ class TextKV(nn.Module):
     """Cross-attention keys and values of one block from the context.
 
     Returns:
-        k and v, [B, heads, 512, head_dim].
+        k and v, [B, 512, C].
     """
 
     def __init__(self, config: DiTConfig, format: LinearFormat, dtype: torch.dtype) -> None:
@@ -51,10 +50,8 @@ class TextKV(nn.Module):
         self.norm_k = Norm(config.width, dtype)
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        split = (context.shape[0], self.config.text_length, self.config.num_heads, -1)
         k = rms_norm(self.to_k(context), self.norm_k.weight, self.config.eps)
-        v = self.to_v(context)
-        return k.reshape(split).transpose(1, 2), v.reshape(split).transpose(1, 2)
+        return k, self.to_v(context)
 
 
 class Embed(nn.Module):
@@ -72,6 +69,8 @@ class Embed(nn.Module):
     def __init__(self, config: DiTConfig, shape: VideoShape, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self.shape, self.dtype = config, shape, dtype
+        self.frequency: Tensor
+        self.register_buffer("frequency", torch.empty(config.freq_dim // 2))
         self.patch_embedding = Dense(config.in_channels * 4, config.width, dtype)
         self.time_linear_1 = Dense(config.freq_dim, config.width, dtype)
         self.time_linear_2 = Dense(config.width, config.width, dtype)
@@ -85,9 +84,7 @@ class Embed(nn.Module):
         patches = F.pad(patches, (0, 0, 0, self.shape.padded_tokens - self.shape.num_tokens))
         hidden = self.patch_embedding(patches)
 
-        half = self.config.freq_dim // 2
-        frequency = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
-        angle = timestep[:, None] * frequency[None, :]
+        angle = timestep[:, None] * self.frequency[None, :]
         embedding = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.dtype)
         temb = self.time_linear_2(F.silu(self.time_linear_1(embedding)))
         projected = self.time_proj(F.silu(temb)).float()
@@ -157,9 +154,12 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = rms_norm(self.to_q(x), self.norm_q.weight, self.config.eps)
-        q = q.reshape(x.shape[0], x.shape[1], self.config.num_heads, -1).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.config.head_dim**-0.5)
-        return cast(Tensor, self.to_out(out.transpose(1, 2).reshape(x.shape)))
+        heads = self.config.num_heads
+        # In the three-axis form the operator itself splits the heads: no transpose is stored.
+        out = torch.onnx.ops.attention(
+            q, k, v, scale=self.config.head_dim**-0.5, q_num_heads=heads, kv_num_heads=heads
+        )[0]
+        return cast(Tensor, self.to_out(out))
 
 
 class FeedForward(nn.Module):
@@ -177,7 +177,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block over hidden [B, L, C] with k, v [B, heads, 512, head_dim] given.
+    """One transformer block over hidden [B, L, C] with k, v [B, 512, C] given.
 
     `scale_shift_table` [1, 6, C] and the weights of norm2 are held in fp32, in which they are
     used, so that no engine casts them again each step.
@@ -211,13 +211,13 @@ class Block(nn.Module):
         )
         x = (layer_norm(hidden, self.eps) * (1 + scale) + shift).to(dtype)
         attended = self.attn1(x, rope_cos, rope_sin)
-        hidden = (hidden.float() + attended.float() * gate).to(dtype)
+        hidden = hidden + (attended.float() * gate).to(dtype)
 
         x = (layer_norm(hidden, self.eps) * self.norm2.weight + self.norm2.bias).to(dtype)
         hidden = hidden + self.attn2(x, k, v)
 
         x = (layer_norm(hidden, self.eps) * (1 + ff_scale) + ff_shift).to(dtype)
-        return (hidden.float() + self.ffn(x).float() * ff_gate).to(dtype)
+        return hidden + (self.ffn(x).float() * ff_gate).to(dtype)
 
 
 class Head(nn.Module):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from fastwan.export.passes.graphs import FASTWAN, is_initializer, nbytes, submodel
+from fastwan.export.passes.graphs import FASTWAN, constants, is_initializer, nbytes, submodel
 
 _CHEAP = {"Add", "Sub", "Mul", "Div", "Cast", "Slice", "Unsqueeze", "Squeeze", "Reshape"}
-_SMALL = 1 << 20
-"""Bytes up to which a value is computed again in each segment instead of handed over."""
+_SMALL = 8
+"""A value this many times smaller than any region's output is computed again where it is read."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def cut_at_regions(model: ir.Model, keep: tuple[str, ...] = ("timestep_proj", "t
     graph_outputs = set(model.graph.outputs)
     plans: dict[int, list[ir.Node]] = {}
     position = {node: index for index, node in enumerate(model.graph)}
+    fixed = constants(model.graph)
+    small = min((nbytes(value) for value in region_of), default=0) // _SMALL
     for level in sorted(wanted, reverse=True):
         results = {
             value
@@ -73,7 +75,7 @@ def cut_at_regions(model: ir.Model, keep: tuple[str, ...] = ("timestep_proj", "t
             for value in node.outputs
             if value in graph_outputs or value in wanted[level] or _read_by_region(value)
         }
-        nodes = _closure(results, level, stage, region_of, keep, wanted)
+        nodes = _closure(results, level, stage, region_of, small, keep, wanted, fixed)
         plans[level] = sorted(nodes, key=position.__getitem__)
         wanted[level] = results
     return Cut(
@@ -108,8 +110,10 @@ def _closure(
     level: int,
     stage: dict[ir.Value, int],
     region_of: dict[ir.Value, int],
+    small: int,
     keep: tuple[str, ...],
     wanted: dict[int, set[ir.Value]],
+    fixed: set[ir.Value],
 ) -> set[ir.Node]:
     """Nodes that segment `level` needs; notes in `wanted` what earlier segments must hand over."""
     nodes: set[ir.Node] = set()
@@ -119,7 +123,7 @@ def _closure(
         node = value.producer()
         if node is None or value in region_of:
             continue
-        if stage[value] < level and not _recompute(value, keep):
+        if stage[value] < level and value not in fixed and not _recompute(value, small, keep):
             wanted[stage[value]].add(value)
             continue
         if node not in nodes:
@@ -128,9 +132,15 @@ def _closure(
     return nodes
 
 
-def _recompute(value: ir.Value, keep: tuple[str, ...]) -> bool:
-    small = 0 < nbytes(value) <= _SMALL
-    return small and value.name not in keep and _producer(value).op_type in _CHEAP
+def _recompute(value: ir.Value, small: int, keep: tuple[str, ...]) -> bool:
+    """Whether a later segment makes `value` itself from what it is made of."""
+    node = _producer(value)
+    if node.op_type not in _CHEAP or value.name in keep:
+        return False
+    if node.op_type == "Cast" and node.inputs[0] is not None:
+        # Hand over the bf16 value, not its fp32 copy of twice the size.
+        return nbytes(node.inputs[0]) < nbytes(value) or nbytes(value) <= small
+    return 0 < nbytes(value) <= small
 
 
 def _region_model(model: ir.Model, name: str, nodes: list[ir.Node]) -> ir.Model:

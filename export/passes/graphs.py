@@ -21,6 +21,30 @@ def is_initializer(value: ir.Value) -> bool:
     return value.is_initializer()
 
 
+def constants(graph: ir.Graph) -> set[ir.Value]:
+    """Values that follow from initializers alone, such as a dequantised weight."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        inputs = (value for value in node.inputs if value is not None)
+        if all(value.is_initializer() or value in found for value in inputs):
+            found.update(node.outputs)
+    return found
+
+
+def with_constants(nodes: Iterable[ir.Node], graph: ir.Graph) -> list[ir.Node]:
+    """`nodes` and the constant nodes they need, in the order of `graph`."""
+    known = constants(graph)
+    wanted = set(nodes)
+    queue = list(wanted)
+    while queue:
+        for value in queue.pop().inputs:
+            producer = value.producer() if value is not None and value in known else None
+            if producer is not None and producer not in wanted:
+                wanted.add(producer)
+                queue.append(producer)
+    return [node for node in graph if node in wanted]
+
+
 def submodel(
     model: ir.Model,
     name: str,

@@ -10,12 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastwan.export import ops
+from fastwan.export.models.layers import rms_norm
 from fastwan.export.onnx_io import trace
 from fastwan.export.passes.graphs import FASTWAN, inline, required_inputs
 from fastwan.plugins import reference
 
 Attention = Literal["native", "fp4", "exact"]
 _INPUTS = ["qkv", "qkv_scale", "qkv_bias", "q_norm", "k_norm", "rope_cos", "rope_sin"]
+
+
+def _unrounded(x: Tensor) -> Tensor:
+    return x
 
 
 class _Lowered(nn.Module):
@@ -43,11 +49,35 @@ class _Lowered(nn.Module):
             floats = (value.float() for value in inputs)
             exact = partial(reference.attention_node_fp32, softmax_scale=self.softmax_scale)
             return exact(*floats, **self.shared).to(qkv.dtype)
-        q, k, v = (part.transpose(1, 2) for part in reference.prologue(*inputs, **self.shared))
+        return self._native(*inputs)
+
+    def _native(
+        self,
+        qkv: Tensor,
+        qkv_scale: Tensor,
+        qkv_bias: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+    ) -> Tensor:
+        """The reference's prologue with sums in the order of the builder's choice, then SDPA."""
+        batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+        heads = []
+        for index, norm in enumerate((q_norm, k_norm, None)):
+            third = slice(index * channels, (index + 1) * channels)
+            x = (qkv[..., third].float() * qkv_scale[index]).to(qkv.dtype) + qkv_bias[third]
+            if norm is not None:
+                x = rms_norm(x, norm, self.shared["eps"])
+            x = x.reshape(batch, length, self.shared["num_heads"], -1)
+            if norm is not None:
+                x = reference.rope(x.float(), rope_cos, rope_sin, _unrounded).to(qkv.dtype)
+            heads.append(x.transpose(1, 2))
+        q, k, v = heads
         # Keys past the last token are left out; queries there make rows that nobody reads.
         k, v = k[:, :, : self.num_tokens], v[:, :, : self.num_tokens]
         out = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
-        return out.transpose(1, 2).reshape(qkv.shape[0], qkv.shape[1], -1)
+        return out.transpose(1, 2).reshape(batch, length, channels)
 
 
 def lower_attention(model: ir.Model, kind: Attention = "native") -> tuple[ir.Model, bool]:
@@ -80,14 +110,19 @@ def lower_attention(model: ir.Model, kind: Attention = "native") -> tuple[ir.Mod
 def _trace(
     kind: Attention, attributes: dict[str, int | float], shapes: tuple[tuple[int, ...], ...]
 ) -> ir.Model:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     dtypes = {"qkv": torch.bfloat16, "qkv_bias": torch.bfloat16}
     dtypes |= {"q_norm": torch.bfloat16, "k_norm": torch.bfloat16}
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        args = tuple(
-            torch.empty(shape, dtype=dtypes.get(name, torch.float32))
-            for name, shape in zip(_INPUTS, shapes, strict=True)
-        )
-        module = _Lowered(kind, attributes).eval()
-        return trace(module, args, name=f"attention_{kind}", inputs=_INPUTS, outputs=["out"])
+    # Real tensors, never written and so never resident: constants that the traced code makes
+    # would have no values among fake ones.
+    args = tuple(
+        torch.empty(shape, dtype=dtypes.get(name, torch.float32))
+        for name, shape in zip(_INPUTS, shapes, strict=True)
+    )
+    return trace(
+        _Lowered(kind, attributes).eval(),
+        args,
+        name=f"attention_{kind}",
+        inputs=_INPUTS,
+        outputs=["out"],
+        translations=ops.translations(),
+    )

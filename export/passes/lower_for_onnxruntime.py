@@ -96,7 +96,8 @@ class _Builder:
         name = f"{self.prefix}/{self.count:02d}_{op_type}"
         node = ir.node(op_type, list(inputs), attributes or None, name=name)  # type: ignore[arg-type]
         node.outputs[0].name = f"{name}/out"
-        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        boolean = op_type in ("Greater", "Less")
+        node.outputs[0].type = ir.TensorType(ir.DataType.BOOL if boolean else ir.DataType.FLOAT)
         insert_before(self.anchor, [node])
         return node.outputs[0]
 
@@ -152,11 +153,8 @@ def _unpacked_weight(build: _Builder, codes: ir.Value, block_scale: ir.Value) ->
     indices = build("Cast", packed, to=int(ir.DataType.INT32))
     indices.type = ir.TensorType(ir.DataType.INT32)
     values = build("Gather", build.constant("e2m1_pairs", pairs), indices, axis=0)
-    blocks = build.constant(f"blocks_{columns}", np.array([rows, columns // BLOCK, BLOCK]))
-    if list(blocks.const_value.numpy()) != [rows, columns // BLOCK, BLOCK]:  # type: ignore[union-attr]
-        blocks = build.constant(
-            f"blocks_{rows}_{columns}", np.array([rows, columns // BLOCK, BLOCK])
-        )
+    shape = np.array([rows, columns // BLOCK, BLOCK])
+    blocks = build.constant(f"blocks_{rows}x{columns}", shape)
     scale = build("Cast", block_scale, to=1)
     scale = build("Unsqueeze", scale, build.constant("last_axis", np.array([-1])))
     scaled = build("Mul", build("Reshape", values, blocks), scale)
@@ -186,7 +184,9 @@ def fake_quantize(
         wide: the activation in fp32; `source` is the same value as the graph has it.
         global_scale: [] fp32, of the graph's own quantise node.
     """
-    *lead, last = source.shape.numpy()  # type: ignore[union-attr]
+    assert source.shape is not None
+    # Reshape takes 0 for "as it is", which a dynamic length needs.
+    *lead, last = (d if isinstance(d, int) else 0 for d in source.shape)
     shape = "x".join(str(dimension) for dimension in (*lead, last))
     grouped = build.constant(f"groups_{shape}", np.array([*lead, last // BLOCK, BLOCK]))
     flat = build.constant(f"flat_{shape}", np.array([*lead, last]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fastwan.errors import BadInput
-from fastwan.export.passes.graphs import is_initializer, submodel
+from fastwan.export.passes.graphs import constants, submodel, with_constants
 
 
 def split_text(
@@ -26,10 +26,17 @@ def split_text(
     if source is None:
         raise BadInput("graph has no text input", where=text_input)
     from_text: set[ir.Value] = {source}
+    fixed = constants(model.graph)
     text_nodes, other_nodes = [], []
     for node in model.graph:
-        reads = [value for value in node.inputs if value is not None and not is_initializer(value)]
-        if reads and all(value in from_text for value in reads):
+        reads = [
+            value
+            for value in node.inputs
+            if value is not None and not value.is_initializer() and value not in fixed
+        ]
+        if not reads:
+            continue
+        if all(value in from_text for value in reads):
             from_text.update(node.outputs)
             text_nodes.append(node)
         else:
@@ -39,5 +46,7 @@ def split_text(
         for value in node.inputs:
             if value is not None and value in from_text:
                 crossing[value] = None
+    text_nodes = with_constants(text_nodes, model.graph)
+    other_nodes = with_constants(other_nodes, model.graph)
     text = submodel(model, "text_kv", text_nodes, list(crossing))
     return text, submodel(model, "dit", other_nodes, list(model.graph.outputs))

@@ -1,0 +1,66 @@
+"""From one ``dit.onnx`` to the graphs that are built into engines, by attention mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fastwan.bundle import Linear
+from fastwan.config import AttentionName, BackendName
+from fastwan.export.passes.cut_at_regions import Region, cut_at_regions
+from fastwan.export.passes.graphs import clone
+from fastwan.export.passes.lower_attention import lower_attention
+from fastwan.export.passes.split_text import split_text
+
+
+@dataclass(frozen=True)
+class GraphPart:
+    """A graph to build one engine from, with the targeted linears in it."""
+
+    name: str
+    model: ir.Model
+    linears: tuple[Linear, ...]
+
+
+@dataclass(frozen=True)
+class DitPlan:
+    """Engines in the order in which they run, and the regions between the segments."""
+
+    parts: tuple[GraphPart, ...]
+    regions: tuple[Region, ...]
+
+
+def plan_dit(
+    model: ir.Model,
+    linears: Sequence[Linear],
+    *,
+    attention: AttentionName,
+    backend: BackendName,
+) -> DitPlan:
+    """Divide the transformer's graph for a backend and an attention mode.
+
+    The prompt's part (``text_kv``) is an engine of its own in every mode, run once a prompt. The
+    rest is one engine (``dit``) with the plugin (`tensorrt`) or native attention, or the segments
+    between the attention nodes where the backend has no plugins.
+
+    Args:
+        model: as ``dit.onnx`` holds it; left unchanged.
+        linears: all targeted linears of the graph.
+    """
+    text, dit = split_text(model)
+    regions: tuple[Region, ...] = ()
+    if attention == "native":
+        models = [lower_attention(clone(dit), "native")[0]]
+    elif backend == "tensorrt":
+        models = [dit]
+    else:
+        cut = cut_at_regions(dit)
+        models, regions = list(cut.segments), cut.regions
+    parts = []
+    for part in (text, *models):
+        nodes = {node.name for node in part.graph}
+        inside = tuple(linear for linear in linears if linear.node in nodes)
+        parts.append(GraphPart(str(part.graph.name), part, inside))
+    return DitPlan(tuple(parts), regions)
