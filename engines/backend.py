@@ -70,9 +70,7 @@ class Backend(Protocol):
             EnvironmentLacks: package, GPU or driver is missing or of a wrong kind.
         """
 
-    def build(
-        self, source: EngineSource, options: BuildOptions, progress: Progress
-    ) -> BuiltEngine:
+    def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
         """Build one engine.
 
         Raises:

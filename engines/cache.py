@@ -121,7 +121,7 @@ def content_key(
 def strip_remarks(model: onnx.ModelProto) -> None:
     """Remove what no engine depends on: doc strings, metadata, producer."""
     for name in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
-        model.ClearField(name)  # type: ignore[arg-type]
+        model.ClearField(name)
     del model.metadata_props[:]
     carriers: list[Any] = [model.graph, *model.graph.input, *model.graph.output]
     carriers += [*model.graph.value_info, *model.functions, *all_nodes(model), *all_tensors(model)]
@@ -175,8 +175,10 @@ class EngineCache:
         return found
 
     def put(self, key: str, engine: BuiltEngine) -> CachedEngine:
-        """Store a built engine; the entry appears whole or not at all."""
+        """Store a built engine; the entry appears whole or not at all. Call it under `lock`."""
         entry = self.folder / key
+        for left_behind in self.folder.glob(f".{key}.*"):  # by a build that was killed
+            shutil.rmtree(left_behind, ignore_errors=True)
         if entry.exists():
             shutil.rmtree(entry)
         with atomic_dir(entry) as temporary:

@@ -117,7 +117,9 @@ def _groups(kernels: Iterable[LayerRecord], targeted: Mapping[str, Linear]) -> d
             other = groups.get(node)
             if other is not None and not any(k is kernel for k in other.kernels):
                 joined.nodes |= other.nodes
-                joined.kernels += [k for k in other.kernels if not any(k is j for j in joined.kernels)]
+                joined.kernels += [
+                    k for k in other.kernels if not any(k is j for j in joined.kernels)
+                ]
         groups.update(dict.fromkeys(joined.nodes, joined))
     return groups
 
@@ -168,7 +170,9 @@ class _Index:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.producers = {out: node for node in model.graph.node for out in node.output if out}
-        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.initializers: dict[str, TensorProto] = {
+            tensor.name: tensor for tensor in model.graph.initializer
+        }
         self.nodes: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
             self.nodes.setdefault(node.name, []).append(node)
@@ -205,8 +209,9 @@ class _Index:
                 break
             node = self.producers.get(node.input[0])
         if node is None or node.op_type != "DequantizeLinear":
-            found = "no node" if node is None else node.op_type
-            raise _Fault(f"{found} stands between its {role} and the MatMul")
+            if node is None:
+                raise _Fault(f"its {role} is not dequantised in this graph")
+            raise _Fault(f"{node.op_type} stands between its {role} and the MatMul")
         attributes = {a.name: a.i for a in node.attribute}
         if attributes.get("block_size") != BLOCK or attributes.get("axis", 1) != -1:
             raise _Fault(f"its {role} is not scaled in blocks of {BLOCK} along the last axis")

@@ -33,8 +33,9 @@ _REQUIRED = ("LayerType", "Inputs", "Outputs", "TacticName", "Metadata")
 # A tensor's name may hold anything, braces included: what ends it is the field that follows.
 _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), (?:Location: \w+, )?Dimensions: \[(?P<shape>[-\d, ]*)\]"
-    r".*?Datatype: (?P<dtype>[^,}]+?)(?:, Format: .*?)? \}(?=, \{ Name: |\s*$)"
+    r".*?Datatype: (?P<dtype>[^,}]+?)(?:, Format: .*)? \}"
 )
+_NEXT_TENSOR = re.compile(r"(?<= \}), (?=\{ Name: )")
 # Nodes stand between unit separators; a node that the builder derived has a suffix after it.
 _NODE = re.compile(r"\[ONNX Layer: (.*)\][^\]]*")
 _FULLY_CONNECTED = re.compile(r"^__myl_[A-Za-z]*Fc")
@@ -241,15 +242,14 @@ def _tensors(text: str, engine: str, line: str) -> tuple[TensorRecord, ...]:
     if begin < 0 or end < begin:
         raise _unreadable(engine, line)
     body = text[begin + 1 : end].strip()
-    records, position = [], 0
-    while position < len(body):
-        match = _TENSOR.match(body, position)
+    records = []
+    for part in _NEXT_TENSOR.split(body) if body else ():
+        match = _TENSOR.fullmatch(part)
         if match is None:
             raise _unreadable(engine, line)
         sizes = match["shape"].replace(" ", "")
         shape = tuple(int(size) for size in sizes.split(",")) if sizes else ()
         records.append(TensorRecord(match["name"], match["dtype"].strip(), shape))
-        position = match.end() + (2 if body.startswith(", ", match.end()) else 0)
     return tuple(records)
 
 

@@ -274,8 +274,8 @@ def _spec(tensor: Any, source: EngineSource) -> TensorSpec:
         int(size) if size >= 0 else str(tensor.get_dimension_name(axis) or f"{name}_{axis}")
         for axis, size in enumerate(tensor.shape)
     )
-    layout = (source.io_formats or {}).get(name, "linear")
-    return TensorSpec(name=name, dtype=dtype, shape=shape, format=layout)
+    formatted = (source.io_formats or {}).get(name)
+    return TensorSpec(name=name, dtype=dtype, shape=shape, format=formatted or "linear")
 
 
 def import_builder(module: str, package: str) -> Any:

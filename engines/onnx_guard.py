@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
 from fastwan.errors import BadInput
@@ -27,7 +27,7 @@ ALLOWED_DOMAINS = STANDARD_DOMAINS | {"fastwan"}
 MAX_BYTES = (2 << 30) - 1
 """Largest protobuf message."""
 
-_BITS = {
+_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16,
     TensorProto.INT16: 16, TensorProto.INT32: 32, TensorProto.INT64: 64, TensorProto.BOOL: 8,
     TensorProto.FLOAT16: 16, TensorProto.DOUBLE: 64, TensorProto.UINT32: 32,
@@ -128,7 +128,8 @@ def tensor_bytes(tensor: TensorProto, where: str) -> int:
     bits = _BITS.get(tensor.data_type)
     if bits is None or any(size < 0 for size in tensor.dims):
         raise BadInput(f"dtype or shape of {tensor.name!r} is invalid", where=where)
-    return -(-math.prod(tensor.dims) * bits // 8)
+    elements: int = math.prod(tensor.dims)
+    return -(-elements * bits // 8)
 
 
 def _check_embedded(tensor: TensorProto, where: str) -> None:

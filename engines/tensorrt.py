@@ -43,9 +43,7 @@ class TensorRT:
                 fix=f"build on a {target.gpu}, or use --backend tensorrt-rtx",
             )
 
-    def build(
-        self, source: EngineSource, options: BuildOptions, progress: Progress
-    ) -> BuiltEngine:
+    def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
         self.check(options.target)
         trt = self._module()
         domains: frozenset[str] = frozenset()

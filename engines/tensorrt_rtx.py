@@ -28,9 +28,7 @@ class TensorRTRTX:
         check_served(self, target)
         self._capability(self._module(), target)
 
-    def build(
-        self, source: EngineSource, options: BuildOptions, progress: Progress
-    ) -> BuiltEngine:
+    def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
         trt = self._module()
         capability = self._capability(trt, options.target)
 

@@ -1,0 +1,249 @@
+"""What an engine's kernels cost: bytes, operations, and the time that follows from both.
+
+Every time here is predicted: a kernel takes the longer of its memory traffic at full bandwidth and
+its arithmetic at the rate of the table, plus a launch. Nothing of it was run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fastwan.bundle import Manifest, Region, RegionNode, TensorSpec
+from fastwan.config import AttentionName
+from fastwan.engines.gpus import GpuRates
+from fastwan.engines.layers import LayerRecord
+from fastwan.errors import BadInput
+
+STEPS = 3
+HEAD_DIM = 128
+
+_BITS = {
+    "float4_e2m1fn": 4, "float8_e4m3fn": 8, "uint8": 8, "int8": 8, "bool": 8, "float16": 16,
+    "bfloat16": 16, "float": 32, "float32": 32, "int32": 32, "int64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sum over kernels.
+
+    Attributes:
+        bytes_moved: everything read and written, weights included.
+        memory_bound_bytes: the part of kernels without matrix arithmetic.
+        flops: operations of GEMMs, attentions and convolutions, two a multiply-add.
+        seconds: predicted time; None where the GPU is not in the table.
+        floor_seconds: predicted time of the matrix arithmetic alone, nothing else between.
+    """
+
+    kernels: int = 0
+    bytes_moved: int = 0
+    memory_bound_bytes: int = 0
+    flops: int = 0
+    seconds: float | None = 0.0
+    floor_seconds: float | None = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.kernels + other.kernels,
+            self.bytes_moved + other.bytes_moved,
+            self.memory_bound_bytes + other.memory_bound_bytes,
+            self.flops + other.flops,
+            _add(self.seconds, other.seconds),
+            _add(self.floor_seconds, other.floor_seconds),
+        )
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(
+            self.kernels * times,
+            self.bytes_moved * times,
+            self.memory_bound_bytes * times,
+            self.flops * times,
+            None if self.seconds is None else self.seconds * times,
+            None if self.floor_seconds is None else self.floor_seconds * times,
+        )
+
+
+def _add(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left + right
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Sum of costs."""
+    return sum(costs, Cost())
+
+
+def flops(record: LayerRecord, dynamic: int = 1) -> int:
+    """Operations of a kernel's matrix arithmetic, 0 for one without.
+
+    GEMM: 2 M N K; attention: 4 H L Lk D (both products); convolution: 2 outputs x filter size.
+    """
+    operands = record.operands
+    if record.kind not in ("gemm", "attention", "convolution") or len(operands) < 2:
+        return 0
+    written = sum(tensor.elements(dynamic) for tensor in record.outputs)
+    if record.kind == "gemm":
+        return 2 * written * operands[0].shape[-1]
+    if record.kind == "convolution":
+        largest = max(tensor.elements(dynamic) for tensor in record.outputs)
+        return 2 * largest * math.prod(operands[1].shape[1:])
+    # Inputs are q [H, L, D], k [H, D, Lk], v [H, Lk, D]; the output is as large as q.
+    keys = record.inputs[-1].shape[-2]
+    return 4 * written * (dynamic if keys < 0 else keys)
+
+
+def kernel_cost(record: LayerRecord, gpu: GpuRates | None, dynamic: int = 1) -> Cost:
+    """Cost of one kernel.
+
+    Args:
+        gpu: what to price against; None leaves the times out.
+        dynamic: size of an axis that is not fixed.
+    """
+    if record.kind == "host":
+        return Cost(
+            seconds=None if gpu is None else 0.0, floor_seconds=None if gpu is None else 0.0
+        )
+    moved = sum(tensor.bytes(dynamic) for tensor in record.tensors)
+    operations = flops(record, dynamic)
+    rate = None
+    if gpu is not None:
+        attention = record.kind == "attention"
+        rate = gpu.attention["native"] if attention else gpu.matrix_rate(record.precision)
+    return _priced(moved, operations, rate, gpu, 0 if operations else moved)
+
+
+def _priced(
+    moved: int, operations: int, rate: float | None, gpu: GpuRates | None, memory_bound: int
+) -> Cost:
+    if gpu is None or rate is None:
+        return Cost(1, moved, memory_bound, operations, None, None)
+    arithmetic = operations / rate
+    seconds = max(moved / gpu.bytes_per_second, arithmetic) + gpu.launch_seconds
+    return Cost(1, moved, memory_bound, operations, seconds, arithmetic)
+
+
+def region_cost(region: Region, gpu: GpuRates | None, attention: AttentionName) -> Cost:
+    """Cost of what the runtime launches between two engines.
+
+    Raises:
+        BadInput: a node that this table does not know, or shapes that do not fit it.
+    """
+    specs = {spec.name: spec for spec in (*region.inputs, *region.constants, *region.outputs)}
+    return total(_node_cost(node, specs, gpu, attention) for node in region.nodes)
+
+
+def _node_cost(
+    node: RegionNode,
+    specs: Mapping[str, TensorSpec],
+    gpu: GpuRates | None,
+    attention: AttentionName,
+) -> Cost:
+    if node.op != "SageAttention3":
+        raise BadInput(f"no cost is known for {node.op}", where="engines/cost.py")
+    qkv = specs[node.inputs[0]]
+    batch, length, channels = (size for size in qkv.shape if isinstance(size, int))
+    tokens = int(node.attributes.get("num_tokens", length))
+    return sage_attention_cost(batch, length, channels // 3, tokens, gpu, attention)
+
+
+def sage_attention_cost(
+    batch: int,
+    length: int,
+    width: int,
+    num_tokens: int,
+    gpu: GpuRates | None,
+    attention: AttentionName = "sage3",
+) -> Cost:
+    """Prologue and FP4 attention of one block.
+
+    The prologue reads qkv [B, L, 3C] bf16 and the RoPE tables [L, 64] fp32 once for q and once for
+    k, and writes q, k, v as FP4 with one e4m3 scale for 16 values; the attention reads those and
+    writes [B, L, C] bf16. 420 MB and 185 MB at 32,760 tokens and 1,536 channels.
+    """
+    qkv = batch * length * 3 * width * 2
+    tables = 2 * 2 * num_tokens * (HEAD_DIM // 2) * 4
+    padded = -(-num_tokens // 128) * 128
+    packed = batch * 3 * padded * width * 9 // 16  # half a byte a value, a byte for 16
+    out = batch * length * width * 2
+    operations = 4 * batch * num_tokens * num_tokens * width
+    rate = None if gpu is None else gpu.attention[attention]
+    prologue_rate = None if gpu is None else gpu.matrix_rate("BFloat16")
+    prologue = qkv + tables + packed
+    return _priced(prologue, 0, prologue_rate, gpu, prologue) + _priced(
+        packed + out, operations, rate, gpu, 0
+    )
+
+
+@dataclass(frozen=True)
+class VideoCost:
+    """Predicted cost of a video and its parts, each for one run of what it names.
+
+    Attributes:
+        engines: one run of each engine.
+        regions: one launch of each region.
+        prompt: text encoder and text keys and values.
+        step: one denoising step.
+        latent: decoding one latent frame.
+        video: prompt, three steps and all latent frames; no copies to the host.
+    """
+
+    engines: Mapping[str, Cost]
+    regions: Mapping[str, Cost]
+    prompt: Cost
+    step: Cost
+    latent: Cost
+    video: Cost
+
+
+def price(
+    manifest: Manifest, layers: Mapping[str, Sequence[LayerRecord]], gpu: GpuRates | None
+) -> VideoCost:
+    """Price every kernel of a bundle.
+
+    Args:
+        layers: records by engine, from ``layers.json``.
+        gpu: row of the table for the bundle's target, or None.
+    """
+    empty = Cost() if gpu is not None else Cost(seconds=None, floor_seconds=None)
+    engines = {
+        name: sum(
+            (kernel_cost(record, gpu, _usual_size(manifest, name)) for record in layers[name]),
+            empty,
+        )
+        for name in manifest.engines
+    }
+    regions = {
+        name: region_cost(region, gpu, manifest.attention)
+        for name, region in manifest.regions.items()
+    }
+    parts = {
+        cadence: sum(
+            (cost for name, cost in engines.items() if manifest.engines[name].runs == cadence),
+            empty,
+        )
+        for cadence in ("prompt", "step", "latent")
+    }
+    step = sum(regions.values(), parts["step"])
+    latents = (manifest.onnx.model.shape.num_frames - 1) // 4 + 1
+    video = parts["prompt"] + step * STEPS + parts["latent"] * latents
+    return VideoCost(engines, regions, parts["prompt"], step, parts["latent"], video)
+
+
+def _usual_size(manifest: Manifest, engine: str) -> int:
+    """Length of a dynamic axis in the usual (opt) shape of an engine's profile; 1 without."""
+    record = manifest.engines[engine]
+    for spec in record.inputs:
+        profile = record.profiles.get(spec.name)
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, str) and profile is not None:
+                return profile[1][axis]
+    return 1
+
+
+def spec_bytes(spec: TensorSpec, dynamic: int = 1) -> int:
+    """Bytes of a graph input or output; channels of ``hwc8`` count padded to 8."""
+    sizes = [size if isinstance(size, int) else dynamic for size in spec.shape]
+    if spec.format == "hwc8":
+        sizes[1] = -(-sizes[1] // 8) * 8
+    return -(-math.prod(sizes) * _BITS[spec.dtype] // 8)

@@ -1,0 +1,55 @@
+"""Manifest records of what the runtime launches between two engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from fastwan.bundle import Engine, Region, RegionNode, TensorSpec
+from fastwan.errors import BadInput
+from fastwan.export.passes.cut_at_regions import Region as RegionGraph
+
+
+def region_records(
+    regions: Sequence[RegionGraph], engines: Mapping[str, Engine]
+) -> dict[str, Region]:
+    """Manifest records of the regions between the ``dit`` engines.
+
+    Raises:
+        BadInput: a region reads a value that no engine makes.
+    """
+    makers = {spec.name: name for name, engine in engines.items() for spec in engine.outputs}
+    order = list(engines)
+    records = {}
+    for region in regions:
+        graph = region.model.graph
+        for value in graph.inputs:
+            if value.name not in makers:
+                raise BadInput(f"no engine makes {value.name!r}", where=region.name)
+        records[region.name] = Region(
+            component="dit",
+            after=max((makers[str(value.name)] for value in graph.inputs), key=order.index),
+            nodes=tuple(_region_node(node) for node in graph),
+            inputs=tuple(map(_spec, graph.inputs)),
+            constants=tuple(_spec(graph.initializers[name]) for name in sorted(graph.initializers)),
+            outputs=tuple(map(_spec, graph.outputs)),
+        )
+    return records
+
+
+def _region_node(node: ir.Node) -> RegionNode:
+    return RegionNode(
+        op=node.op_type,
+        inputs=tuple(str(value.name) for value in node.inputs if value is not None),
+        outputs=tuple(str(value.name) for value in node.outputs),
+        attributes={name: attribute.value for name, attribute in sorted(node.attributes.items())},
+    )
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    if value.dtype is None or value.shape is None or not value.shape.is_static():
+        raise BadInput(f"{value.name!r} has no fixed type and shape", where="region")
+    return TensorSpec(
+        name=str(value.name), dtype=value.dtype.numpy().name, shape=tuple(value.shape.numpy())
+    )

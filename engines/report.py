@@ -1,0 +1,199 @@
+"""What ``inspect`` says of a bundle: kernels, dtypes, FP4 share, bytes and predicted time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fastwan.bundle import Bundle, Engine, Manifest
+from fastwan.engines.cost import STEPS, Cost, VideoCost, price, spec_bytes
+from fastwan.engines.coverage import check_coverage, is_fp4_gemm
+from fastwan.engines.gpus import (
+    GPUS,
+    PUBLISHED_STEP_SECONDS,
+    PUBLISHED_VIDEO_SECONDS,
+)
+from fastwan.engines.layers import LayerRecord, layer_from_json
+
+if TYPE_CHECKING:
+    pass
+
+Report = dict[str, object]
+
+LABELS: Mapping[str, str] = {
+    "files": "measured", "bytes": "measured", "linears": "measured", "fp4_linears": "measured",
+    "kernels": "measured", "dtypes": "measured", "fp4_gemm_share": "measured",
+    "scratch_bytes": "measured", "weight_bytes": "measured", "bytes_moved": "predicted",
+    "memory_bound_bytes": "predicted", "flops": "predicted", "predicted_ms": "predicted",
+    "floor_ms": "predicted", "seconds": "measured", "peak_rss_bytes": "measured",
+    "device_bytes": "predicted",
+}  # fmt: skip
+"""How each figure was got: ``measured`` is read from files, the build and its records;
+``predicted`` follows from them by a model. No figure was taken on a GPU."""
+
+PUBLISHED_SHAPE = (480, 832, 81)
+
+
+def bundle_layers(bundle: Bundle) -> dict[str, tuple[LayerRecord, ...]]:
+    """Layer records by engine, from the hash-checked ``layers.json``."""
+    return {name: tuple(map(layer_from_json, records)) for name, records in bundle.layers.items()}
+
+
+def inspect_bundle(bundle: Bundle) -> Report:
+    """Everything ``inspect --json`` prints.
+
+    Figures of a component are for one run: of ``dit`` a denoising step (and, apart, the text key
+    and value engine once a prompt), of ``decoder`` one latent frame, of ``text_encoder`` one prompt
+    at the usual length of its profile.
+
+    Raises:
+        BadInput: no bundle of this tool, or malformed layer records.
+        VerificationFailed: ``layers.json`` differs from its hash.
+    """
+    manifest = bundle.manifest
+    layers = bundle_layers(bundle)
+    gpu = GPUS.get(manifest.target)
+    costs = price(manifest, layers, gpu)
+    present = dict.fromkeys(engine.component for engine in manifest.engines.values())
+    shape = manifest.onnx.model.shape
+    published = (shape.height, shape.width, shape.num_frames) == PUBLISHED_SHAPE
+    return {
+        "bundle": str(bundle.root),
+        "model": manifest.onnx.model.name,
+        "recipe": manifest.onnx.model.recipe,
+        "shape": shape.model_dump(),
+        "target": manifest.target,
+        "backend": manifest.backend,
+        "attention": manifest.attention,
+        "sampler": manifest.sampler,
+        "versions": {"fastwan-export": manifest.tool_version, **manifest.versions},
+        "seconds": manifest.build.seconds,
+        "peak_rss_bytes": manifest.build.peak_rss_bytes,
+        "components": {
+            component: component_report(manifest, layers, costs, component) for component in present
+        },
+        "engines": {
+            name: _cost_fields(costs.engines[name])
+            | {"component": engine.component, "runs": engine.runs}
+            for name, engine in manifest.engines.items()
+        },
+        "regions": {name: _cost_fields(cost) for name, cost in costs.regions.items()},
+        "device_bytes": device_bytes(manifest, layers),
+        "prediction": {
+            "gpu": None if gpu is None else gpu.name,
+            "rates_of": None if gpu is None else gpu.date,
+            "step_ms": _ms(costs.step.seconds),
+            "step_floor_ms": _ms(costs.step.floor_seconds),
+            "video_ms": _ms(costs.video.seconds),
+            "video_floor_ms": _ms(costs.video.floor_seconds),
+            "published_step_ms": PUBLISHED_STEP_SECONDS * 1e3 if published else None,
+            "published_video_ms": PUBLISHED_VIDEO_SECONDS * 1e3 if published else None,
+            "covers": f"text encoder, text_kv, {STEPS} steps, decoder; no copies to the host",
+        },
+        "labels": dict(LABELS),
+    }
+
+
+def component_report(
+    manifest: Manifest,
+    layers: Mapping[str, Sequence[LayerRecord]],
+    costs: VideoCost,
+    component: str,
+) -> Report:
+    """Figures of one component; ``files`` and ``bytes`` are of its engines and their kin."""
+    engines = {n: e for n, e in manifest.engines.items() if e.component == component}
+    records = [record for name in engines for record in layers[name]]
+    coverage = {name: check_coverage(layers[name], e.linears) for name, e in engines.items()}
+    files = [f for name, f in manifest.files.items() if name.startswith(f"{component}/")]
+    gemms = [record for record in records if record.kind == "gemm"]
+    main = {"dit": costs.step, "decoder": costs.latent}.get(component)
+    if main is None:
+        main = sum((costs.engines[name] for name in engines), Cost())
+    report: Report = {
+        "files": len(files),
+        "bytes": sum(file.bytes for file in files),
+        "linears": sum(len(linear.sources) for e in engines.values() for linear in e.linears),
+        "fp4_linears": sum(len(linear.sources) for c in coverage.values() for linear in c.covered),
+        "kernels": sum(record.kind != "host" for record in records),
+        "kinds": dict(Counter(record.kind for record in records)),
+        "dtypes": dict(Counter(record.precision for record in records if record.precision)),
+        "fp4_gemm_share": _share(sum(map(is_fp4_gemm, gemms)), len(gemms)),
+        "weight_bytes": sum(tensor.bytes() for record in records for tensor in record.constants),
+        "scratch_bytes": max((engine.scratch_bytes for engine in engines.values()), default=0),
+        **_cost_fields(main, kernels=False),
+    }
+    if component == "dit":
+        apart = [n for n, e in engines.items() if e.runs != "step"]
+        report["per_prompt"] = _cost_fields(sum((costs.engines[n] for n in apart), Cost()))
+    return report
+
+
+def build_report(bundle: str, manifest: Manifest, report: Mapping[str, object]) -> Report:
+    """What ``build-engine --json`` prints, from the report of `inspect_bundle`."""
+    fields = ("files", "bytes", "linears", "fp4_linears", "kernels", "scratch_bytes")
+    components = report["components"]
+    assert isinstance(components, dict)
+    return {
+        "bundle": bundle,
+        "target": manifest.target,
+        "backend": manifest.backend,
+        "attention": manifest.attention,
+        "seconds": manifest.build.seconds,
+        "peak_rss_bytes": manifest.build.peak_rss_bytes,
+        "stages": manifest.build.stages,
+        "cached": list(manifest.build.cached),
+        "components": {
+            name: {field: figures[field] for field in fields}
+            for name, figures in components.items()
+        },
+        "labels": {name: LABELS[name] for name in (*fields, "seconds", "peak_rss_bytes")},
+    }
+
+
+def device_bytes(manifest: Manifest, layers: Mapping[str, Sequence[LayerRecord]]) -> dict[str, int]:
+    """Device memory that a generation needs: weights, one shared scratch buffer, tensors.
+
+    ``tensors`` counts every input and output of every engine once, by name; a runtime that reuses
+    buffers needs less.
+    """
+    weights = sum(manifest.files[engine.file].bytes for engine in manifest.engines.values())
+    scratch = max((engine.scratch_bytes for engine in manifest.engines.values()), default=0)
+    tensors: dict[tuple[str, str], int] = {}
+    for engine in manifest.engines.values():
+        for spec in (*engine.inputs, *engine.outputs):
+            tensors[engine.component, spec.name] = spec_bytes(spec, _largest(engine, spec.name))
+    for region in manifest.regions.values():
+        for spec in region.outputs:
+            tensors[region.component, spec.name] = spec_bytes(spec)
+    held = sum(tensors.values())
+    return {
+        "weights": weights,
+        "scratch": scratch,
+        "tensors": held,
+        "total": weights + scratch + held,
+    }
+
+
+def _largest(engine: Engine, name: str) -> int:
+    profiles = [shape for shapes in engine.profiles.values() for shape in shapes[-1:]]
+    return max((size for shape in profiles for size in shape), default=1)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3
+
+
+def _cost_fields(cost: Cost, *, kernels: bool = True) -> Report:
+    fields: Report = {"kernels": cost.kernels} if kernels else {}
+    return fields | {
+        "bytes_moved": cost.bytes_moved,
+        "memory_bound_bytes": cost.memory_bound_bytes,
+        "flops": cost.flops,
+        "predicted_ms": _ms(cost.seconds),
+        "floor_ms": _ms(cost.floor_seconds),
+    }

@@ -1,0 +1,123 @@
+"""Layer records read from the builder's log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fastwan.engines.backend import BuiltEngine
+from fastwan.engines.layers import TensorRecord, layer_from_json, parse_layers
+from fastwan.errors import BadInput, VerificationFailed
+
+
+def tensor(name: str, shape: str, dtype: str) -> str:
+    return (
+        f"{{ Name: {name}, Dimensions: [{shape}], Strides: [1,1], StrideOrder: [1,0], "
+        f"Datatype: {dtype}, Format: (Arbitrary) Format with stride order = [1,0] }}"
+    )
+
+
+GEMM = (
+    "Name: a/MatMul_myl0_1, LayerType: gemm, Inputs: [ "
+    + ", ".join((tensor("{x, y}", "1,128,256", "FP4E2M1"), tensor("s", "1,1,4,32,4,4", "FP8")))
+    + " ], Constants: [ "
+    + ", ".join((tensor("w", "1,256,512", "FP4E2M1"), tensor("alpha", "1", "Float")))
+    + " ], Outputs: [ "
+    + tensor("out [0]", "1,128,512", "BFloat16")
+    + "], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: "
+    "[ONNX Layer: a[0]/MatMul]\x1f[ONNX Layer: conv]__gemm_from_conv1x1"
+)
+HOST = (
+    "Name: shapes, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], "
+    "TacticName: , StreamId: 0, Metadata: "
+)
+TAIL = "\n\nI/O Tensors:\n Name: x, IOMode: Input"
+
+
+def log(*lines: str) -> list[str]:
+    return ["Graph optimised", "Layers:\n" + "\n".join(lines) + TAIL]
+
+
+def test_a_gemm_with_awkward_names_is_read_whole() -> None:
+    (gemm,) = parse_layers(log(GEMM), "dit")
+    assert gemm.name == "a/MatMul_myl0_1"
+    assert gemm.inputs[0] == TensorRecord("{x, y}", "FP4E2M1", (1, 128, 256))
+    assert gemm.outputs == (TensorRecord("out [0]", "BFloat16", (1, 128, 512)),)
+    assert gemm.nodes == ("a[0]/MatMul", "conv")
+    assert gemm.tactic == "__myelin_CASK_STUB"
+    assert [t.name for t in gemm.operands] == ["{x, y}", "w"]
+    assert (gemm.kind, gemm.precision) == ("gemm", "FP4E2M1")
+
+
+def test_a_call_without_tensors_is_the_host() -> None:
+    host, gemm = parse_layers(log(HOST, GEMM), "dit")
+    assert (host.kind, host.nodes, host.tensors) == ("host", (), ())
+    assert gemm.kind == "gemm"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        ["Layers:" + TAIL],
+        log(GEMM.replace("LayerType", "Kind")),
+        log(GEMM.replace("Dimensions: [1,128,256]", "Dimensions: 1x128x256")),
+        log(GEMM.replace("Outputs: [ ", "Outputs: ").replace("], TacticName", ", TacticName")),
+        log(GEMM, "something else"),
+    ],
+    ids=["no log", "empty block", "missing field", "bad tensor", "no list", "foreign line"],
+)
+def test_what_is_not_understood_is_refused(messages: list[str]) -> None:
+    with pytest.raises(VerificationFailed, match="dit"):
+        parse_layers(messages, "dit")
+
+
+def test_records_survive_json() -> None:
+    for layer in parse_layers(log(HOST, GEMM), "dit"):
+        assert layer_from_json(json.loads(json.dumps(layer.to_json()))) == layer
+
+
+def test_a_malformed_json_record_is_refused() -> None:
+    (gemm,) = parse_layers(log(GEMM), "dit")
+    raw = gemm.to_json()
+    del raw["nodes"]
+    with pytest.raises(BadInput, match="nodes"):
+        layer_from_json(raw)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "dynamic", "size"),
+    [
+        ("FP4E2M1", (1, 128, 256), 1, 128 * 128),
+        ("BFloat16", (1, -1, 256), 100, 100 * 512),
+        ("FP8", (1, -1, 4, 32, 4, 4), 100, 2048),  # one tile of 128 rows of block scales
+        ("Float", (), 1, 4),
+    ],
+)
+def test_bytes_of_a_tensor(dtype: str, shape: tuple[int, ...], dynamic: int, size: int) -> None:
+    assert TensorRecord("t", dtype, shape).bytes(dynamic) == size
+
+
+def test_bytes_of_an_unknown_dtype_are_not_guessed() -> None:
+    with pytest.raises(BadInput, match="Posit"):
+        TensorRecord("t", "Posit8", (1,)).bytes()
+
+
+@pytest.mark.trt
+def test_the_builders_own_log_is_read(
+    kit: SimpleNamespace, build: Callable[..., BuiltEngine], tmp_path: Path
+) -> None:
+    built = build(kit.source(kit.graph(), tmp_path))
+    gemm = built.layers[-1]
+    assert gemm.kind == "gemm"
+    assert "a/MatMul" in gemm.nodes
+    assert [(t.dtype, t.elements()) for t in gemm.operands] == [
+        ("FP4E2M1", kit.M * kit.K),
+        ("FP4E2M1", kit.K * kit.N),
+    ]
+    assert gemm.outputs[0].shape == (1, kit.M, kit.N)
+    assert built.layers[0].kind == "memory"
