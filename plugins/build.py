@@ -17,6 +17,7 @@ from fastwan.progress import Progress, Quiet
 
 SOURCE = Path(__file__).resolve().parent
 OLDEST_CUDA = (12, 8)
+DEFAULT_NVCC = Path("/usr/local/cuda/bin/nvcc")
 
 _STEP = re.compile(r"^\[\s*(\d+)(?:/(\d+)|%)\]")
 _CMAKE_ERROR = re.compile(r"^CMake Error[^\n]*:\n\n?((?:  [^\n]*\n|\n)+)", re.MULTILINE)
@@ -43,7 +44,7 @@ def _nvcc() -> Path | None:
     named = os.environ.get("CUDACXX")
     folders = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     candidates = [named, shutil.which("nvcc"), *(f"{folder}/bin/nvcc" for folder in folders)]
-    for candidate in (*candidates, "/usr/local/cuda/bin/nvcc"):
+    for candidate in (*candidates, DEFAULT_NVCC):
         if candidate and Path(candidate).is_file():
             return Path(candidate)
     return None

@@ -67,7 +67,7 @@ def test_a_truncated_library_is_refused(tmp_path: Path, keep: int) -> None:
     PluginLibrary(path)
     cut = tmp_path / "cut.so"
     cut.write_bytes(whole[:keep])
-    with pytest.raises(BadInput, match="truncated|not a 64-bit ELF"):
+    with pytest.raises(BadInput, match=r"truncated|not a 64-bit ELF"):
         PluginLibrary(cut)
 
 
