@@ -296,7 +296,7 @@ def onnx_bundle(tmp_path: Path) -> Path:
             decoder={},
             text_encoder=None,
             default_sampler="unipc",
-        ),  # fmt: skip
+        ),
         graphs={"dit": graph},
     )
     (folder / "export.json").write_text(manifest.model_dump_json())

@@ -1,0 +1,162 @@
+"""The cost model against computation by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from fastwan.bundle import Region, RegionNode, TensorSpec
+from fastwan.engines.cost import (
+    Cost,
+    flops,
+    kernel_cost,
+    region_cost,
+    sage_attention_cost,
+    spec_bytes,
+    total,
+)
+from fastwan.engines.gpus import GPUS
+from fastwan.errors import BadInput
+
+GPU = GPUS["rtx5090"]
+L, C, FFN, TEXT = 32768, 1536, 8960, 512
+
+
+def gemm(kit: SimpleNamespace, n: int, k: int) -> object:
+    """An FP4 GEMM of a block at full size as the builder records it."""
+    tiles = k // 64
+    return kit.record(
+        "gemm",
+        inputs=[("FP4E2M1", (1, L, k)), ("FP8", (1, L // 128, 4, 32, tiles, 4))],
+        constants=[
+            ("FP4E2M1", (1, k, n)),
+            ("Float", (1,)),
+            ("Float", (1,)),
+            ("FP8", (1, tiles, 4, n // 128, 4, 32)),
+        ],
+        outputs=[("BFloat16", (1, L, n))],
+    )
+
+
+def test_bytes_and_operations_of_an_fp4_gemm(kit: SimpleNamespace) -> None:
+    cost = kernel_cost(gemm(kit, FFN, C), GPU)
+    activation = L * C // 2 + L * C // 16
+    weight = FFN * C // 2 + FFN * C // 16
+    assert cost.bytes_moved == activation + weight + 8 + L * FFN * 2
+    assert cost.flops == 2 * L * FFN * C
+    assert cost.memory_bound_bytes == 0
+    # 623 MB at 1.79 TB/s take longer than 902 GFLOP at 1676 TFLOPS: 0.348 against 0.538 ms.
+    assert cost.floor_seconds == pytest.approx(2 * L * FFN * C / 1676e12)
+    assert cost.seconds == pytest.approx(max(cost.bytes_moved / 1.79e12, cost.floor_seconds) + 2e-6)
+    assert cost.seconds == pytest.approx(0.540e-3, rel=5e-3)
+
+
+def test_attention_of_the_builder(kit: SimpleNamespace) -> None:
+    record = kit.record(
+        "_gemm_mha_v2_myl0_11",
+        "kgen",
+        inputs=[
+            ("BFloat16", (12, L, 128)),
+            ("BFloat16", (12, 128, TEXT)),
+            ("BFloat16", (12, TEXT, 128)),
+        ],
+        outputs=[("BFloat16", (12, L, 128))],
+    )
+    assert record.kind == "attention"
+    assert flops(record) == 4 * 12 * L * TEXT * 128
+    assert kernel_cost(record, GPU).floor_seconds == pytest.approx(4 * C * L * TEXT / 214e12)
+
+
+def test_convolution(kit: SimpleNamespace) -> None:
+    record = kit.record(
+        "conv",
+        "correlation",
+        inputs=[("Half", (1, 512, 60, 104)), ("Half", (1, 256, 60, 104))],
+        constants=[("Half", (256, 512, 3, 3)), ("Float", (1,)), ("Half", (1, 256, 1, 1))],
+        outputs=[("Half", (1, 256, 60, 104))],
+    )
+    assert flops(record) == 2 * 256 * 60 * 104 * 512 * 9
+
+
+def test_a_vector_times_a_matrix_is_not_taken_for_its_bias(kit: SimpleNamespace) -> None:
+    record = kit.record(
+        "__myl_FcAdd_myl0_4",
+        "runtime_fusion",
+        inputs=[("BFloat16", (1, 256))],
+        constants=[("BFloat16", (1, 9216)), ("BFloat16", (256, 9216))],
+        outputs=[("BFloat16", (1, 9216))],
+    )
+    assert record.kind == "gemm"
+    assert flops(record) == 2 * 256 * 9216
+
+
+def test_a_memory_kernel_costs_its_traffic(kit: SimpleNamespace) -> None:
+    record = kit.record(
+        "gelu", "kgen", inputs=[("BFloat16", (1, L, FFN))], outputs=[("BFloat16", (1, L, FFN))]
+    )
+    cost = kernel_cost(record, GPU)
+    assert cost.bytes_moved == cost.memory_bound_bytes == 2 * 2 * L * FFN
+    assert cost.seconds == pytest.approx(1174.4e6 / 1.79e12 + 2e-6, rel=1e-4)
+    assert (cost.flops, cost.floor_seconds) == (0, 0)
+
+
+def test_one_block_by_hand(kit: SimpleNamespace) -> None:
+    """The FP4 GEMMs of a block: 0.049 s in 30 of them, as the published peak allows."""
+    shapes = [(3 * C, C), (C, C), (C, C), (C, C), (FFN, C), (C, FFN)]
+    block = total(kernel_cost(gemm(kit, n, k), GPU) for n, k in shapes)
+    by_hand = 2 * L * C * (3 * C + 3 * C + 2 * FFN)
+    assert block.flops == by_hand
+    assert block.kernels == 6
+    assert 30 * by_hand / 1676e12 == pytest.approx(0.049, rel=0.02)
+    assert (block * 30).floor_seconds == pytest.approx(30 * by_hand / 1676e12)
+
+
+def test_attention_region_by_hand() -> None:
+    tokens = 32760
+    cost = sage_attention_cost(1, tokens, C, tokens, GPU)
+    prologue = tokens * 3 * C * 2 + 4 * tokens * 64 * 4 + 3 * L * C * 9 // 16
+    assert prologue == pytest.approx(420e6, rel=2e-3)
+    assert cost.memory_bound_bytes == prologue
+    attention = 3 * L * C * 9 // 16 + tokens * C * 2
+    assert cost.bytes_moved == prologue + attention
+    assert cost.flops == 4 * tokens * tokens * C
+    # 0.235 ms of memory traffic, then 8.68 ms of arithmetic; 30 blocks: 0.26 s.
+    assert cost.seconds == pytest.approx(prologue / 1.79e12 + cost.flops / 760e12 + 4e-6)
+    assert (cost * 30).floor_seconds == pytest.approx(0.26, rel=5e-3)
+
+
+def region(op: str) -> Region:
+    qkv = TensorSpec(name="qkv", dtype="bfloat16", shape=(1, 256, 768))
+    out = TensorSpec(name="out", dtype="bfloat16", shape=(1, 256, 256))
+    node = RegionNode(op=op, inputs=("qkv",), outputs=("out",), attributes={"num_tokens": 180})
+    return Region(
+        component="dit", after="segment_00", nodes=(node,), inputs=(qkv,), constants=(),
+        outputs=(out,),
+    )  # fmt: skip
+
+
+def test_a_region_is_priced_by_its_node() -> None:
+    expected = sage_attention_cost(1, 256, 256, 180, GPU)
+    assert region_cost(region("SageAttention3"), GPU, "sage3") == expected
+    with pytest.raises(BadInput, match="no cost is known for Other"):
+        region_cost(region("Other"), GPU, "sage3")
+
+
+def test_without_a_gpu_there_are_bytes_but_no_time(kit: SimpleNamespace) -> None:
+    cost = kernel_cost(gemm(kit, C, C), None)
+    assert cost.flops == 2 * L * C * C
+    assert (cost.seconds, cost.floor_seconds) == (None, None)
+    assert (Cost() + cost).seconds is None
+    assert (cost * 3).seconds is None
+
+
+def test_host_calls_cost_nothing(kit: SimpleNamespace) -> None:
+    record = kit.record("shapes", "shape_call", inputs=[], outputs=[])
+    assert kernel_cost(record, GPU) == Cost()
+
+
+def test_channels_last_buffers_are_padded() -> None:
+    spec = TensorSpec(name="m", dtype="float16", shape=(1, 3, 4, 4))
+    assert spec_bytes(spec) == 96
+    assert spec_bytes(spec.model_copy(update={"format": "hwc8"})) == 256

@@ -1,0 +1,136 @@
+"""What inspect prints: exact figures of a small bundle, labelled."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fastwan.bundle import Bundle, open_bundle
+from fastwan.config import TARGETS
+from fastwan.engines.build import BuildRequest, build_bundle
+from fastwan.engines.plan import EngineSource
+from fastwan.engines.report import LABELS, build_report, inspect_bundle
+from fastwan.engines.report_text import render
+
+FIELDS = {
+    "files", "bytes", "linears", "fp4_linears", "kernels", "scratch_bytes", "bytes_moved",
+    "predicted_ms",
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_bundle(
+    onnx_bundle: Path, bundle_source: Callable[..., EngineSource], fake_backend: Any,
+    kit: SimpleNamespace, tmp_path: Path,
+) -> Callable[..., Bundle]:  # fmt: skip
+    def make(target: str = "rtx5090") -> Bundle:
+        quantise = kit.record(
+            "quantise", "kgen", inputs=[("BFloat16", (1, 128, 256))],
+            outputs=[("FP4E2M1", (1, 128, 256)), ("FP8", (1, 1, 4, 32, 4, 4))],
+        )  # fmt: skip
+        fake_backend.layers = (quantise, *fake_backend.layers)
+        sources = [bundle_source("text_kv"), bundle_source("dit")]
+        sources.append(bundle_source("decoder", component="decoder", linears=()))
+        request = BuildRequest(
+            target=TARGETS[target], backend=fake_backend, attention="native", sampler="unipc",
+            components=("dit", "decoder"), use_cache=False,
+        )  # fmt: skip
+        build_bundle(onnx_bundle, tmp_path / "bundle", sources, request)
+        return open_bundle(tmp_path / "bundle")
+
+    return make
+
+
+QUANTISE_BYTES = 128 * 256 * 2 + 128 * 256 // 2 + 2048
+GEMM_BYTES = 128 * 256 // 2 + 2048 + 256 * 512 // 2 + 4 + 256 * 512 // 16 + 128 * 512 * 2
+
+
+def test_figures_of_a_component(make_bundle: Callable[..., Bundle]) -> None:
+    report: dict[str, Any] = inspect_bundle(make_bundle())
+    assert set(report["components"]) == {"dit", "decoder"}
+    dit = report["components"]["dit"]
+    assert set(dit) >= FIELDS
+    assert (dit["files"], dit["bytes"]) == (2, len(b"plantext_kv") + len(b"plandit"))
+    assert (dit["linears"], dit["fp4_linears"], dit["kernels"]) == (2, 2, 4)
+    assert dit["fp4_gemm_share"] == 1.0
+    assert dit["kinds"] == {"memory": 2, "gemm": 2}
+    assert dit["dtypes"] == {"FP4E2M1": 4}
+    assert dit["scratch_bytes"] == 1024  # shared by all engines, so the largest
+    # One step runs `dit` and not `text_kv`.
+    assert dit["bytes_moved"] == QUANTISE_BYTES + GEMM_BYTES
+    assert dit["memory_bound_bytes"] == QUANTISE_BYTES
+    assert dit["flops"] == 2 * 128 * 256 * 512
+    assert dit["predicted_ms"] == pytest.approx(
+        (QUANTISE_BYTES + GEMM_BYTES) / 1.79e12 * 1e3 + 2 * 2e-3
+    )
+    assert dit["per_prompt"]["bytes_moved"] == dit["bytes_moved"]
+    assert report["components"]["decoder"]["linears"] == 0
+
+
+def test_a_video_is_its_parts(make_bundle: Callable[..., Bundle]) -> None:
+    report: dict[str, Any] = inspect_bundle(make_bundle())
+    run = report["components"]["dit"]["predicted_ms"]
+    prediction = report["prediction"]
+    assert prediction["step_ms"] == pytest.approx(run)
+    # text_kv once, three steps, 9 frames = 3 latents.
+    assert prediction["video_ms"] == pytest.approx(run * (1 + 3 + 3))
+    assert prediction["published_step_ms"] is None  # another size than the published one
+    floor = 2 * 128 * 256 * 512 / 1676e12 * 1e3
+    assert prediction["step_floor_ms"] == pytest.approx(floor)
+
+
+def test_a_gpu_without_rates_has_no_prediction(make_bundle: Callable[..., Bundle]) -> None:
+    report: dict[str, Any] = inspect_bundle(make_bundle("gb10"))
+    assert report["components"]["dit"]["bytes_moved"] == QUANTISE_BYTES + GEMM_BYTES
+    assert report["components"]["dit"]["predicted_ms"] is None
+    assert report["prediction"]["step_ms"] is None
+    assert "no prediction" in text_of(report)
+
+
+def test_device_memory(make_bundle: Callable[..., Bundle]) -> None:
+    memory: Any = inspect_bundle(make_bundle())["device_bytes"]
+    assert memory["scratch"] == 1024
+    assert memory["weights"] == len(b"plantext_kv" + b"plandit" + b"plandecoder")
+    assert memory["tensors"] == 3 * 128 * 256 * 2  # one buffer for each name
+    assert memory["total"] == memory["weights"] + memory["scratch"] + memory["tensors"]
+
+
+def test_every_figure_is_labelled(make_bundle: Callable[..., Bundle]) -> None:
+    report: dict[str, Any] = inspect_bundle(make_bundle())
+    assert report["labels"] == dict(LABELS)
+    assert set(LABELS.values()) <= {"measured", "emulated", "predicted"}
+    for figures in report["components"].values():
+        assert set(figures) - {"kinds", "per_prompt"} <= set(LABELS)
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_report_of_a_build(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle()
+    report: dict[str, Any] = build_report("out", bundle.manifest, inspect_bundle(bundle))
+    assert set(report) >= {"bundle", "target", "backend", "attention", "seconds", "peak_rss_bytes"}
+    assert report["components"]["dit"] == {
+        "files": 2, "bytes": 18, "linears": 2, "fp4_linears": 2, "kernels": 4,
+        "scratch_bytes": 1024,
+    }  # fmt: skip
+    json.dumps(report)
+
+
+def text_of(report: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=160).print(render(report))
+    return stream.getvalue()
+
+
+def test_the_text_has_the_same_figures(make_bundle: Callable[..., Bundle]) -> None:
+    text = text_of(inspect_bundle(make_bundle()))
+    for part in ("dit (one step)", "decoder (one latent frame)", "FP4E2M1:4", "100%"):
+        assert part in text
+    assert text.count("predicted") >= 5
+    assert "measured" in text

@@ -1,0 +1,184 @@
+"""The real TensorRT-RTX builder on a CPU, with tiny graphs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnx
+import pytest
+from onnx import helper as oh
+
+from fastwan.config import TARGETS, Target
+from fastwan.engines.backend import BuildOptions, BuiltEngine, load_backend
+from fastwan.engines.tensorrt_rtx import TensorRTRTX
+from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.progress import Quiet
+
+pytestmark = pytest.mark.trt
+pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
+Build = Callable[..., BuiltEngine]
+
+
+def test_two_builds_give_the_same_bytes(kit: SimpleNamespace, build: Build, tmp_path: Path) -> None:
+    source = kit.source(kit.graph(), tmp_path)
+    first, second = build(source), build(source)
+    assert bytes(first.plan) == bytes(second.plan)
+    assert first.layers == second.layers
+    assert first.scratch_bytes == second.scratch_bytes > 0
+
+
+def test_inputs_and_outputs_are_recorded(
+    kit: SimpleNamespace, build: Build, tmp_path: Path
+) -> None:
+    built = build(kit.source(kit.graph(), tmp_path))
+    (x,), (y,) = built.inputs, built.outputs
+    assert (x.name, x.dtype, x.shape) == ("x", "bfloat16", (1, kit.M, kit.K))
+    assert (y.name, y.dtype, y.shape) == ("y", "bfloat16", (1, kit.M, kit.N))
+
+
+def bf16_linear(kit: SimpleNamespace) -> onnx.ModelProto:
+    graph = kit.GraphBuilder()
+    graph.inputs += [kit.value("x", [4, 32]), kit.value("w", [32, 64])]
+    graph.outputs.append(kit.value("y", [4, 64]))
+    graph.node("MatMul", ["x", "w"], ["y"], "mm")
+    return graph.model()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_of_the_table_builds(
+    kit: SimpleNamespace, build: Build, tmp_path: Path, target: str
+) -> None:
+    load_backend("tensorrt-rtx").check(TARGETS[target])
+    built = build(kit.source(bf16_linear(kit), tmp_path, linears=()), target)
+    assert built.plan.nbytes > 1000
+    assert built.layers
+
+
+def test_an_engine_depends_on_the_target(
+    kit: SimpleNamespace, build: Build, tmp_path: Path
+) -> None:
+    source = kit.source(bf16_linear(kit), tmp_path, linears=())
+    assert bytes(build(source, "rtx5090").plan) != bytes(build(source, "rtx4090").plan)
+
+
+def test_a_capability_without_a_builder_is_refused() -> None:
+    unknown = Target("h100", "H100", 90, ("tensorrt-rtx",), ("bf16",))
+    with pytest.raises(EnvironmentLacks, match="does not build for SM90"):
+        TensorRTRTX().check(unknown)
+
+
+def test_a_dynamic_axis_is_built_for_its_profile(
+    kit: SimpleNamespace, build: Build, tmp_path: Path
+) -> None:
+    model = kit.graph(tokens="length")
+    profiles = {"x": ((1, 1, kit.K), (1, 64, kit.K), (1, 512, kit.K))}
+    built = build(kit.source(model, tmp_path, profiles=profiles))
+    assert built.inputs[0].shape == (1, "length", kit.K)
+    assert -1 in built.layers[-1].outputs[0].shape
+    assert built.layers[-1].precision == "FP4E2M1"
+
+
+@pytest.mark.parametrize(
+    ("profiles", "message"),
+    [
+        (None, "input 'x' has no profile"),
+        ({"y": ((1,), (1,), (1,))}, "input '[xy]' has"),
+        ({"x": ((1, 64, 256), (1, 1, 256), (1, 512, 256))}, "refused"),
+    ],
+)
+def test_a_wrong_profile_is_refused(
+    kit: SimpleNamespace, build: Build, tmp_path: Path, profiles: object, message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        build(kit.source(kit.graph(tokens="length"), tmp_path, profiles=profiles))
+
+
+def convolution(kit: SimpleNamespace) -> onnx.ModelProto:
+    graph = kit.GraphBuilder()
+    half = onnx.TensorProto.FLOAT16
+    graph.inputs.append(kit.value("memory", [1, 16, 8, 8], half))
+    graph.outputs.append(kit.value("memory_out", [1, 16, 8, 8], half))
+    graph.initializers.append(kit.raw_tensor("w", half, [16, 16, 3, 3], bytes(16 * 16 * 9 * 2)))
+    graph.node("Conv", ["memory", "w"], ["memory_out"], "conv", pads=[1, 1, 1, 1])
+    return graph.model()
+
+
+def test_memory_formats_are_set_and_recorded(
+    kit: SimpleNamespace, build: Build, tmp_path: Path
+) -> None:
+    formats = {"memory": "hwc8", "memory_out": "hwc8"}
+    model = convolution(kit)
+    linear = build(kit.source(model, tmp_path, linears=(), component="decoder"))
+    hwc8 = build(kit.source(model, tmp_path, linears=(), component="decoder", io_formats=formats))
+    assert [spec.format for spec in (*linear.inputs, *linear.outputs)] == ["linear"] * 2
+    assert [spec.format for spec in (*hwc8.inputs, *hwc8.outputs)] == ["hwc8"] * 2
+    assert len(hwc8.layers) < len(linear.layers)  # no reformatting before and after
+    with pytest.raises(BadInput, match="'absent'"):
+        build(kit.source(model, tmp_path, linears=(), io_formats={"absent": "hwc8"}))
+
+
+def test_a_node_of_a_plugin_is_refused_before_the_parser_sees_it(
+    kit: SimpleNamespace, build: Build, tmp_path: Path
+) -> None:
+    model = kit.graph()
+    model.graph.node.append(oh.make_node("SageAttention3", ["x"], ["z"], "attn", domain="fastwan"))
+    with pytest.raises(BadInput, match="fastwan::SageAttention3 of node 'attn'"):
+        build(kit.source(model, tmp_path))
+
+
+def test_a_parser_error_names_the_node(kit: SimpleNamespace, build: Build, tmp_path: Path) -> None:
+    graph = kit.GraphBuilder()
+    graph.inputs.append(kit.value("x", [3, 4]))
+    graph.outputs.append(kit.value("y", [3, 4]))
+    graph.node("MatMul", ["x", "x"], ["y"], "odd/MatMul")
+    with pytest.raises(BadInput, match=r"node 'odd/MatMul'.*must match") as caught:
+        build(kit.source(graph.model(), tmp_path))
+    assert "cudaError" not in str(caught.value)
+
+
+def test_weights_are_read_from_external_data(
+    build: Build, bundle_source: Callable[..., object], kit: SimpleNamespace, tmp_path: Path
+) -> None:
+    external = build(bundle_source())
+    embedded = build(kit.source(kit.graph(), tmp_path))
+    assert bytes(external.plan) == bytes(embedded.plan)
+
+
+class Interrupting(Quiet):
+    """Presses Ctrl-C at the first report of the builder."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        if not self.notes:
+            os.kill(os.getpid(), signal.SIGINT)
+        self.notes.append(note)
+
+
+def test_ctrl_c_cancels_the_build_and_leaves_the_process_usable(
+    kit: SimpleNamespace, build: Build, tmp_path: Path
+) -> None:
+    source = kit.source(kit.graph(), tmp_path)
+    progress = Interrupting()
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        TensorRTRTX().build(source, BuildOptions(TARGETS["rtx5090"]), progress)
+    assert progress.notes[0].startswith("dit: ")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert build(source).plan.nbytes > 1000
+
+
+def test_a_display_that_fails_does_not_fail_the_build(kit: SimpleNamespace, tmp_path: Path) -> None:
+    class Broken(Quiet):
+        def advance(self, amount: int = 1, note: str = "") -> None:
+            raise ValueError("no terminal")
+
+    built = TensorRTRTX().build(
+        kit.source(kit.graph(), tmp_path), BuildOptions(TARGETS["rtx5090"]), Broken()
+    )
+    assert built.plan.nbytes > 1000
