@@ -42,6 +42,7 @@ class DiTConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))  # a list in a manifest
         for name in ("num_layers", "num_heads", "ffn_dim", "text_dim", "text_length", "freq_dim"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be positive", where="transformer/config.json")
@@ -97,6 +98,10 @@ class DecoderConfig:
     image_channels: int = 3
     time_growth: tuple[int, int, int] = (1, 2, 2)
     space_growth: tuple[bool, bool, bool] = (True, True, True)
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "time_growth", "space_growth"):  # lists in a manifest
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def frames_per_latent(self) -> int:

@@ -1,0 +1,94 @@
+"""Write an ONNX bundle: every exported graph of a model and ``export.json`` beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+
+from fastwan import __version__
+from fastwan.bundle import ONNX_MANIFEST, Graph, Model, OnnxManifest, Shape
+from fastwan.config import Recipe, SamplerName, VideoShape
+from fastwan.errors import BadInput
+from fastwan.export.checkpoint.reader import Checkpoint
+from fastwan.export.decoder_onnx import export_decoder
+from fastwan.export.dit_onnx import export_dit
+from fastwan.export.text_encoder_onnx import export_text_encoder
+from fastwan.progress import Progress
+
+
+def export_onnx_bundle(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    shape: VideoShape,
+    recipe: Recipe,
+    sampler: SamplerName,
+    components: Collection[str],
+    progress: Progress,
+) -> OnnxManifest:
+    """Export the components of a checkpoint into an existing, empty folder.
+
+    Args:
+        folder: gets the graphs, their data files and ``export.json``.
+        shape: video shape; every graph but the text encoder is made for it.
+        recipe: of the transformer's linears.
+        sampler: default of the model.
+        components: of ``dit``, ``decoder``, ``text_encoder``.
+
+    Raises:
+        BadInput: the checkpoint lacks a component, or one of its tensors is at fault.
+        EnvironmentLacks: a library of the exporter is missing.
+    """
+    graphs: dict[str, Graph] = {}
+    digests: dict[str, str] = {}
+    extra: tuple[str, ...] = ()
+    if "dit" in components:
+        exported, digests = export_dit(
+            checkpoint.transformer, checkpoint.dit_config, shape, recipe, folder, progress=progress
+        )
+        graphs |= exported
+    if "decoder" in components:
+        if checkpoint.decoder is None or checkpoint.decoder_config is None:
+            raise _lacks(checkpoint, "decoder", "pass --taehv")
+        graphs["decoder"] = export_decoder(
+            checkpoint.decoder, checkpoint.decoder_config, shape, folder, progress=progress
+        )
+    if "text_encoder" in components:
+        if (
+            checkpoint.text_encoder is None
+            or checkpoint.text_config is None
+            or checkpoint.tokenizer_dir is None
+        ):
+            raise _lacks(checkpoint, "text encoder", "leave it out with --components dit,decoder")
+        graphs["text_encoder"], extra = export_text_encoder(
+            checkpoint.text_encoder,
+            checkpoint.text_config,
+            folder,
+            tokenizer_dir=checkpoint.tokenizer_dir,
+            text_length=checkpoint.dit_config.text_length,
+            progress=progress,
+        )
+    text_config = checkpoint.text_config if "text_encoder" in components else None
+    manifest = OnnxManifest(
+        tool_version=__version__,
+        model=Model(
+            name=checkpoint.model_name,
+            recipe=recipe.name,
+            shape=Shape(height=shape.height, width=shape.width, num_frames=shape.num_frames),
+            dit=asdict(checkpoint.dit_config),
+            decoder=asdict(checkpoint.decoder_config) if checkpoint.decoder_config else {},
+            text_encoder=None if text_config is None else asdict(text_config),
+            default_sampler=sampler,
+        ),
+        graphs=graphs,
+        tensor_digests=digests,
+        extra_files=extra,
+    )
+    text = manifest.model_dump_json(indent=1) + "\n"
+    (folder / ONNX_MANIFEST).write_text(text, encoding="utf-8")
+    return manifest
+
+
+def _lacks(checkpoint: Checkpoint, part: str, fix: str) -> BadInput:
+    return BadInput(f"checkpoint has no {part}", where=checkpoint.source, fix=fix)

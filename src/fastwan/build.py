@@ -1,0 +1,229 @@
+"""``build-engine``: from a checkpoint to an engine bundle, through a temporary ONNX bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fastwan.bundle import Manifest, OnnxManifest
+from fastwan.config import (
+    COMPONENTS,
+    MODELS,
+    RECIPES,
+    TARGETS,
+    AttentionName,
+    BackendName,
+    SamplerName,
+    VideoShape,
+    lookup,
+)
+from fastwan.engines.backend import check_served, load_backend
+from fastwan.engines.build import BuildRequest, build_bundle
+from fastwan.engines.plan import EngineSource
+from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastwan.export.onnx_bundle import export_onnx_bundle
+from fastwan.export.passes.cut_at_regions import Region
+from fastwan.export.passes.plan_dit import plan_dit
+from fastwan.progress import Progress
+
+TEXT_PROFILE = (1, 64, 512)
+"""Shortest, usual and longest prompt in tokens that the text encoder's engine is built for."""
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """Options of ``build-engine``; None leaves a choice to the checkpoint or the tables.
+
+    Attributes:
+        checkpoint: folder or Hugging Face id.
+        taehv: weight file of the decoder, where the checkpoint has none.
+        height, width, num_frames: video shape; the checkpoint's own where None.
+    """
+
+    checkpoint: str
+    output: Path
+    taehv: Path | None = None
+    model: str | None = None
+    target: str = "rtx5090"
+    backend: BackendName = "tensorrt-rtx"
+    attention: AttentionName | None = None
+    sampler: SamplerName | Literal["auto"] = "auto"
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    components: tuple[str, ...] = COMPONENTS
+    use_cache: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.components if name not in COMPONENTS]
+        if unknown or not self.components:
+            raise BadInput(
+                f"unknown component {unknown[0]!r}" if unknown else "no component",
+                where="--components",
+                fix="a list of " + ", ".join(COMPONENTS),
+            )
+
+
+def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
+    """Export a checkpoint, build its engines, write the bundle.
+
+    Raises:
+        BadInput: checkpoint, option or output folder at fault.
+        EnvironmentLacks: the backend or a library of the exporter is missing.
+        VerificationFailed: an engine lost FP4.
+    """
+    started = time.monotonic()
+    target = lookup(TARGETS, spec.target)
+    backend = load_backend(spec.backend)
+    check_served(backend, target)
+    backend.check(target)
+    checkpoint = open_checkpoint(
+        spec.checkpoint, taehv=spec.taehv, components=spec.components, model=spec.model
+    )
+    preset = lookup(MODELS, checkpoint.model_name)
+    recipe = lookup(RECIPES, preset.recipe)
+    if recipe.linears not in target.formats:
+        raise BadInput(
+            f"{target.gpu} has no {recipe.linears} GEMM, which {preset.name} needs",
+            where="--target",
+            fix="one of " + ", ".join(preset.targets),
+        )
+    attention = spec.attention or preset.attention
+    sampler = checkpoint.default_sampler if spec.sampler == "auto" else spec.sampler
+    shape = _shape(spec, checkpoint)
+    library = plugin_library(attention, spec.backend)
+    with _temporary_sibling(spec.output) as folder:
+        exported = export_onnx_bundle(
+            checkpoint,
+            folder,
+            shape=shape,
+            recipe=recipe,
+            sampler=sampler,
+            components=spec.components,
+            progress=progress,
+        )
+        export_seconds = time.monotonic() - started
+        sources, regions = engine_sources(folder, exported, attention, spec.backend)
+        request = BuildRequest(
+            target=target,
+            backend=backend,
+            attention=attention,
+            sampler=sampler,
+            components=tuple(name for name in COMPONENTS if name in spec.components),
+            plugin_library=library,
+            use_cache=spec.use_cache,
+            move_onnx=True,
+            started=started,
+            stages=(("export", export_seconds),),
+        )
+        return build_bundle(
+            folder, spec.output, sources, request, regions=regions, progress=progress
+        )
+
+
+def _shape(spec: BuildSpec, checkpoint: Checkpoint) -> VideoShape:
+    default = checkpoint.default_shape
+    return VideoShape(
+        height=default.height if spec.height is None else spec.height,
+        width=default.width if spec.width is None else spec.width,
+        num_frames=default.num_frames if spec.num_frames is None else spec.num_frames,
+    )
+
+
+def engine_sources(
+    folder: Path, exported: OnnxManifest, attention: AttentionName, backend: BackendName
+) -> tuple[list[EngineSource], Sequence[Region]]:
+    """Graphs of an ONNX bundle to build, and the regions that the runtime launches itself.
+
+    Args:
+        folder: the ONNX bundle.
+        exported: its manifest.
+        attention: how self-attention runs.
+        backend: decides whether the attention node may stay in an engine.
+    """
+    import onnx_ir as ir
+
+    sources: list[EngineSource] = []
+    regions: Sequence[Region] = ()
+    graphs = exported.graphs
+    if "text_encoder" in graphs:
+        record = graphs["text_encoder"]
+        (embeddings,) = record.inputs
+        width = int(embeddings.shape[-1])
+        low, usual, high = ((1, length, width) for length in TEXT_PROFILE)
+        sources.append(
+            EngineSource(
+                name="text_encoder",
+                component="text_encoder",
+                model=(folder / record.file).read_bytes(),
+                base_dir=folder,
+                linears=record.linears,
+                profiles={embeddings.name: (low, usual, high)},
+            )
+        )
+    if "dit" in graphs:
+        linears = (*graphs["text_kv"].linears, *graphs["dit"].linears)
+        model = ir.load(folder / graphs["dit"].file)
+        plan = plan_dit(model, linears, attention=attention, backend=backend)
+        regions = plan.regions
+        sources += [
+            EngineSource(part.name, "dit", part.model, folder, part.linears) for part in plan.parts
+        ]
+    if "decoder" in graphs:
+        record = graphs["decoder"]
+        memories = (spec.name for spec in (*record.inputs, *record.outputs))
+        sources.append(
+            EngineSource(
+                name="decoder",
+                component="decoder",
+                model=(folder / record.file).read_bytes(),
+                base_dir=folder,
+                io_formats={name: "hwc8" for name in memories if name.startswith("memory_")},
+            )
+        )
+    return sources, regions
+
+
+def plugin_library(attention: AttentionName, backend: BackendName) -> Path | None:
+    """The FP4 attention library to put into the bundle, if it has been built.
+
+    Raises:
+        EnvironmentLacks: the engine cannot be built without it.
+    """
+    if attention != "sage3":
+        return None
+    from fastwan.plugins.loader import find_library
+
+    try:
+        return find_library()
+    except EnvironmentLacks:
+        if backend == "tensorrt":
+            raise
+        return None
+
+
+@contextmanager
+def _temporary_sibling(output: Path) -> Iterator[Path]:
+    """A folder on the file system of `output`, so that moving files into a bundle is a rename."""
+    output = Path(os.path.abspath(output))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.onnx.", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def parse_components(text: str) -> tuple[str, ...]:
+    """Components of a comma-separated list, in the order of `COMPONENTS`."""
+    names: Collection[str] = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = tuple(name for name in names if name not in COMPONENTS)
+    return tuple(name for name in COMPONENTS if name in names) + unknown

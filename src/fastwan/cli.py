@@ -1,0 +1,297 @@
+"""The command line. Every import that takes time stands inside the command that needs it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import click
+
+from fastwan import __version__
+from fastwan.config import COMPONENTS, MODELS, TARGETS
+from fastwan.errors import EnvironmentLacks, FastWanError
+from fastwan.progress import Console, Progress, Quiet
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+P = ParamSpec("P")
+INTERRUPTED = 130
+UNEXPECTED = 1
+
+
+class _State:
+    """Options of the whole command, set before a subcommand runs."""
+
+    debug = False
+
+
+def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Turn expected failures into one line and their exit code; a command may return a code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs) or 0
+        except FastWanError as error:
+            if _State.debug:
+                raise
+            _fail(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            if _State.debug:
+                raise
+            missing = EnvironmentLacks(
+                f"the Python package {error.name!r} is missing", fix="pip install fastwan-export"
+            )
+            _fail(str(missing), missing.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was left behind", INTERRUPTED)
+        except OSError as error:
+            if _State.debug:
+                raise
+            _fail(f"{error.strerror or error} ({error.filename or 'no file'})", 2)
+        except Exception as error:
+            if _State.debug:
+                raise
+            text = " ".join(str(error).split())[:300]
+            _fail(f"unexpected {type(error).__name__}: {text}: run again with --debug", UNEXPECTED)
+        else:
+            # Library threads and their destructors have nothing left to do for a finished command.
+            sys.stdout.flush()
+            sys.exit(code)
+
+    return run
+
+
+def _fail(line: str, code: int) -> None:
+    if sys.stderr.isatty():
+        print("\r\x1b[2K", end="", file=sys.stderr)
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, indent=1))
+
+
+def _print_rich(text: RenderableType) -> None:
+    from rich.console import Console as RichConsole
+
+    RichConsole(highlight=False).print(text)
+
+
+def _progress() -> Progress:
+    return Quiet() if os.environ.get("FASTWAN_QUIET") else Console()
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(debug: bool) -> None:
+    """FastWan text-to-video models as NVFP4 TensorRT engines for NVIDIA Blackwell.
+
+    Exit codes: 0 good, 2 bad input, 3 the environment lacks something, 4 verification failed,
+    5 slower than the baseline, 1 unexpected, 130 interrupted.
+    """
+    _State.debug = debug
+
+
+@main.command("make-checkpoint")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--size", type=click.Choice(["tiny", "1.3b"]), required=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--text-encoder/--no-text-encoder",
+    default=None,
+    help="With a UMT5 encoder; by default in tiny only (at 1.3b it has 5.7 B parameters).",
+)
+@_json_option
+@_report_errors
+def make_checkpoint(
+    output: Path, size: Any, seed: int, text_encoder: bool | None, as_json: bool
+) -> None:
+    """Write synthetic weights in the published file formats to OUTPUT."""
+    from fastwan.export.checkpoint import synthetic
+
+    summary = synthetic.make_checkpoint(
+        output, size=size, seed=seed, text_encoder=text_encoder, progress=_progress()
+    )
+    if as_json:
+        _print_json(summary)
+    else:
+        click.echo(
+            f"{output}: {summary['parameters']:,} parameters, {summary['bytes'] / 1e6:,.1f} MB"
+        )
+
+
+@main.command("build-engine")
+@click.option("--checkpoint", required=True, help="Folder or Hugging Face id.")
+@click.option("--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder.")
+@click.option("--model", type=click.Choice(list(MODELS)), help="Default: from the checkpoint.")
+@click.option("--target", type=click.Choice(list(TARGETS)), default="rtx5090", show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
+    default="tensorrt-rtx",
+    show_default=True,
+)
+@click.option(
+    "--attention", type=click.Choice(["sage3", "native"]), help="Default: the model's own."
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["auto", "unipc", "dmd"]),
+    default="auto",
+    show_default=True,
+)
+@click.option("--height", type=int, help="Pixels, a multiple of 16.")
+@click.option("--width", type=int, help="Pixels, a multiple of 16.")
+@click.option("--num-frames", type=int, help="Frames, 4n+1.")
+@click.option("--components", default=",".join(COMPONENTS), show_default=True)
+@click.option("--no-cache", is_flag=True, help="Build every engine anew.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")
+@_json_option
+@_report_errors
+def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any) -> None:
+    """Build an engine bundle from a checkpoint."""
+    from fastwan.build import BuildSpec, parse_components
+    from fastwan.build import build_engine as build
+    from fastwan.bundle import open_bundle
+    from fastwan.engines.report import build_report, inspect_bundle
+
+    spec = BuildSpec(components=parse_components(components), use_cache=not no_cache, **options)
+    manifest = build(spec, _progress())
+    report = build_report(str(spec.output), manifest, inspect_bundle(open_bundle(spec.output)))
+    if as_json:
+        _print_json(report)
+        return
+    linears = sum(part["linears"] for part in report["components"].values())
+    fp4 = sum(part["fp4_linears"] for part in report["components"].values())
+    click.echo(
+        f"{spec.output}: {len(manifest.engines)} engines for {manifest.target}, "
+        f"{fp4} of {linears} targeted linears in FP4, {manifest.build.seconds:.1f} s, "
+        f"peak {manifest.build.peak_rss_bytes / 1e9:.2f} GB (measured)"
+    )
+
+
+@main.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_json_option
+@_report_errors
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show the kernels, dtypes, FP4 share, bytes and predicted time of BUNDLE."""
+    from fastwan.bundle import open_bundle
+    from fastwan.engines.report import inspect_bundle
+    from fastwan.engines.report_text import render
+
+    report = inspect_bundle(open_bundle(bundle))
+    if as_json:
+        _print_json(report)
+    else:
+        _print_rich(render(report))
+
+
+@main.command("generate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="VIDEO")
+@click.option("--frames", type=click.Path(path_type=Path), help="Folder for PNG frames.")
+@click.option("--seed", type=int, default=1024, show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
+)
+@click.option("--sampler", type=click.Choice(["unipc", "dmd"]), help="Default: the bundle's.")
+@_json_option
+@_report_errors
+def generate(
+    bundle: Path,
+    prompt: str,
+    output: Path,
+    frames: Path | None,
+    seed: int,
+    device: str,
+    sampler: str | None,
+    as_json: bool,
+) -> None:
+    """Make a video of PROMPT with BUNDLE."""
+    from fastwan.runtime.generate import generate as run
+
+    result = run(
+        bundle,
+        prompt,
+        output,
+        seed=seed,
+        device=device,
+        frames_dir=frames,
+        sampler=sampler,
+        progress=_progress(),
+    )
+    if as_json:
+        _print_json(result)
+        return
+    if result["note"]:
+        click.echo(result["note"], err=True)
+    click.echo(f"video: {result['video']} ({result['frame_count']} frames, {result['device']})")
+    if result["first_frame"]:
+        click.echo(f"frame: {result['first_frame']}")
+
+
+@main.command("verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--checkpoint", help="Compare the weights with this checkpoint, not with recorded digests."
+)
+@_json_option
+@_report_errors
+def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
+    """Hold BUNDLE against the reference; exit 4 if a limit is passed."""
+    from fastwan.verify import verify_bundle
+    from fastwan.verify.report import render
+
+    report = verify_bundle(bundle, checkpoint=checkpoint, progress=_progress())
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        _print_rich(render(report))
+    return 0 if report.passed else 4
+
+
+@main.command("build-plugin")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the library.")
+@_json_option
+@_report_errors
+def build_plugin(output: Path | None, as_json: bool) -> None:
+    """Compile libfastwan_plugins.so, the FP4 attention, with CMake and nvcc."""
+    from fastwan.plugins.build import build_plugin as build
+
+    library = build(output, progress=_progress())
+    if as_json:
+        _print_json({"library": str(library), "bytes": library.stat().st_size})
+    else:
+        click.echo(str(library))
+
+
+@main.command("doctor")
+@_json_option
+@_report_errors
+def doctor(as_json: bool) -> None:
+    """Tell what this machine can do, and what to install for the rest."""
+    from fastwan.doctor import diagnose, render
+
+    findings = diagnose()
+    if as_json:
+        _print_json({"findings": [finding.to_json() for finding in findings]})
+    else:
+        _print_rich(render(findings))
+
+
+if __name__ == "__main__":
+    main()
