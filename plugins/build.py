@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -83,6 +84,30 @@ def _tensorrt_headers() -> Requirement:
     )
 
 
+def _has_pip() -> bool:
+    # find_spec("pip") would do, but setuptools' import hook takes it for pip running and turns
+    # its own distutils off for the rest of the process.
+    try:
+        importlib.metadata.distribution("pip")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _kernel_headers() -> Requirement:
+    """The attention's published headers and CUTLASS: at hand, or pip to download them with."""
+    named = ("FASTWAN_KERNEL_INCLUDE", "FASTWAN_CUTLASS_INCLUDE")
+    downloaded = loader.build_folder() / "kernel_headers"
+    if all(os.environ.get(name) for name in named):
+        found = " and ".join(os.environ[name] for name in named)
+    elif downloaded.is_dir():
+        found = str(downloaded)
+    else:
+        found = "downloaded by pip, 30 MB" if _has_pip() else ""
+    fix = f"install pip for {sys.executable}, or set {named[0]} and {named[1]}"
+    return Requirement("kernel headers", found, True, fix)
+
+
 def requirements() -> list[Requirement]:
     """What the build needs or could use, in the order in which a user would install it."""
     make = _tool("ninja or make", ("ninja", "make"), "install ninja-build or make")
@@ -91,6 +116,7 @@ def requirements() -> list[Requirement]:
         _tool("CMake", ("cmake",), "install cmake 3.22 or later (pip install cmake)"),
         make,
         _cuda(),
+        _kernel_headers(),
         _tensorrt_headers(),
     ]
 

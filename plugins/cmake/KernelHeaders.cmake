@@ -45,7 +45,8 @@ function(_fastwan_download folder)
       -r ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/kernel_headers.txt -d ${folder}
     RESULT_VARIABLE status ERROR_VARIABLE errors)
   if(NOT status EQUAL 0)
-    message(FATAL_ERROR "kernel headers could not be downloaded: ${errors}")
+    message(FATAL_ERROR "kernel headers could not be downloaded by ${FASTWAN_PYTHON} -m pip; set "
+                        "FASTWAN_KERNEL_INCLUDE and FASTWAN_CUTLASS_INCLUDE to do without: ${errors}")
   endif()
   foreach(pair "fastvideo_kernel=attn_qat_infer/blackwell/*"
                "nvidia_cutlass=cutlass_library/source/include/*")

@@ -32,6 +32,8 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("PATH", str(tools))
     for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "TENSORRT_ROOT"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("FASTWAN_KERNEL_INCLUDE", "FASTWAN_CUTLASS_INCLUDE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(build, "DEFAULT_NVCC", tmp_path / "none")
     monkeypatch.setattr(loader, "build_folder", lambda: tmp_path / "build")
     return tools
@@ -47,6 +49,16 @@ def test_all_that_is_missing_is_named_at_once(bare: Path) -> None:
     assert names == ["C++ compiler", "CMake", "ninja or make", "CUDA compiler"]
     with pytest.raises(EnvironmentLacks, match=r"CMake, ninja or make.*CUDA toolkit 12\.8"):
         build.build_plugin()
+
+
+def test_kernel_headers_need_pip_or_a_place(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tools(bare, "12.8")
+    monkeypatch.setattr(build, "_has_pip", lambda: False)
+    (missing,) = build.missing_for_build()
+    assert missing.name == "kernel headers"
+    for name in ("FASTWAN_KERNEL_INCLUDE", "FASTWAN_CUTLASS_INCLUDE"):
+        monkeypatch.setenv(name, str(bare))
+    assert build.missing_for_build() == []
 
 
 def test_an_old_cuda_compiler_is_missing_with_its_version(bare: Path) -> None:
