@@ -1,0 +1,297 @@
+"""``doctor``: what this machine can do, and what to install for the rest.
+
+It looks, it never builds, and a missing or broken piece is a finding, never an exception. Packages
+are really imported: one that is installed and does not load is the case worth finding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fastwan.config import TARGETS, Target
+from fastwan.errors import FastWanError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Status = Literal["ok", "missing", "optional"]
+Group = Literal["package", "gpu", "plugin", "storage", "ability"]
+
+OLDEST_PYTHON = (3, 11)
+NEEDED_DISK_BYTES = 15_000_000_000
+"""Free disk that a full-size build wants: checkpoint, ONNX bundle, engines and their cache."""
+
+_LIBRARY = "plugin library"
+_INSTALL = "pip install -c constraints.txt -e '.[dev]'"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        group: what it belongs to; an ``ability`` sums up the findings it rests on.
+        name: what was looked for, unique among the findings.
+        status: ``missing`` takes an ability away, ``optional`` is missing and only adds to one.
+        detail: version, path, or what is wrong.
+        fix: how to get it; empty when `status` is ok.
+    """
+
+    group: Group
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Package:
+    name: str
+    module: str
+    distribution: str
+    status_without: Status = "missing"
+    fix: str = _INSTALL
+
+
+_PACKAGES = (
+    _Package("torch", "torch", "torch"),
+    _Package("ModelOpt", "modelopt.torch.quantization", "nvidia-modelopt"),
+    _Package("onnx", "onnx", "onnx"),
+    _Package("onnxscript", "onnxscript", "onnxscript"),
+    _Package("ONNX Runtime", "onnxruntime", "onnxruntime"),
+    _Package("tokenizers", "tokenizers", "tokenizers"),
+    _Package("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13"),
+    _Package(
+        "TensorRT", "tensorrt", "tensorrt-cu13", "optional", "pip install -e '.[tensorrt]' on a GPU"
+    ),
+    _Package("PyAV", "av", "av", "optional", "pip install 'av<19'; PNG frames need none"),
+)
+_EXPORT = ("Python", "torch", "ModelOpt", "onnx", "onnxscript")
+_CPU_RUN = ("Python", "ONNX Runtime", "tokenizers")
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything; parts first, then the abilities that follow from them."""
+    parts = [_python(), *map(_package, _PACKAGES)]
+    parts += _guard("gpu", "CUDA device", _devices)
+    parts += _guard("plugin", "plugin build", _plugin_build)
+    parts += _guard("plugin", _LIBRARY, _plugin_library)
+    parts += _guard("storage", "engine cache", _storage)
+    return parts + _abilities({part.name: part for part in parts})
+
+
+def _guard(group: Group, name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Findings of `look`; one that says what went wrong where `look` itself cannot run."""
+    try:
+        return list(look())
+    except FastWanError as error:
+        return [Finding(group, name, "missing", error.what, error.fix)]
+    except Exception as error:
+        what = f"could not be looked at: {_one_line(error)}"
+        return [Finding(group, name, "missing", what, _INSTALL)]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    if sys.version_info >= OLDEST_PYTHON:
+        return Finding("package", "Python", "ok", f"{version} ({sys.executable})")
+    wanted = ".".join(map(str, OLDEST_PYTHON))
+    return Finding("package", "Python", "missing", version, f"install Python {wanted} or newer")
+
+
+def _package(package: _Package) -> Finding:
+    try:
+        # ModelOpt prints to stdout, where --json has its one object.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            module = importlib.import_module(package.module)
+    except Exception as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name in (
+            package.module,
+            package.module.partition(".")[0],
+        )
+        detail = "not installed" if absent else f"does not load: {_one_line(error)}"
+        return Finding("package", package.name, package.status_without, detail, package.fix)
+    try:
+        version = metadata.version(package.distribution)
+    except metadata.PackageNotFoundError:
+        version = str(getattr(module, "__version__", "of unknown version"))
+    return Finding("package", package.name, "ok", version)
+
+
+def _devices() -> Iterable[Finding]:
+    from fastwan.runtime.device import cuda_device_count
+
+    count = cuda_device_count()
+    if not count:
+        fix = "install NVIDIA's driver and check CUDA_VISIBLE_DEVICES; building needs no GPU"
+        yield Finding("gpu", "CUDA device", "optional", "no driver, or no device visible", fix)
+        return
+    yield Finding("gpu", "CUDA device", "ok", f"{count} visible")
+
+    from fastwan.engines.tensorrt import compute_capability
+
+    capability = compute_capability()
+    served = [target.gpu for target in TARGETS.values() if target.compute_capability == capability]
+    name = "compute capability"
+    if served:
+        yield Finding("gpu", name, "ok", f"{capability}: {', '.join(served)}")
+    else:
+        wanted = ", ".join(f"{target.gpu} ({target.compute_capability})" for target in _fp4())
+        yield Finding("gpu", name, "optional", f"{capability}, no target", f"NVFP4 wants {wanted}")
+
+
+def _fp4() -> list[Target]:
+    return [target for target in TARGETS.values() if "nvfp4" in target.formats]
+
+
+def _plugin_build() -> Iterable[Finding]:
+    from fastwan.plugins.build import requirements
+
+    for item in requirements():
+        status: Status = "ok" if item.found else "missing" if item.needed else "optional"
+        detail = item.found or "not found"
+        yield Finding("plugin", item.name, status, detail, "" if item.found else item.fix)
+
+
+def _plugin_library() -> Iterable[Finding]:
+    from fastwan.errors import EnvironmentLacks
+    from fastwan.plugins.loader import INTERFACE_VERSION, PluginLibrary, find_library
+
+    try:
+        path = find_library()
+    except EnvironmentLacks as error:
+        yield Finding("plugin", _LIBRARY, "optional", "not built", error.fix)
+        return
+    info = PluginLibrary(path).build_info
+    words = " ".join(f"{key}={value}" for key, value in info.items())
+    yield Finding("plugin", _LIBRARY, "ok", f"interface {INTERFACE_VERSION}, {words} ({path})")
+
+
+def _storage() -> Iterable[Finding]:
+    from fastwan.engines.cache import DIRECTORY_VARIABLE, default_cache_dir
+
+    folder = default_cache_dir()
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    fix = f"set {DIRECTORY_VARIABLE} to a folder that can be written"
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        detail = f"{folder} cannot be written"
+        yield Finding("storage", "engine cache", "missing", detail, fix)
+    else:
+        used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        yield Finding("storage", "engine cache", "ok", f"{used / 1e6:,.0f} MB in {folder}")
+    for name, place in (("disk of the cache", there), ("disk here", Path.cwd())):
+        free = shutil.disk_usage(place).free
+        detail = f"{free / 1e9:,.0f} GB free"
+        if free >= NEEDED_DISK_BYTES:
+            yield Finding("storage", name, "ok", detail)
+        else:
+            fix = f"the full size wants {NEEDED_DISK_BYTES / 1e9:.0f} GB"
+            yield Finding("storage", name, "optional", detail, fix)
+
+
+def _abilities(parts: dict[str, Finding]) -> list[Finding]:
+    export = _resting_on("export a checkpoint to ONNX", parts, _EXPORT)
+    engines = _guard("ability", _engines_name("tensorrt-rtx"), lambda: _builds("tensorrt-rtx"))
+    on_gpu = _guard("ability", _engines_name("tensorrt"), lambda: _builds("tensorrt"))
+    cpu = _resting_on("make a video on the CPU", parts, _CPU_RUN, "the reference: slow, small")
+    gpu = _guard("ability", "make a video on the GPU", _gpu_run)
+    tools = [part for part in parts.values() if part.group == "plugin" and part.name != _LIBRARY]
+    lacking = [part for part in tools if part.status == "missing"]
+    plugin = _summed("build the attention plugin", lacking)
+    return [export, *engines, *on_gpu, cpu, *gpu, plugin]
+
+
+def _resting_on(
+    name: str, parts: dict[str, Finding], wanted: tuple[str, ...], detail: str = ""
+) -> Finding:
+    return _summed(name, [parts[each] for each in wanted if parts[each].status != "ok"], detail)
+
+
+def _summed(name: str, lacking: list[Finding], detail: str = "") -> Finding:
+    if not lacking:
+        return Finding("ability", name, "ok", detail)
+    without = "without " + ", ".join(part.name for part in lacking)
+    fixes = "; ".join(dict.fromkeys(part.fix for part in lacking))
+    return Finding("ability", name, "missing", without, fixes)
+
+
+def _engines_name(backend: str) -> str:
+    return f"build engines with {backend}"
+
+
+def _builds(name: str) -> Iterable[Finding]:
+    """Asks the backend itself, exactly as ``build-engine`` will."""
+    from fastwan.engines.backend import load_backend
+
+    backend = load_backend(name)
+    good: list[str] = []
+    first: FastWanError | None = None
+    for target in TARGETS.values():
+        try:
+            backend.check(target)
+        except FastWanError as error:
+            first = first or error
+        else:
+            good.append(target.name)
+    if good:
+        yield Finding("ability", _engines_name(name), "ok", "for " + ", ".join(good))
+    elif first is not None:
+        status: Status = "missing" if name == "tensorrt-rtx" else "optional"
+        yield Finding("ability", _engines_name(name), status, first.what, first.fix)
+
+
+def _gpu_run() -> Iterable[Finding]:
+    from fastwan.runtime.device import resolve_device
+
+    try:
+        resolve_device("cuda")
+    except FastWanError as error:
+        yield Finding("ability", "make a video on the GPU", "missing", error.what, error.fix)
+    else:
+        yield Finding("ability", "make a video on the GPU", "ok", "")
+
+
+_TITLES: dict[Group, str] = {
+    "package": "Packages",
+    "gpu": "GPU",
+    "plugin": "Attention plugin",
+    "storage": "Storage",
+    "ability": "This machine can",
+}
+_STYLES: dict[Status, str] = {"ok": "green", "missing": "red", "optional": "yellow"}
+
+
+def render(findings: list[Finding]) -> RenderableType:
+    """The findings as tables for a terminal, abilities last."""
+    from rich.console import Group as Rows
+    from rich.table import Table
+    from rich.text import Text
+
+    blocks: list[RenderableType] = []
+    for group, title in _TITLES.items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        for finding in (each for each in findings if each.group == group):
+            what = finding.detail + (f"\n-> {finding.fix}" if finding.fix else "")
+            status = Text(finding.status, style=_STYLES[finding.status])
+            table.add_row(status, Text(finding.name), Text(what))
+        if table.row_count:
+            blocks.append(table)
+    return Rows(*blocks)
