@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from fastwan.config import Recipe
 from fastwan.errors import EnvironmentLacks
-from fastwan.plugins.nvfp4 import E2M1_MAX, E4M3_MAX, PackedWeight
+from fastwan.plugins.nvfp4 import E2M1_MAX, E4M3_MAX, PackedWeight, quantize_weight
 
 Quantizer = Callable[[Tensor], PackedWeight]
 
@@ -52,7 +53,8 @@ def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float
 
     Returns:
         The packed weight and the activation's global scale as ModelOpt derives it from
-        ``input_quantizer.amax``; for FastWan-QAD amax is 2688 and the scale 1.0.
+        ``input_quantizer.amax``; for FastWan-QAD amax is 2688 and the scale 1.0. A weight of
+        zeros is the reference's: ModelOpt divides it by its own global scale 0 and stores NaN.
 
     Raises:
         EnvironmentLacks: ModelOpt cannot be imported.
@@ -62,21 +64,24 @@ def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float
         weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype, device="meta"
     )
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)
-    model = torch.nn.Sequential(linear)
+    model: Any = torch.nn.Sequential(linear)
     with _LOCK, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mtq.quantize(model, modelopt_config(), None)
         amax = recipe.activation_global_scale * E2M1_MAX * E4M3_MAX
         model[0].input_quantizer.amax = torch.tensor(amax)
-        mtq.compress(model)
+        if weight.any():
+            mtq.compress(model)
+    activation = float(model[0].input_quantizer.amax.float() / (E2M1_MAX * E4M3_MAX))
+    if not weight.any():
+        return quantize_weight(weight), activation
     quantizer = model[0].weight_quantizer
     packed = PackedWeight(
         model[0].weight.data.view(torch.uint8).reshape(weight.shape[0], -1),
         quantizer._scale.reshape(weight.shape[0], -1),
         quantizer._double_scale.float().reshape(()),
     )
-    activation = model[0].input_quantizer.amax.float() / (E2M1_MAX * E4M3_MAX)
-    return packed, float(activation)
+    return packed, activation
 
 
 def _modelopt() -> Any:
@@ -96,7 +101,9 @@ def modelopt_quantizer(recipe: Recipe) -> Quantizer:
 
     def quantize(weight: Tensor) -> PackedWeight:
         packed, activation = quantize_linear(weight, recipe)
-        assert activation == recipe.activation_global_scale, activation
+        wanted = recipe.activation_global_scale
+        # ModelOpt keeps amax in fp32, so a scale that is no fp32 number comes back rounded.
+        assert math.isclose(activation, wanted, rel_tol=1e-6), (activation, wanted)
         return packed
 
     return quantize
