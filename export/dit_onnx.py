@@ -54,7 +54,7 @@ def export_dit(
     torch.set_num_threads(1)  # OpenMP collapses when two workers share two cores
     with stage(progress, "trace transformer"):
         model = build_dit_graph(config, shape, recipe.linears)
-        expand_nvfp4(model)
+        expand_nvfp4(model, activation_global_scale=recipe.activation_global_scale)
     initializers = model.graph.initializers
     constants = constant_tensors(config, shape)
     digests: dict[str, str] = {}

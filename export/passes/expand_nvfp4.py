@@ -14,17 +14,22 @@ TRT_DOMAIN = "trt"
 E4M3 = int(ir.DataType.FLOAT8E4M3FN)
 
 
-def expand_nvfp4(model: ir.Model) -> tuple[ir.Model, bool]:
+def expand_nvfp4(model: ir.Model, *, activation_global_scale: float = 1.0) -> tuple[ir.Model, bool]:
     """Replace each NVFP4 linear by what TensorRT's builder turns into one FP4 GEMM.
 
     Requires: weight, scales and global scale of each linear are initializers; the weight's
     initializer is declared uint8 [N, K/2] as traced.
 
     Ensures: weight FLOAT4E2M1 [N, K] dequantised by its e4m3 block scales and fp32 global scale;
-    activation through ``trt::TRT_FP4DynamicQuantize`` with global scale 1.0, once for all linears
-    that read the same value; a MatMul with the linear's node name and output.
+    activation through ``trt::TRT_FP4DynamicQuantize`` with its static global scale, once for all
+    linears that read the same value; a MatMul with the linear's node name and output.
+
+    Args:
+        model: changed in place.
+        activation_global_scale: of the recipe.
     """
     graph = model.graph
+    static = ir.tensor(np.float32(activation_global_scale))
     quantized: dict[ir.Value, ir.Value] = {}
     changed = False
     for node in list(graph):
@@ -32,11 +37,17 @@ def expand_nvfp4(model: ir.Model) -> tuple[ir.Model, bool]:
             continue
         x, weight, block_scale, global_scale = required_inputs(node)
         prefix = str(node.name).removesuffix("/MatMul")
-        if node.attributes["quantize_activation"].as_int() and x not in quantized:
-            quantized[x] = _quantize_activation(graph, node, x)
-        packed = list(weight.shape.numpy())  # type: ignore[union-attr]
-        weight.dtype = ir.DataType.FLOAT4E2M1
-        weight.shape = ir.Shape([packed[0], packed[1] * 2])
+        rows = x
+        if node.attributes["quantize_activation"].as_int():
+            if x not in quantized:
+                quantized[x] = _quantize_activation(graph, node, x, static)
+            rows = quantized[x]
+        if weight.dtype != ir.DataType.FLOAT4E2M1:
+            outputs, pairs = weight.shape.numpy()  # type: ignore[union-attr]
+            # A new type: the old one may be shared with values of other graphs.
+            weight.type = ir.TensorType(ir.DataType.FLOAT4E2M1)
+            weight.shape = ir.Shape([outputs, pairs * 2])
+        shape = list(weight.shape.numpy())  # type: ignore[union-attr]
         scale = _dequantize(f"{prefix}/weight_scale", block_scale, global_scale)
         values = _dequantize(f"{prefix}/weight", weight, scale.outputs[0], block=True)
         cast = ir.node(
@@ -45,9 +56,8 @@ def expand_nvfp4(model: ir.Model) -> tuple[ir.Model, bool]:
         transpose = ir.node(
             "Transpose", [cast.outputs[0]], {"perm": [1, 0]}, name=f"{prefix}/transposed"
         )
-        matmul = ir.node("MatMul", [quantized.get(x, x), transpose.outputs[0]], name=str(node.name))
-        shape = [packed[0], packed[1] * 2]
-        _declare(scale, ir.DataType.FLOAT, [packed[0], shape[1] // BLOCK])
+        matmul = ir.node("MatMul", [rows, transpose.outputs[0]], name=str(node.name))
+        _declare(scale, ir.DataType.FLOAT, [shape[0], shape[1] // BLOCK])
         _declare(values, ir.DataType.FLOAT, shape)
         _declare(cast, x.dtype, shape)
         _declare(transpose, x.dtype, shape[::-1])
@@ -64,14 +74,16 @@ def expand_nvfp4(model: ir.Model) -> tuple[ir.Model, bool]:
     return model, changed
 
 
-def _quantize_activation(graph: ir.Graph, anchor: ir.Node, x: ir.Value) -> ir.Value:
+def _quantize_activation(
+    graph: ir.Graph, anchor: ir.Node, x: ir.Value, static: ir.TensorProtocol
+) -> ir.Value:
     """Dynamic quantisation of `x` and back; returns the dequantised value in the dtype of `x`."""
-    one = constant(graph, "activation_global_scale", ir.tensor(np.float32(1.0)))
+    global_scale = constant(graph, "activation_global_scale", static)
     prefix = f"{x.name}/fp4"
     quantize = ir.Node(
         TRT_DOMAIN,
         "TRT_FP4DynamicQuantize",
-        [x, one],
+        [x, global_scale],
         [
             ir.AttrInt64("axis", -1),
             ir.AttrInt64("block_size", BLOCK),
@@ -80,7 +92,7 @@ def _quantize_activation(graph: ir.Graph, anchor: ir.Node, x: ir.Value) -> ir.Va
         num_outputs=2,
         name=f"{prefix}/quantize",
     )
-    scale = _dequantize(f"{prefix}/scale", quantize.outputs[1], one)
+    scale = _dequantize(f"{prefix}/scale", quantize.outputs[1], global_scale)
     values = _dequantize(f"{prefix}/values", quantize.outputs[0], scale.outputs[0], block=True)
     cast = ir.node("Cast", [values.outputs[0]], {"to": int(x.dtype or 0)}, name=f"{prefix}/bf16")
     assert x.shape is not None
