@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from fastwan.export.passes.graphs import insert_before, is_initializer
@@ -25,7 +27,7 @@ def lower_precision(model: ir.Model, *, rounding: bool = True) -> tuple[ir.Model
         rounding: round where the graph does, or nowhere.
     """
     graph = model.graph
-    low = {value: value.dtype for value in _values(graph) if value.dtype in _LOW}
+    low = {value: value.dtype for value in _values(graph) if _is_low(graph, value, rounding)}
     if not low:
         return model, False
     for node in list(graph):
@@ -51,6 +53,23 @@ def lower_precision(model: ir.Model, *, rounding: bool = True) -> tuple[ir.Model
     return model, True
 
 
+def _is_low(graph: ir.Graph, value: ir.Value, rounding: bool) -> bool:
+    """Whether a value has a 16-bit type and is not just on its way between two Casts already."""
+    if value.dtype not in _LOW:
+        return False
+    widened = all(
+        use.node.op_type == "Cast" and use.node.outputs[0].dtype == ir.DataType.FLOAT
+        for use in value.uses()
+    )
+    if not widened or value in graph.outputs:
+        return True
+    node = value.producer()
+    if node is None:
+        return not value.is_initializer()
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    return not (rounding and source is not None and source.dtype == ir.DataType.FLOAT)
+
+
 def _values(graph: ir.Graph) -> list[ir.Value]:
     values = [*graph.inputs, *graph.initializers.values()]
     for node in graph:
@@ -69,8 +88,8 @@ def _casts(source: ir.Value, dtype: ir.DataType, name: str) -> tuple[ir.Node, ir
     return down, up
 
 
-def _lower_cast(node: ir.Node, low: dict[ir.Value, ir.DataType | None], rounding: bool) -> None:
-    """A Cast to a 16-bit type becomes a rounding; one from it to fp32 an Identity."""
+def _lower_cast(node: ir.Node, low: Mapping[ir.Value, ir.DataType | None], rounding: bool) -> None:
+    """A Cast to a 16-bit type becomes a rounding; one from it to fp32 is left as it is."""
     graph, output = node.graph, node.outputs[0]
     assert graph is not None
     target = low.get(output)
