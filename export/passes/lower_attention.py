@@ -17,6 +17,11 @@ from fastwan.export.passes.graphs import FASTWAN, inline, required_inputs
 from fastwan.plugins import reference
 
 Attention = Literal["native", "fp4", "exact"]
+_DTYPES = {
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.FLOAT: torch.float32,
+}
 _INPUTS = ["qkv", "qkv_scale", "qkv_bias", "q_norm", "k_norm", "rope_cos", "rope_sin"]
 
 
@@ -32,24 +37,37 @@ class _Lowered(nn.Module):
         self.kind = kind
         self.num_tokens = int(attributes["num_tokens"])
         self.softmax_scale = float(attributes["softmax_scale"])
-        self.shared = {
-            "num_heads": int(attributes["num_heads"]),
-            "num_tokens": self.num_tokens,
-            "eps": float(attributes["eps"]),
-        }
+        self.num_heads = int(attributes["num_heads"])
+        self.eps = float(attributes["eps"])
         self.exact_max = bool(attributes["exact_max"])
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        qkv = inputs[0]
+    def forward(
+        self,
+        qkv: Tensor,
+        qkv_scale: Tensor,
+        qkv_bias: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+    ) -> Tensor:
+        if self.kind == "native":
+            return self._native(qkv, qkv_scale, qkv_bias, q_norm, k_norm, rope_cos, rope_sin)
         if self.kind == "fp4":
-            return reference.attention_node(
-                *inputs, softmax_scale=self.softmax_scale, exact_max=self.exact_max, **self.shared
-            )
-        if self.kind == "exact":
-            floats = (value.float() for value in inputs)
-            exact = partial(reference.attention_node_fp32, softmax_scale=self.softmax_scale)
-            return exact(*floats, **self.shared).to(qkv.dtype)
-        return self._native(*inputs)
+            node = partial(reference.attention_node, exact_max=self.exact_max)
+            floats = (qkv, qkv_scale, qkv_bias, q_norm, k_norm)
+        else:
+            node = partial(reference.attention_node_fp32)
+            floats = (qkv.float(), qkv_scale, qkv_bias.float(), q_norm.float(), k_norm.float())
+        return node(
+            *floats,
+            rope_cos,
+            rope_sin,
+            num_heads=self.num_heads,
+            num_tokens=self.num_tokens,
+            eps=self.eps,
+            softmax_scale=self.softmax_scale,
+        ).to(qkv.dtype)
 
     def _native(
         self,
@@ -68,8 +86,8 @@ class _Lowered(nn.Module):
             third = slice(index * channels, (index + 1) * channels)
             x = (qkv[..., third].float() * qkv_scale[index]).to(qkv.dtype) + qkv_bias[third]
             if norm is not None:
-                x = rms_norm(x, norm, self.shared["eps"])
-            x = x.reshape(batch, length, self.shared["num_heads"], -1)
+                x = rms_norm(x, norm, self.eps)
+            x = x.reshape(batch, length, self.num_heads, -1)
             if norm is not None:
                 x = reference.rope(x.float(), rope_cos, rope_sin, _unrounded).to(qkv.dtype)
             heads.append(x.transpose(1, 2))
@@ -98,26 +116,29 @@ def lower_attention(model: ir.Model, kind: Attention = "native") -> tuple[ir.Mod
             continue
         inputs = required_inputs(node)
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-        shapes = tuple(tuple(value.shape.numpy()) for value in inputs)  # type: ignore[union-attr]
-        key = (shapes, tuple(sorted(attributes.items())))
+        types = tuple(map(_type, inputs))
+        key = (types, tuple(sorted(attributes.items())))
         if key not in traced:
-            traced[key] = _trace(kind, attributes, shapes)
+            traced[key] = _trace(kind, attributes, types)
         inline(node, traced[key], inputs, f"{node.outputs[0].name}/{kind}.")
         changed = True
     return model, changed
 
 
+def _type(value: ir.Value) -> tuple[torch.dtype, tuple[int, ...]]:
+    assert value.shape is not None
+    assert value.dtype is not None
+    return _DTYPES[value.dtype], tuple(value.shape.numpy())
+
+
 def _trace(
-    kind: Attention, attributes: dict[str, int | float], shapes: tuple[tuple[int, ...], ...]
+    kind: Attention,
+    attributes: dict[str, int | float],
+    types: tuple[tuple[torch.dtype, tuple[int, ...]], ...],
 ) -> ir.Model:
-    dtypes = {"qkv": torch.bfloat16, "qkv_bias": torch.bfloat16}
-    dtypes |= {"q_norm": torch.bfloat16, "k_norm": torch.bfloat16}
     # Real tensors, never written and so never resident: constants that the traced code makes
     # would have no values among fake ones.
-    args = tuple(
-        torch.empty(shape, dtype=dtypes.get(name, torch.float32))
-        for name, shape in zip(_INPUTS, shapes, strict=True)
-    )
+    args = tuple(torch.empty(shape, dtype=dtype) for dtype, shape in types)
     return trace(
         _Lowered(kind, attributes).eval(),
         args,
