@@ -78,10 +78,26 @@ def _chain(value: ir.Value | None, *op_types: str) -> list[ir.Node] | None:
 def _weight_chain(matmul: ir.Node) -> list[ir.Node] | None:
     """Transpose, Cast, DequantizeLinear of an FP4 weight, seen from its MatMul."""
     nodes = _chain(matmul.inputs[1], "Transpose", "Cast", "DequantizeLinear")
-    if nodes is None:
+    if nodes is None or list(nodes[0].attributes["perm"].as_ints()) != [1, 0]:
         return None
     weight = nodes[-1].inputs[0]
     return nodes if weight is not None and weight.dtype == ir.DataType.FLOAT4E2M1 else None
+
+
+def _blockwise_scale(dequantize: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """(block scale, global scale) of a DequantizeLinear by blocks of 16 along the last axis."""
+    settings = [dequantize.attributes.get_int(name, 0) for name in ("axis", "block_size")]
+    scale = _chain(dequantize.inputs[1], "DequantizeLinear")
+    if settings != [-1, BLOCK] or scale is None:
+        raise BadInput(
+            f"FP4 values are not scaled in blocks of {BLOCK} along the last axis",
+            where=str(dequantize.name),
+            fix="FP4 nodes must be those of an exported linear",
+        )
+    block_scale, global_scale = scale[0].inputs[:2]
+    assert block_scale is not None
+    assert global_scale is not None
+    return block_scale, global_scale
 
 
 class _Builder:
@@ -104,18 +120,22 @@ class _Builder:
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         return constant(self.graph, f"lowered/{name}", ir.tensor(array))
 
+    def scalar(self, name: str, value: float) -> ir.Value:
+        return self.constant(name, np.array(value, np.float32))
+
 
 def _lower_linear(graph: ir.Graph, matmul: ir.Node, quantize: bool) -> None:
     chain = _weight_chain(matmul)
     assert chain is not None
     build = _Builder(graph, matmul, f"{str(matmul.name).removesuffix('/MatMul')}/lowered")
-    dequantize = chain[-1]
-    codes, scale_node = dequantize.inputs[0], _chain(dequantize.inputs[1], "DequantizeLinear")
-    if scale_node is None or codes is None or not is_initializer(codes):
-        raise BadInput("FP4 weight without block scales", where=str(matmul.name))
-    block_scale, global_scale = scale_node[0].inputs
-    assert block_scale is not None
-    assert global_scale is not None
+    codes = chain[-1].inputs[0]
+    if codes is None or not is_initializer(codes):
+        raise BadInput(
+            "FP4 weight is no initializer",
+            where=str(matmul.name),
+            fix="FP4 nodes must be those of an exported linear",
+        )
+    block_scale, global_scale = _blockwise_scale(chain[-1])
     weight = _unpacked_weight(build, codes, block_scale)
     x = _activation(build, matmul.inputs[0], quantize)
     product = build("Mul", build("MatMul", x, weight), global_scale)
@@ -168,9 +188,16 @@ def _activation(build: _Builder, x: ir.Value | None, quantize: bool) -> ir.Value
     chain = _chain(x, "Cast", "DequantizeLinear", "TRT_FP4DynamicQuantize")
     if chain is None:
         return build("Cast", x, to=1)
-    source, global_scale = chain[-1].inputs
+    dequantize, quantizer = chain[1:]
+    source, global_scale = quantizer.inputs
     assert source is not None
     assert global_scale is not None
+    if _blockwise_scale(dequantize) != (quantizer.outputs[1], global_scale):
+        raise BadInput(
+            "activation is dequantised with scales that are not its own",
+            where=str(dequantize.name),
+            fix="FP4 nodes must be those of an exported linear",
+        )
     wide = build("Cast", source, to=1)
     return fake_quantize(build, wide, source, global_scale) if quantize else wide
 
@@ -190,33 +217,20 @@ def fake_quantize(
     shape = "x".join(str(dimension) for dimension in (*lead, last))
     grouped = build.constant(f"groups_{shape}", np.array([*lead, last // BLOCK, BLOCK]))
     flat = build.constant(f"flat_{shape}", np.array([*lead, last]))
-    zero = build.constant("zero", np.float32(0))
     blocks = build("Reshape", wide, grouped)
     axis = build.constant("last_axis", np.array([-1]))
     amax = build("ReduceMax", build("Abs", blocks), axis)
-    scale = build("Div", amax, build.constant("six", np.float32(6)))
-    scale = build(
-        "Min", build("Div", scale, global_scale), build.constant("e4m3_max", np.float32(448))
-    )
+    scale = build("Div", amax, build.scalar("six", 6))
+    scale = build("Min", build("Div", scale, global_scale), build.scalar("e4m3_max", 448))
     rounded = build("Cast", scale, to=int(ir.DataType.FLOAT8E4M3FN))
     rounded.type = ir.TensorType(ir.DataType.FLOAT8E4M3FN)
     divisor = build("Mul", build("Cast", rounded, to=1), global_scale)
-    safe = build(
-        "Where", build("Greater", divisor, zero), divisor, build.constant("inf", np.float32(np.inf))
-    )
-    scaled = build("Div", blocks, safe)
-    magnitude = build("Min", build("Abs", scaled), build.constant("six", np.float32(6)))
-    step = build(
-        "Where",
-        build("Less", magnitude, build.constant("two", np.float32(2))),
-        build.constant("half", np.float32(0.5)),
-        build(
-            "Where",
-            build("Less", magnitude, build.constant("four", np.float32(4))),
-            build.constant("one", np.float32(1)),
-            build.constant("two", np.float32(2)),
-        ),
-    )
+    positive = build("Greater", divisor, build.scalar("zero", 0))
+    scaled = build("Div", blocks, build("Where", positive, divisor, build.scalar("inf", np.inf)))
+    magnitude = build("Min", build("Abs", scaled), build.scalar("six", 6))
+    one, two, four = build.scalar("one", 1), build.scalar("two", 2), build.scalar("four", 4)
+    coarse = build("Where", build("Less", magnitude, four), one, two)
+    step = build("Where", build("Less", magnitude, two), build.scalar("half", 0.5), coarse)
     value = build("Mul", build("Round", build("Div", magnitude, step)), step)
     value = build("Mul", value, build("Sign", scaled))
     return build("Reshape", build("Mul", value, divisor), flat)
