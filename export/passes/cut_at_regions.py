@@ -140,7 +140,9 @@ def _recompute(value: ir.Value, small: int, keep: tuple[str, ...]) -> bool:
     if node.op_type == "Cast" and node.inputs[0] is not None:
         # Hand over the bf16 value, not its fp32 copy of twice the size.
         return nbytes(node.inputs[0]) < nbytes(value) or nbytes(value) <= small
-    return 0 < nbytes(value) <= small
+    # A slice of something large is handed over rather than what it is cut from.
+    reads = [v for v in node.inputs if v is not None and not is_initializer(v)]
+    return all(0 < nbytes(v) <= small for v in (value, *reads))
 
 
 def _region_model(model: ir.Model, name: str, nodes: list[ir.Node]) -> ir.Model:
