@@ -16,7 +16,7 @@ from fastwan.config import DiTConfig, LinearFormat, VideoShape
 from fastwan.export import ops, schemas
 from fastwan.export.composer import Composer
 from fastwan.export.models import wan
-from fastwan.export.onnx_io import IR_VERSION, trace
+from fastwan.export.onnx_io import trace
 
 LATENTS, TIMESTEP, TEXT = "latents", "timestep", "encoder_hidden_states"
 TEMB, TIMESTEP_PROJ = "temb", "timestep_proj"
@@ -117,23 +117,19 @@ def build_dit_graph(config: DiTConfig, shape: VideoShape, format: LinearFormat) 
         bindings |= {"rope_cos": cos, "rope_sin": sin}
         (hidden,) = compose.add(stages.block, f"blocks.{index}.", bindings, "block.")
     (velocity,) = compose.add(stages.head, "head.", {"hidden": hidden, "temb": temb}, "head.")
-    velocity.name = VELOCITY
-    compose.graph.outputs.append(velocity)
-    model = ir.Model(compose.graph, ir_version=IR_VERSION)
-    _name_linears(model.graph)
-    return model
+    _name_linears(compose.graph)
+    return compose.model({VELOCITY: velocity})
 
 
 def _name_linears(graph: ir.Graph) -> None:
-    """Give each node that multiplies by a targeted weight the linear's name."""
+    """Give each node that multiplies by a weight the linear's name."""
     for node in graph:
-        if node.op_type == "NVFP4Linear":
-            node.name = linear_node(str(node.inputs[1].name))  # type: ignore[union-attr]
-        elif node.op_type == "MatMul":
-            weight = node.inputs[1]
-            producer = None if weight is None else weight.producer()
-            if producer is not None and producer.op_type == "Transpose":
-                node.name = linear_node(str(producer.inputs[0].name))  # type: ignore[union-attr]
+        weight = node.inputs[1] if node.op_type in ("NVFP4Linear", "MatMul") else None
+        producer = None if weight is None else weight.producer()
+        if producer is not None and producer.op_type == "Transpose":
+            weight = producer.inputs[0]
+        if weight is not None and weight.is_initializer():
+            node.name = linear_node(str(weight.name))
 
 
 def linear_node(weight: str) -> str:

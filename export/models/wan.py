@@ -105,6 +105,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.config, self.num_tokens = config, num_tokens
         self.fp4_attention = True
+        self.qkv_scale: Tensor
+        self.qkv_bias: Tensor
         self.qkv = Linear(config.width, 3 * config.width, format, dtype, bias=False)
         self.register_buffer("qkv_scale", torch.ones(3))
         self.register_buffer("qkv_bias", torch.empty(3 * config.width, dtype=dtype))
@@ -113,13 +115,15 @@ class SelfAttention(nn.Module):
         self.to_out = Linear(config.width, config.width, format, dtype)
 
     def forward(self, x: Tensor, rope_cos: Tensor, rope_sin: Tensor) -> Tensor:
-        parameters = (self.qkv_scale, self.qkv_bias, self.norm_q.weight, self.norm_k.weight)
         config = self.config
         qkv = self.qkv(x)
         if self.fp4_attention:
             out = torch.ops.fastwan.sage_attention3(
                 qkv,
-                *parameters,
+                self.qkv_scale,
+                self.qkv_bias,
+                self.norm_q.weight,
+                self.norm_k.weight,
                 rope_cos,
                 rope_sin,
                 config.num_heads,
@@ -131,7 +135,10 @@ class SelfAttention(nn.Module):
         else:
             out = reference.attention_node_fp32(
                 qkv.float(),
-                *(cast(Tensor, parameter).float() for parameter in parameters),
+                self.qkv_scale,
+                self.qkv_bias.float(),
+                self.norm_q.weight.float(),
+                self.norm_k.weight.float(),
                 rope_cos,
                 rope_sin,
                 num_heads=config.num_heads,
@@ -217,7 +224,7 @@ class Block(nn.Module):
         hidden = hidden + self.attn2(x, k, v)
 
         x = (layer_norm(hidden, self.eps) * (1 + ff_scale) + ff_shift).to(dtype)
-        return hidden + (self.ffn(x).float() * ff_gate).to(dtype)
+        return cast(Tensor, hidden + (self.ffn(x).float() * ff_gate).to(dtype))
 
 
 class Head(nn.Module):
@@ -238,7 +245,8 @@ class Head(nn.Module):
         frames, rows, columns = self.shape.patches
         x = x.reshape(x.shape[0], frames, rows, columns, 2, 2, self.config.out_channels)
         x = x.permute(0, 6, 1, 2, 4, 3, 5)
-        return x.reshape(x.shape[0], self.config.out_channels, frames, 2 * rows, 2 * columns)
+        shape = (x.shape[0], self.config.out_channels, frames, 2 * rows, 2 * columns)
+        return cast(Tensor, x.reshape(shape))
 
 
 class WanDiT(nn.Module):
