@@ -114,6 +114,21 @@ def test_prologue_writes_the_bytes_of_the_reference(
     assert (device.out[:, :tokens] == 7.0).all()
 
 
+@pytest.mark.parametrize("factor", [0.0, 1e-38, 1e-30, 1e-4, 3e3, 1e30])
+def test_prologue_of_small_and_large_values(
+    library: PluginLibrary, make_node: MakeNode, factor: float
+) -> None:
+    node = make_node(1, 40, 2)
+    node.tensors[0].mul_(factor)
+    node.tensors[2].mul_(min(factor, 1e3))
+    device = OnDevice(library, node)
+    device.prologue()
+    for name, found, expected in zip(
+        reference.Operands._fields, device.operands(), node.operands(), strict=True
+    ):
+        assert torch.equal(found, expected), name
+
+
 def test_prologue_at_full_size(library: PluginLibrary, make_node: MakeNode) -> None:
     node = make_node(1, 32760, 12, 32768)
     device = OnDevice(library, node)

@@ -72,7 +72,7 @@ def test_rows_behind_the_last_token_do_not_matter(
     check(emulation, make_node(batch, tokens, heads, length))
 
 
-@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e-4, 3e3, 1e30])
+@pytest.mark.parametrize("factor", [0.0, 1e-38, 1e-30, 1e-4, 3e3, 1e30])
 def test_small_and_large_values(
     emulation: ctypes.CDLL, make_node: Callable[..., Any], factor: float
 ) -> None:

@@ -53,6 +53,33 @@ print(json.dumps({
 """
 
 
+THROUGH_A_PARSER = """
+import sys
+from onnx import TensorProto, helper
+import tensorrt_rtx as trt
+from pathlib import Path
+from fastwan.plugins.loader import load_into_registry
+
+def value(name, kind, shape):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+bf16, fp32 = TensorProto.BFLOAT16, TensorProto.FLOAT
+inputs = [value("qkv", bf16, [1, 256, 768]), value("scale", fp32, [3]), value("bias", bf16, [768]),
+          value("q_norm", bf16, [256]), value("k_norm", bf16, [256]),
+          value("cos", fp32, [256, 64]), value("sin", fp32, [256, 64])]
+node = helper.make_node("SageAttention3", [x.name for x in inputs], ["out"], domain="fastwan",
+                        num_heads=int(sys.argv[2]), num_tokens=200, eps=1e-6,
+                        softmax_scale=0.088388346, exact_max=0)
+graph = helper.make_graph([node], "node", inputs, [value("out", bf16, [1, 256, 256])])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23),
+                                                helper.make_opsetid("fastwan", 1)], ir_version=11)
+logger = trt.Logger(trt.Logger.VERBOSE)
+load_into_registry(trt, Path(sys.argv[1]))
+network = trt.Builder(logger).create_network(0)
+trt.OnnxParser(network, logger).parse(model.SerializeToString())
+"""
+
+
 @pytest.fixture(scope="module")
 def plugin_path(library: PluginLibrary) -> Path:
     if library.build_info["tensorrt"] == "none":
@@ -81,6 +108,19 @@ def test_registry_takes_the_library_and_makes_plugins(module: str, plugin_path: 
     assert all(found["bad"].values()), found["bad"]
     assert "num_heads 41 is not within 1 .. 40" in result.stderr
     assert "unknown field 'heads'" in result.stderr
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(("heads", "made"), [(2, True), (41, False)])
+def test_a_parser_finds_the_plugin_for_the_node(heads: int, made: bool, plugin_path: Path) -> None:
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed")
+    command = [sys.executable, "-c", THROUGH_A_PARSER, str(plugin_path), str(heads)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # What comes after does not count: TensorRT-RTX has a parser for plugins, but no network.
+    said = result.stdout + result.stderr
+    assert ("Successfully created plugin: SageAttention3" in said) == made, said[-2000:]
+    assert ("num_heads 41 is not within 1 .. 40" in said) != made
 
 
 def tensorrt_include() -> str:
