@@ -1,0 +1,186 @@
+"""Imports: light where they must be, possible where packages are missing, in one direction."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ABSENT = [
+    "tensorrt", "tensorrt_rtx", "tensorrt_lean", "modelopt", "av", "transformers", "diffusers",
+    "polygraphy", "sageattention", "taehv",
+]  # fmt: skip
+HEAVY = [*ABSENT, "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "safetensors"]
+FOLDERS = ("export", "engines", "runtime", "plugins")
+SUBCOMMANDS = (
+    "make-checkpoint", "build-engine", "inspect", "generate", "verify", "build-plugin", "doctor",
+)  # fmt: skip
+
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+
+name, absent = sys.argv[1], set(json.loads(sys.argv[2]))
+
+class Absent:
+    def find_spec(self, module, path=None, target=None):
+        if module.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+sys.meta_path.insert(0, Absent())
+failed, done = {}, 0
+package = importlib.import_module(name)
+for module in pkgutil.walk_packages(package.__path__, name + ".", onerror=lambda each: None):
+    try:
+        importlib.import_module(module.name)
+        done += 1
+    except Exception as error:
+        failed[module.name] = repr(error)
+print(json.dumps({"failed": failed, "done": done, "loaded": sorted(sys.modules)}))
+"""
+
+HELP = """
+import json, sys
+
+from fastwan.cli import main
+
+try:
+    main(sys.argv[1:])
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def import_all(package: str, *, path: Path | None = None) -> dict[str, object]:
+    completed = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, package, json.dumps(ABSENT)],
+        capture_output=True, text=True, check=True, cwd=path,
+    )  # fmt: skip
+    return json.loads(completed.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def bare() -> dict[str, object]:
+    return import_all("fastwan")
+
+
+def test_every_module_imports_in_a_bare_environment(bare: dict[str, object], root: Path) -> None:
+    assert bare["failed"] == {}
+    files = [
+        file
+        for folder in (*FOLDERS, "src/fastwan")
+        for file in (root / folder).rglob("*.py")
+        if not file.is_symlink()
+    ]
+    seen = {file.resolve() for file in files}
+    assert bare["done"] == len(seen) - 1  # all but fastwan itself
+
+
+@pytest.mark.parametrize("line", ["import av", "import json"])
+def test_the_bare_environment_lacks_packages(tmp_path: Path, line: str) -> None:
+    package = tmp_path / "sample"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "module.py").write_text(line)
+    failed = import_all("sample", path=tmp_path)["failed"]
+    assert bool(failed) == (line == "import av")
+
+
+def test_no_folder_is_imported_under_its_own_name(bare: dict[str, object]) -> None:
+    loaded = bare["loaded"]
+    assert isinstance(loaded, list)
+    assert "fastwan.export" in loaded
+    assert not set(FOLDERS) & set(loaded)
+    assert not set(FOLDERS) & sys.modules.keys()
+
+
+@pytest.mark.parametrize("command", ["", *SUBCOMMANDS])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    completed = subprocess.run(
+        [sys.executable, "-c", HELP, *command.split(), "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *text, loaded = completed.stdout.splitlines()
+    assert text[0].startswith("Usage:")
+    assert "click" in json.loads(loaded)
+    assert not set(HEAVY) & set(json.loads(loaded))
+
+
+COMMON = {"fastwan", *(f"fastwan.{name}" for name in ("bundle", "config", "errors", "files"))}
+COMMON |= {"fastwan.progress"}
+MAY_IMPORT = {
+    "plugins": {"fastwan.plugins"},
+    "export": {"fastwan.export", "fastwan.plugins"},
+    "engines": {"fastwan.engines", "fastwan.export.passes", "fastwan.plugins"},
+    "runtime": {"fastwan.runtime", "fastwan.plugins"},
+}
+"""What a folder may import beside COMMON; a name stands for everything below it."""
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Modules that a file imports, at its top or in a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            assert node.module is not None
+            if node.module == "fastwan":
+                for alias in node.names:
+                    yield "fastwan" if alias.name.startswith("_") else f"fastwan.{alias.name}"
+            else:
+                yield node.module
+
+
+def forbidden(folder: str, source: str) -> list[str]:
+    """Imports in a file of `folder` that point the wrong way."""
+    own = [name for name in imported(ast.parse(source)) if name.partition(".")[0] == "fastwan"]
+    if folder not in MAY_IMPORT:
+        return [name for name in own if name == "fastwan.cli"]
+    allowed = MAY_IMPORT[folder]
+    return [
+        name
+        for name in own
+        if name not in COMMON
+        and not any(name == each or name.startswith(each + ".") for each in allowed)
+    ]
+
+
+def test_imports_point_one_way(root: Path, tracked: list[Path]) -> None:
+    wrong = {}
+    checked = 0
+    for file in tracked:
+        if file.suffix != ".py" or file.parts[0] not in (*FOLDERS, "src"):
+            continue
+        checked += 1
+        if found := forbidden(file.parts[0], (root / file).read_text()):
+            wrong[str(file)] = found
+    assert wrong == {}
+    assert checked > 50
+
+
+@pytest.mark.parametrize(
+    ("folder", "bad", "good"),
+    [
+        ("runtime", "fastwan.export.models.wan", "fastwan.bundle"),
+        ("runtime", "fastwan.engines.layers", "fastwan.plugins.loader"),
+        ("engines", "fastwan.export.quantize", "fastwan.export.passes.split_text"),
+        ("export", "fastwan.engines.layers", "fastwan.plugins.nvfp4"),
+        ("plugins", "fastwan.export.ops", "fastwan.errors"),
+        ("src", "fastwan.cli", "fastwan.engines.build"),
+    ],
+)
+def test_a_wrong_direction_is_seen(folder: str, bad: str, good: str) -> None:
+    parent, _, name = bad.rpartition(".")
+    in_function = f"def run():\n    from {bad} import x\n"
+    assert forbidden(folder, f"import {bad}")
+    assert forbidden(folder, in_function)
+    assert forbidden(folder, f"from {bad} import x")
+    assert not forbidden(folder, in_function.replace(bad, good))
+    if parent == "fastwan":
+        assert forbidden(folder, f"from fastwan import {name}")

@@ -1,0 +1,154 @@
+"""What is tracked, what is shipped, and what is pinned."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+"""SHA-256 of https://www.apache.org/licenses/LICENSE-2.0.txt."""
+
+MAX_LINES = 400
+CODE = {".py", ".cu", ".cuh", ".cpp", ".h"}
+MACHINE_PATH = re.compile(r"(?:^|[^A-Za-z0-9_.:/])/(?:work|farm|root)/(?!\*)\w")
+NATIVE = {".txt", ".cmake", ".cu", ".cuh", ".cpp", ".h", ".map"}
+
+
+@pytest.fixture(scope="session")
+def project(root: Path) -> dict[str, Any]:
+    return tomllib.loads((root / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="session")
+def wheel(root: Path, tracked: list[Path], tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names in a wheel that is built from the tracked files alone, offline."""
+    source = tmp_path_factory.mktemp("source")
+    for file in tracked:
+        target = source / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / file, target, follow_symlinks=False)
+    built = tmp_path_factory.mktemp("wheel")
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(built)], cwd=source, check=True, capture_output=True
+    )
+    (archive,) = built.glob("*.whl")
+    with zipfile.ZipFile(archive) as opened:
+        return set(opened.namelist())
+
+
+def test_the_wheel_holds_only_the_package(wheel: set[str]) -> None:
+    tops = {name.partition("/")[0] for name in wheel}
+    assert {re.sub(r"-[\d.]+\.dist-info", ".dist-info", top) for top in tops} == {
+        "fastwan",
+        "fastwan_export.dist-info",
+    }
+    for name in wheel:
+        if name.startswith("fastwan/") and not name.endswith((".py", "/py.typed")):
+            assert name.startswith("fastwan/plugins/"), name
+            assert Path(name).suffix in NATIVE, name
+    assert any(name.endswith("dist-info/licenses/LICENSE") for name in wheel)
+
+
+def test_the_wheel_holds_every_module_and_source(wheel: set[str], tracked: list[Path]) -> None:
+    folders = ("export", "engines", "runtime", "plugins")
+    expected = set()
+    for file in tracked:
+        if file.parts[0] in folders and file.suffix in NATIVE | {".py"}:
+            expected.add(f"fastwan/{file.as_posix()}")
+        elif file.parts[:2] == ("src", "fastwan") and file.suffix == ".py":
+            expected.add(file.relative_to("src").as_posix())
+    assert expected
+    assert expected <= wheel
+
+
+def test_the_command_is_declared(project: dict[str, Any]) -> None:
+    assert project["project"]["scripts"] == {"fastwan-export": "fastwan.cli:main"}
+
+
+def pins(text: str) -> dict[str, str]:
+    """Name and version of each line of a constraints file; every line must be exact."""
+    found = {}
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][0-9A-Za-z.]*)", line)
+            assert match, f"not an exact public version: {line}"
+            name = canonicalize_name(match[1])
+            assert name not in found, f"pinned twice: {name}"
+            found[name] = match[2]
+    return found
+
+
+def unmet(requirements: list[str], pinned: dict[str, str]) -> list[str]:
+    """Requirements without a pin in their range."""
+    parsed = [Requirement(each) for each in requirements]
+    return [
+        str(each)
+        for each in parsed
+        if not each.specifier.contains(pinned.get(canonicalize_name(each.name), "0a0"))
+    ]
+
+
+def test_pins_satisfy_the_declared_ranges(root: Path, project: dict[str, Any]) -> None:
+    pinned = pins((root / "constraints.txt").read_text())
+    declared = project["project"]
+    wanted = [*declared["dependencies"], *declared["optional-dependencies"]["dev"]]
+    assert len(wanted) > 20
+    assert unmet(wanted, pinned) == []
+    assert pinned["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize(
+    ("pinned", "missing"),
+    [({"a-b": "1.5"}, False), ({"a-b": "2.0"}, True), ({"c": "1.5"}, True)],
+)
+def test_an_unmet_range_is_seen(pinned: dict[str, str], missing: bool) -> None:
+    assert bool(unmet(["a_b>=1,<2"], pinned)) is missing
+
+
+def test_the_license_is_apache_2(root: Path, project: dict[str, Any]) -> None:
+    assert hashlib.sha256((root / "LICENSE").read_bytes()).hexdigest() == APACHE_2
+    assert project["project"]["license"] == "Apache-2.0"
+
+
+def test_no_tracked_file_names_a_path_of_a_machine(root: Path, tracked: list[Path]) -> None:
+    found = []
+    for file in tracked:
+        if (root / file).is_symlink() or (root / file).is_dir():
+            assert not (root / file).readlink().is_absolute(), file
+            continue
+        text = (root / file).read_bytes().decode("utf-8", errors="replace")
+        lines = enumerate(text.splitlines(), 1)
+        found += [f"{file}:{number}: {line}" for number, line in lines if MACHINE_PATH.search(line)]
+    assert found == []
+
+
+@pytest.mark.parametrize("folder", ["work", "root"])
+def test_a_path_of_a_machine_is_seen(folder: str) -> None:
+    assert MACHINE_PATH.search(f'open("/{folder}/someone/data.bin")')
+    assert MACHINE_PATH.search(f"/{folder}/someone")
+    assert not MACHINE_PATH.search(f'open("{folder}/someone/data.bin")')
+    assert not MACHINE_PATH.search(f"https://example.org/{folder}/someone")
+
+
+def test_files_stay_short(root: Path, tracked: list[Path]) -> None:
+    code = [file for file in tracked if file.suffix in CODE]
+    lengths = {str(file): len((root / file).read_text().splitlines()) for file in code}
+    assert lengths
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_the_folders_are_relative_links(root: Path) -> None:
+    for name in ("export", "engines", "runtime", "plugins"):
+        assert str((root / "src" / "fastwan" / name).readlink()) == f"../../{name}"
