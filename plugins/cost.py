@@ -7,7 +7,7 @@ again is taken to come from the L2 cache where it fits there: K and V of one hea
 
 from __future__ import annotations
 
-from fastwan.plugins.loader import SageRegion
+from fastwan.plugins.region import SageRegion
 
 HEAD_DIM = 128
 TILE = 128

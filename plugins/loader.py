@@ -1,4 +1,4 @@
-"""Find, check and call ``libfastwan_plugins.so``; types of its C interface.
+"""Find, check and call ``libfastwan_plugins.so``.
 
 Nothing here needs a GPU until a region is enqueued. The interface is csrc/fastwan_plugins.h.
 """
@@ -10,87 +10,25 @@ import os
 import platform
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.plugins.region import RegionDesc, SageLayout, SageRegion
 
 LIBRARY_NAME = "libfastwan_plugins.so"
 LIBRARY_VARIABLE = "FASTWAN_PLUGIN_LIBRARY"
 INTERFACE_VERSION = 1
+LIBRARY_VERSION = "0.1.0"
+"""Version of CMakeLists.txt; it changes with anything that changes a result."""
+
 CREATOR = ("SageAttention3", "1", "fastwan")
 """Name, version and namespace of the TensorRT plugin's creator."""
 
 HOW_TO_BUILD = "fastwan-export build-plugin, or cmake -S plugins -B build/plugins"
 
 _OK, _INVALID_ARGUMENT, _UNSUPPORTED_DEVICE, _CUDA_ERROR, _WORKSPACE_TOO_SMALL = range(5)
-_REGION_SAGE_ATTENTION3 = 1
-_FLAG_EXACT_MAX = 1
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
-
-
-class RegionDesc(ctypes.Structure):
-    """``fastwan_region_desc``."""
-
-    _fields_ = (
-        ("struct_bytes", ctypes.c_uint32),
-        ("kind", ctypes.c_uint32),
-        ("batch", ctypes.c_int32),
-        ("length", ctypes.c_int32),
-        ("num_tokens", ctypes.c_int32),
-        ("num_heads", ctypes.c_int32),
-        ("eps", ctypes.c_float),
-        ("softmax_scale", ctypes.c_float),
-        ("flags", ctypes.c_uint32),
-    )
-
-
-class SageLayout(ctypes.Structure):
-    """``fastwan_sage_layout``: byte offsets of the packed operands in the workspace."""
-
-    _fields_ = (
-        ("padded_tokens", ctypes.c_int64),
-        ("q", ctypes.c_int64),
-        ("q_scale", ctypes.c_int64),
-        ("k", ctypes.c_int64),
-        ("k_scale", ctypes.c_int64),
-        ("v", ctypes.c_int64),
-        ("v_scale", ctypes.c_int64),
-        ("delta_s", ctypes.c_int64),
-        ("total", ctypes.c_int64),
-    )
-
-
-@dataclass(frozen=True)
-class SageRegion:
-    """One ``fastwan::SageAttention3`` node: everything between the qkv and the output GEMM.
-
-    Inputs, in order: qkv [B, L, 3C] bf16, qkv_scale [3] fp32, qkv_bias [3C] bf16, q_norm [C] and
-    k_norm [C] bf16, rope_cos and rope_sin [L, 64] fp32. Output: [B, L, C] bf16.
-    """
-
-    batch: int
-    length: int
-    num_tokens: int
-    num_heads: int
-    eps: float
-    softmax_scale: float
-    exact_max: bool = False
-
-    def desc(self) -> RegionDesc:
-        """The C structure that describes this region."""
-        return RegionDesc(
-            ctypes.sizeof(RegionDesc),
-            _REGION_SAGE_ATTENTION3,
-            self.batch,
-            self.length,
-            self.num_tokens,
-            self.num_heads,
-            self.eps,
-            self.softmax_scale,
-            _FLAG_EXACT_MAX if self.exact_max else 0,
-        )
 
 
 def checkout_root() -> Path | None:
@@ -162,7 +100,7 @@ class PluginLibrary:
 
     Raises:
         EnvironmentLacks: no library, or it needs something this machine lacks.
-        BadInput: not a plugin library, truncated, or of another interface version.
+        BadInput: not a plugin library, truncated, or of another interface or version.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -187,6 +125,13 @@ class PluginLibrary:
             )
         self._last_error = self._function("fastwan_last_error", ctypes.c_char_p)
         self._build_info = self._function("fastwan_build_info", ctypes.c_char_p)
+        found = self.build_info.get("version", "unknown")
+        if found != LIBRARY_VERSION:
+            raise BadInput(
+                f"plugin library is version {found}, this package needs {LIBRARY_VERSION}",
+                where=str(self.path),
+                fix=HOW_TO_BUILD,
+            )
         self._supported = self._function("fastwan_device_supported", ctypes.c_int, ctypes.c_int)
         desc, pointers = ctypes.POINTER(RegionDesc), ctypes.POINTER(ctypes.c_void_p)
         size, pointer = ctypes.c_size_t, ctypes.c_void_p

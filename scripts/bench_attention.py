@@ -20,7 +20,8 @@ import torch
 
 from fastwan.errors import EnvironmentLacks, FastWanError
 from fastwan.plugins import cost
-from fastwan.plugins.loader import PluginLibrary, SageRegion
+from fastwan.plugins.loader import PluginLibrary
+from fastwan.plugins.region import SageRegion
 
 
 def milliseconds(call: Callable[[], object], repeats: int) -> float:

@@ -15,7 +15,7 @@ import torch
 from fastwan.errors import FastWanError
 from fastwan.plugins import loader, reference
 from fastwan.plugins.build import SOURCE
-from fastwan.plugins.loader import SageRegion
+from fastwan.plugins.region import SageRegion
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastwan.plugins import cost
-from fastwan.plugins.loader import PluginLibrary, SageRegion, checkout_root
+from fastwan.plugins.loader import PluginLibrary, checkout_root
+from fastwan.plugins.region import SageRegion
 
 FULL = SageRegion(1, 32760, 32760, 12, 1e-6, 128**-0.5)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastwan.plugins import nvfp4, reference
-from fastwan.plugins.loader import SageLayout
+from fastwan.plugins.region import SageLayout
 
 
 def addresses(tensors: tuple[torch.Tensor, ...]) -> Any:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.plugins import loader
-from fastwan.plugins.loader import PluginLibrary, SageRegion
+from fastwan.plugins import build, loader
+from fastwan.plugins.loader import PluginLibrary
+from fastwan.plugins.region import SageRegion
 
 REGION = SageRegion(1, 32768, 32760, 12, 1e-6, 128**-0.5)
 
@@ -31,27 +32,43 @@ def compile_library(folder: Path, source: str) -> Path:
     return path
 
 
-def complete_library(version: int) -> str:
+def complete_library(interface: int, version: str = loader.LIBRARY_VERSION) -> str:
     """C source of a library that has every function and does nothing."""
     names = ("device_supported", "region_workspace_bytes", "sage_layout_of", "region_enqueue")
     names += ("sage_prologue_enqueue", "sage_attention_enqueue")
     stubs = "".join(f"int fastwan_{name}(void) {{ return 0; }}\n" for name in names)
     return (
-        f"int fastwan_interface_version(void) {{ return {version}; }}\n{stubs}"
+        f"int fastwan_interface_version(void) {{ return {interface}; }}\n{stubs}"
         'const char* fastwan_last_error(void) { return "none"; }\n'
-        'const char* fastwan_build_info(void) { return "version=9 tensorrt=none"; }\n'
+        f'const char* fastwan_build_info(void) {{ return "version={version} tensorrt=none"; }}\n'
     )
 
 
 def test_a_library_of_this_interface_loads(tmp_path: Path) -> None:
     path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION))
-    assert PluginLibrary(path).build_info == {"version": "9", "tensorrt": "none"}
+    assert PluginLibrary(path).build_info == {
+        "version": loader.LIBRARY_VERSION,
+        "tensorrt": "none",
+    }
 
 
 def test_a_library_of_another_interface_is_refused(tmp_path: Path) -> None:
     path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION + 1))
     with pytest.raises(BadInput, match=r"has interface 2, this package needs 1.*build-plugin"):
         PluginLibrary(path)
+
+
+def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION, "0.0.9"))
+    with pytest.raises(BadInput, match=r"is version 0\.0\.9, this package needs 0\.1\.0"):
+        PluginLibrary(path)
+
+
+def test_the_build_makes_the_version_that_the_loader_wants() -> None:
+    cmake = (build.SOURCE / "CMakeLists.txt").read_text()
+    header = (build.SOURCE / "csrc" / "fastwan_plugins.h").read_text()
+    assert f"project(fastwan_plugins VERSION {loader.LIBRARY_VERSION} " in cmake
+    assert f"#define FASTWAN_INTERFACE_VERSION {loader.INTERFACE_VERSION}\n" in header
 
 
 def test_a_library_of_something_else_is_refused(tmp_path: Path) -> None:

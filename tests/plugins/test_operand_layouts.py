@@ -97,6 +97,30 @@ def test_rows_of_values(
         assert operands.v_scale[batch, head].flatten()[offset] == scale
 
 
+def decode(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Values [B, H, R, K] of packed rows and their swizzled scales."""
+    *lead, count, groups = scales.shape
+    offsets = torch.tensor(
+        [[scale_offset(r, g, groups) for g in range(groups)] for r in range(count)]
+    )
+    scale = scales.flatten(-2)[..., offsets].view(torch.float8_e4m3fn).float()
+    values = nvfp4.decode_e2m1(nvfp4.unpack_nibbles(codes)).unflatten(-1, (groups, 16))
+    return (values * scale.unsqueeze(-1)).flatten(-2).view(*lead, count, -1)
+
+
+def test_operands_decode_to_what_the_reference_attends_to(
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], operands: reference.Operands
+) -> None:
+    q, k, v = (packing.heads_first(x) for x in rows)
+    expected = packing.fake_quantize_groups(q, 0)
+    assert torch.equal(decode(operands.q, operands.q_scale), expected)
+    tokens = torch.tensor([stored_token(row) for row in range(PADDED)])
+    expected = packing.fake_quantize_groups(k, 0)[:, :, tokens]
+    assert torch.equal(decode(operands.k, operands.k_scale), expected)
+    expected = packing.fake_quantize_groups(v.transpose(2, 3), 0)
+    assert torch.equal(decode(operands.v, operands.v_scale), expected)
+
+
 def test_every_scale_has_its_own_byte() -> None:
     for rows, groups in ((128, 8), (256, 8), (128, 16)):
         offsets = {scale_offset(r, g, groups) for r in range(rows) for g in range(groups)}
