@@ -32,6 +32,7 @@ _environment_key() {
 fastwan_environment() {
     venv=${FASTWAN_VENV:-$root/.venv}
     [[ $venv == /* ]] || venv=$PWD/$venv
+    export FASTWAN_VENV=$venv # for a script that this one calls from another folder
     bin=$venv/bin
     local stamp=$venv/fastwan-installed python
     if [[ -x $bin/fastwan-export && -f $stamp && $(<"$stamp") == "$(_environment_key)" ]] &&
