@@ -28,6 +28,8 @@ _NVFP4: dict[str, Any] = {
     "num_bits": (2, 1),
     "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
 }
+_BLOCK = 16
+_CHUNK = 1 << 18  # elements of a weight that are packed at a time
 # ModelOpt prints and warns through process-wide switches, so one thread at a time converts.
 _LOCK = threading.Lock()
 
@@ -45,7 +47,10 @@ def modelopt_config() -> dict[str, Any]:
 
 
 def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float]:
-    """Quantise one linear through ``mtq.quantize`` and ``mtq.compress``.
+    """Quantise one linear with ModelOpt: ``mtq.quantize`` calibrates it, `NVFP4QTensor` packs it.
+
+    ``mtq.compress`` packs with the same function and gives the same bytes; called by rows it works
+    in the cache, needs no copies of the weight's size, and two threads do not wait for each other.
 
     Args:
         weight: [N, K] bf16.
@@ -59,7 +64,7 @@ def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float
     Raises:
         EnvironmentLacks: ModelOpt cannot be imported.
     """
-    mtq = _modelopt()
+    mtq, qtensor = _modelopt()
     linear = torch.nn.Linear(
         weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype, device="meta"
     )
@@ -70,30 +75,35 @@ def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float
         mtq.quantize(model, modelopt_config(), None)
         amax = recipe.activation_global_scale * E2M1_MAX * E4M3_MAX
         model[0].input_quantizer.amax = torch.tensor(amax)
-        if weight.any():
-            mtq.compress(model)
     activation = float(model[0].input_quantizer.amax.float() / (E2M1_MAX * E4M3_MAX))
-    if not weight.any():
+    scale = qtensor.get_weights_scaling_factor_2_from_quantizer(model[0].weight_quantizer)
+    if not scale:
         return quantize_weight(weight), activation
-    quantizer = model[0].weight_quantizer
-    packed = PackedWeight(
-        model[0].weight.data.view(torch.uint8).reshape(weight.shape[0], -1),
-        quantizer._scale.reshape(weight.shape[0], -1),
-        quantizer._double_scale.float().reshape(()),
-    )
-    return packed, activation
+    packed = torch.empty((weight.shape[0], weight.shape[1] // 2), dtype=torch.uint8)
+    blocks = (weight.shape[0], weight.shape[1] // _BLOCK)
+    block_scale = torch.empty(blocks, dtype=torch.float8_e4m3fn)
+    step = max(1, _CHUNK // weight.shape[1])
+    for begin in range(0, weight.shape[0], step):
+        rows = slice(begin, begin + step)
+        tensor, factor, _ = qtensor.quantize(
+            weight[rows], _BLOCK, weights_scaling_factor_2=scale
+        )
+        packed[rows], block_scale[rows] = tensor._quantized_data, factor
+    return PackedWeight(packed, block_scale, scale.reshape(())), activation
 
 
-def _modelopt() -> Any:
+def _modelopt() -> tuple[Any, Any]:
+    """``modelopt.torch.quantization`` and its class of NVFP4 tensors."""
     try:
         with _LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import modelopt.torch.quantization as mtq
+            from modelopt.torch.quantization.qtensor import NVFP4QTensor
     except ImportError as error:
         raise EnvironmentLacks(
             f"nvidia-modelopt cannot be imported: {error}", fix="pip install nvidia-modelopt"
         ) from None
-    return mtq
+    return mtq, NVFP4QTensor
 
 
 def modelopt_quantizer(recipe: Recipe) -> Quantizer:
