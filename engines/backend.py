@@ -79,6 +79,9 @@ class Backend(Protocol):
             KeyboardInterrupt: the user pressed Ctrl-C; the build was cancelled cleanly.
         """
 
+    def close(self) -> None:
+        """Give back what builds needed; a later build takes it again."""
+
 
 _BACKENDS: dict[str, str] = {
     "tensorrt-rtx": "fastwan.engines.tensorrt_rtx:TensorRTRTX",

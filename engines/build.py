@@ -105,8 +105,11 @@ def build_bundle(
     _check_files(onnx_bundle, exported)
     with atomic_dir(output, replace_marker=MANIFEST) as folder:
         builder = _Builder(request, folder, progress, cache)
-        for component in dict.fromkeys(source.component for source in sources):
-            builder.build([source for source in sources if source.component == component])
+        try:
+            for component in dict.fromkeys(source.component for source in sources):
+                builder.build([source for source in sources if source.component == component])
+        finally:
+            request.backend.close()
         begin = time.monotonic()
         _write_layers(folder / LAYERS, builder.layers)
         builder.add_file(LAYERS)
@@ -240,15 +243,16 @@ class _Builder:
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far, by the operating system's account.
+    """Largest resident memory of a process so far, by the operating system's account.
 
-    0 where the system does not tell (Windows).
+    Of this one and those it has waited for, each for itself; 0 where the system does not tell.
     """
     try:
         import resource
     except ImportError:
         return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(who).ru_maxrss for who in whose)
     return peak if sys.platform == "darwin" else peak * 1024
 
 

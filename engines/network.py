@@ -155,6 +155,19 @@ def build_network(
         BadInput: parser or builder refuse the graph.
         KeyboardInterrupt: cancelled.
     """
+    with deferred_interrupt() as cancel:
+        return _build(trt, source, progress, cancel, network_flags, configure, plugin_domains)
+
+
+def _build(
+    trt: Any,
+    source: EngineSource,
+    progress: Progress,
+    cancel: Cancel,
+    network_flags: int,
+    configure: Callable[[Any], None],
+    plugin_domains: frozenset[str],
+) -> BuiltEngine:
     log = BuildLog()
     logger = capturing_logger(trt, log)
     serialized = source.serialized()
@@ -174,11 +187,12 @@ def build_network(
     _set_profiles(builder, network, config, source)
     inputs = tuple(_spec(network.get_input(i), source) for i in range(network.num_inputs))
     outputs = tuple(_spec(network.get_output(i), source) for i in range(network.num_outputs))
-    with deferred_interrupt() as cancel:
-        monitor = progress_monitor(trt, source.name, progress, cancel)
-        config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
-        config.progress_monitor = None
+    monitor = progress_monitor(trt, source.name, progress, cancel)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    config.progress_monitor = None
+    if cancel.requested:
+        raise KeyboardInterrupt
     if plan is None:
         reason = log.errors[-1] if log.errors else "no reason given"
         raise BadInput(f"the builder refused the graph: {reason}", where=source.name)

@@ -63,6 +63,9 @@ class TensorRT:
             plugin_domains=domains,
         )
 
+    def close(self) -> None:
+        pass
+
     def _module(self) -> Any:
         trt = import_builder("tensorrt", "tensorrt-cu13")
         version = str(getattr(trt, "__version__", "0"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastwan.config import BackendName, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
+from fastwan.engines.isolated import Worker, can_isolate
 from fastwan.engines.network import build_network, import_builder
 from fastwan.engines.plan import EngineSource
 from fastwan.errors import EnvironmentLacks
@@ -21,6 +22,9 @@ class TensorRTRTX:
 
     name: BackendName = "tensorrt-rtx"
 
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
     def version(self) -> str:
         return str(self._module().__version__)
 
@@ -29,6 +33,26 @@ class TensorRTRTX:
         self._capability(self._module(), target)
 
     def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
+        if not can_isolate():
+            return self.build_here(source, options, progress)
+        self._capability(self._module(), options.target)
+        if self._worker is None:
+            self._worker = Worker(self.name)
+        try:
+            return self._worker.build(source, options, progress)
+        except BaseException:
+            self.close()  # whatever it was doing, the next build starts afresh
+            raise
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def build_here(
+        self, source: EngineSource, options: BuildOptions, progress: Progress
+    ) -> BuiltEngine:
+        """`build` in this process; two builds may then differ in the order of a few lists."""
         trt = self._module()
         capability = self._capability(trt, options.target)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,14 +207,17 @@ def kit() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def build() -> Callable[..., BuiltEngine]:
+def build() -> Iterator[Callable[..., BuiltEngine]]:
     """Build a source with the real builder."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 
-    def build(source: EngineSource, target: str = "rtx5090") -> BuiltEngine:
-        return TensorRTRTX().build(source, BuildOptions(TARGETS[target]), Quiet())
+    backend = TensorRTRTX()
 
-    return build
+    def build(source: EngineSource, target: str = "rtx5090") -> BuiltEngine:
+        return backend.build(source, BuildOptions(TARGETS[target]), Quiet())
+
+    yield build
+    backend.close()
 
 
 class FakeBackend:
@@ -232,6 +235,9 @@ class FakeBackend:
         return "0.fake"
 
     def check(self, target: Target) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:

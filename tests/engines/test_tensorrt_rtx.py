@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,7 +167,7 @@ def test_ctrl_c_cancels_the_build_and_leaves_the_process_usable(
     progress = Interrupting()
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        TensorRTRTX().build(source, BuildOptions(TARGETS["rtx5090"]), progress)
+        TensorRTRTX().build_here(source, BuildOptions(TARGETS["rtx5090"]), progress)
     assert progress.notes[0].startswith("dit: ")
     assert signal.getsignal(signal.SIGINT) is before
     assert build(source).plan.nbytes > 1000
@@ -178,7 +178,66 @@ def test_a_display_that_fails_does_not_fail_the_build(kit: SimpleNamespace, tmp_
         def advance(self, amount: int = 1, note: str = "") -> None:
             raise ValueError("no terminal")
 
-    built = TensorRTRTX().build(
+    built = TensorRTRTX().build_here(
         kit.source(kit.graph(), tmp_path), BuildOptions(TARGETS["rtx5090"]), Broken()
     )
     assert built.plan.nbytes > 1000
+
+
+@pytest.fixture
+def backend() -> Iterator[TensorRTRTX]:
+    backend = TensorRTRTX()
+    yield backend
+    backend.close()
+
+
+def two_outputs(kit: SimpleNamespace) -> onnx.ModelProto:
+    """An output that the graph goes on to read: the builder lists such ones in no fixed order."""
+    graph = kit.GraphBuilder()
+    graph.inputs.append(kit.value("x", [1, kit.M, kit.K]))
+    graph.outputs += [kit.value(name, [1, kit.M, kit.K]) for name in ("hidden", "y", "z")]
+    graph.node("Relu", ["x"], ["hidden"], "relu")
+    graph.quantise("hidden", "xq")
+    graph.linear("a", "xq", "y", kit.K, kit.K)
+    graph.node("Tanh", ["y"], ["z"], "tanh")
+    return graph.model()
+
+
+def test_what_was_built_before_changes_nothing(
+    kit: SimpleNamespace, backend: TensorRTRTX, tmp_path: Path
+) -> None:
+    options = BuildOptions(TARGETS["rtx5090"])
+    source = kit.source(two_outputs(kit), tmp_path)
+    plans = set()
+    for other in (None, kit.graph(), bf16_linear(kit)):
+        if other is not None:
+            backend.build(kit.source(other, tmp_path, linears=()), options, Quiet())
+        plans |= {bytes(backend.build(source, options, Quiet()).plan) for _ in range(2)}
+    assert len(plans) == 1
+
+
+def test_ctrl_c_in_the_parent_ends_the_child(
+    kit: SimpleNamespace, backend: TensorRTRTX, tmp_path: Path
+) -> None:
+    source = kit.source(kit.graph(), tmp_path)
+    options = BuildOptions(TARGETS["rtx5090"])
+    with pytest.raises(KeyboardInterrupt):
+        backend.build(source, options, Interrupting())
+    assert backend._worker is None
+    assert backend.build(source, options, Quiet()).plan.nbytes > 1000
+
+
+def test_a_builder_that_dies_is_an_error_and_not_the_end(
+    kit: SimpleNamespace, backend: TensorRTRTX, tmp_path: Path
+) -> None:
+    source = kit.source(kit.graph(), tmp_path)
+    options = BuildOptions(TARGETS["rtx5090"])
+
+    class Killing(Quiet):
+        def advance(self, amount: int = 1, note: str = "") -> None:
+            assert backend._worker is not None
+            os.kill(backend._worker.child, signal.SIGKILL)
+
+    with pytest.raises(BadInput, match="the builder ended with SIGKILL"):
+        backend.build(source, options, Killing())
+    assert backend.build(source, options, Quiet()).plan.nbytes > 1000

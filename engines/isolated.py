@@ -1,0 +1,186 @@
+"""Build each engine in a process of its own, so that builds repeat to the byte.
+
+TensorRT writes some lists in the order of the addresses of its objects, and those follow from what
+the process did before: two builds of one graph in one process differ. A small worker process,
+which never builds anything itself, forks for every engine; in the child a new thread has a heap
+that nothing has touched. A parser that aborts ends the child and not the command.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fastwan.engines.backend import BuildOptions, BuiltEngine, load_backend
+from fastwan.engines.plan import EngineSource
+from fastwan.errors import BadInput, FastWanError
+from fastwan.progress import Progress, Quiet
+
+
+def can_isolate() -> bool:
+    """Whether this system can fork."""
+    return hasattr(os, "fork")
+
+
+class Worker:
+    """The process that forks; started at once, ended by `close` or with its parent.
+
+    Args:
+        backend: name of the backend that builds; its ``build_here`` is called in the children.
+    """
+
+    def __init__(self, backend: str) -> None:
+        from multiprocessing import Pipe
+
+        self.child = 0  # process id of the build that runs
+        self._connection, theirs = Pipe()
+        environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "fastwan.engines.isolated", backend, str(theirs.fileno())]
+        self._process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+        )
+        theirs.close()
+
+    def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
+        """Build one engine in a child.
+
+        Raises:
+            FastWanError: what the build raised.
+            BadInput: the child was ended by a signal, such as an abort of the parser.
+            KeyboardInterrupt: Ctrl-C; the caller closes the worker.
+        """
+        plain = replace(source, model=source.serialized())
+        with tempfile.TemporaryDirectory(prefix="fastwan-engine-") as folder:
+            file = Path(folder) / "plan"
+            outcome: Any = None
+            try:
+                self._connection.send((plain, options, file))
+                while True:
+                    kind, value = self._connection.recv()
+                    if kind == "ended":
+                        break
+                    if kind == "note":
+                        progress.advance(0, value)
+                    elif kind == "child":
+                        self.child = value
+                    else:
+                        outcome = value
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                raise BadInput("the build process ended by itself", where=source.name) from None
+            if outcome is None:
+                name = signal.Signals(os.WTERMSIG(value)).name if os.WIFSIGNALED(value) else value
+                raise BadInput(
+                    f"the builder ended with {name}",
+                    where=source.name,
+                    fix="see its message above; too little memory ends it with SIGKILL",
+                )
+            if isinstance(outcome, BuiltEngine):
+                return replace(outcome, plan=_map(file))
+        if isinstance(outcome, tuple):
+            error, what, where, fix = outcome
+            raise error(what, where=where, fix=fix)
+        raise RuntimeError(f"{source.name}: {outcome}")
+
+    def close(self) -> None:
+        """End the worker and what it may be building."""
+        self._connection.close()
+        self._process.terminate()
+        self._process.wait()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _map(file: Path) -> memoryview:
+    with file.open("rb") as stream:
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def serve(backend: str, descriptor: int) -> None:
+    """Body of the worker: fork for each request until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    connection = Connection(descriptor)
+    builder: Any = load_backend(backend)
+    builder.version()  # loads the library once, before the forks
+    child = 0
+
+    def stop(_signal: int, _frame: object) -> None:
+        if child:
+            os.kill(child, signal.SIGKILL)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    while True:
+        try:
+            request = connection.recv()
+        except (EOFError, OSError):
+            return
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            connection.send(("child", os.getpid()))
+            _build_and_send(connection, builder, *request)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        child = 0
+        connection.send(("ended", status))
+
+
+class _Notes(Quiet):
+    """Sends what a build reports to the parent."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        try:
+            self._connection.send(("note", note))
+        except OSError:
+            os._exit(1)  # the parent is gone; nobody waits for this engine
+
+
+def _build_and_send(
+    connection: Connection, builder: Any, source: EngineSource, options: BuildOptions, file: Path
+) -> None:
+    def work() -> None:
+        try:
+            built = builder.build_here(source, options, _Notes(connection))
+            with file.open("wb") as stream:
+                stream.write(built.plan)
+            connection.send(("outcome", replace(built, plan=b"")))
+        except FastWanError as error:
+            connection.send(("outcome", (type(error), error.what, error.where, error.fix)))
+        except Exception as error:
+            connection.send(("outcome", repr(error)))
+
+    run_in_thread(work)
+
+
+def run_in_thread(work: Callable[[], None]) -> None:
+    """Call `work` on a new thread, whose heap nothing else has used, and wait."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))
