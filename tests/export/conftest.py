@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.export.dit_onnx import export_dit
 from fastwan.export.onnx_io import DataWriter, data_file
 
+Session = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 HEADER = '<ir_version: 11, opset_import: ["" : 23, "fastwan" : 1, "trt" : 1]>'
 
 
@@ -128,8 +129,8 @@ def _write(target: ir.Value, value: torch.Tensor, writer: DataWriter) -> None:
     target.const_value = writer.add(str(target.name), value, dtype=target.dtype, shape=shape)
 
 
-def run_ort(model: ir.Model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Outputs of a lowered graph on ONNX Runtime."""
+def ort_session(model: ir.Model) -> Session:
+    """A lowered graph as a function of its inputs, on ONNX Runtime."""
     ort = pytest.importorskip("onnxruntime")
     ir.external_data.load_to_model(model)
     options = ort.SessionOptions()
@@ -139,18 +140,27 @@ def run_ort(model: ir.Model, inputs: Mapping[str, torch.Tensor]) -> dict[str, to
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     wanted = {value.name for value in session.get_inputs()}
-    feeds = {name: value.numpy() for name, value in inputs.items() if name in wanted}
     names = [value.name for value in session.get_outputs()]
-    arrays = session.run(names, feeds)
-    return {n: torch.from_numpy(np.asarray(a)) for n, a in zip(names, arrays, strict=True)}
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        feeds = {name: value.numpy() for name, value in inputs.items() if name in wanted}
+        arrays = session.run(names, feeds)
+        return {n: torch.from_numpy(np.asarray(a)) for n, a in zip(names, arrays, strict=True)}
+
+    return run
+
+
+def run_ort(model: ir.Model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Outputs of a lowered graph on ONNX Runtime."""
+    return ort_session(model)(inputs)
 
 
 @pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
     """The helpers of this file."""
     return SimpleNamespace(
-        graph=graph, tensor=tensor, attach=attach, run=run_ort, relative=relative,
-        inputs=step_inputs,
+        graph=graph, tensor=tensor, attach=attach, run=run_ort, session=ort_session,
+        relative=relative, inputs=step_inputs,
     )  # fmt: skip
 
 

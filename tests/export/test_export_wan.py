@@ -154,8 +154,7 @@ def test_one_repeated_block_is_the_trace_of_all(format: LinearFormat) -> None:
 def test_fingerprints_see_a_swapped_operand(kit: SimpleNamespace) -> None:
     def model(first: str, second: str) -> ir.Model:
         graph: ir.Model = kit.graph(
-            "g (float[2] a, float[2] b) => (float[2] y)"
-            f"{{ c = Neg(a) y = Sub({first}, {second}) }}"
+            f"g (float[2] a, float[2] b) => (float[2] y){{ c = Neg(a) y = Sub({first}, {second}) }}"
         )
         return graph
 
