@@ -17,8 +17,11 @@ frames=$out/frames
 mkdir -p "$out"
 
 run() {
+    local word
     printf '\n$ fastwan-export' >&2
-    printf ' %q' "$@" >&2
+    for word; do
+        if [[ $word == *' '* ]]; then printf ' "%s"' "$word" >&2; else printf ' %s' "$word" >&2; fi
+    done
     printf '\n' >&2
     "$bin/fastwan-export" "$@"
 }
