@@ -19,11 +19,6 @@ from fastwan.errors import BadInput
 STEPS = 3
 HEAD_DIM = 128
 
-_BITS = {
-    "float4_e2m1fn": 4, "float8_e4m3fn": 8, "uint8": 8, "int8": 8, "bool": 8, "float16": 16,
-    "bfloat16": 16, "float": 32, "float32": 32, "int32": 32, "int64": 64,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -239,11 +234,3 @@ def _usual_size(manifest: Manifest, engine: str) -> int:
             if isinstance(size, str) and profile is not None:
                 return profile[1][axis]
     return 1
-
-
-def spec_bytes(spec: TensorSpec, dynamic: int = 1) -> int:
-    """Bytes of a graph input or output; channels of ``hwc8`` count padded to 8."""
-    sizes = [size if isinstance(size, int) else dynamic for size in spec.shape]
-    if spec.format == "hwc8":
-        sizes[1] = -(-sizes[1] // 8) * 8
-    return -(-math.prod(sizes) * _BITS[spec.dtype] // 8)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from fastwan.bundle import Bundle, Engine, Manifest
-from fastwan.engines.cost import STEPS, Cost, VideoCost, price, spec_bytes
+from fastwan.bundle import Bundle, Manifest
+from fastwan.engines.cost import STEPS, Cost, VideoCost, price
 from fastwan.engines.coverage import check_coverage, is_fp4_gemm
 from fastwan.engines.gpus import (
     GPUS,
@@ -15,9 +14,7 @@ from fastwan.engines.gpus import (
     PUBLISHED_VIDEO_SECONDS,
 )
 from fastwan.engines.layers import LayerRecord, layer_from_json
-
-if TYPE_CHECKING:
-    pass
+from fastwan.engines.memory import device_bytes
 
 Report = dict[str, object]
 
@@ -79,7 +76,7 @@ def inspect_bundle(bundle: Bundle) -> Report:
             for name, engine in manifest.engines.items()
         },
         "regions": {name: _cost_fields(cost) for name, cost in costs.regions.items()},
-        "device_bytes": device_bytes(manifest, layers),
+        "device_bytes": device_bytes(manifest),
         "prediction": {
             "gpu": None if gpu is None else gpu.name,
             "rates_of": None if gpu is None else gpu.date,
@@ -149,35 +146,6 @@ def build_report(bundle: str, manifest: Manifest, report: Mapping[str, object]) 
         },
         "labels": {name: LABELS[name] for name in (*fields, "seconds", "peak_rss_bytes")},
     }
-
-
-def device_bytes(manifest: Manifest, layers: Mapping[str, Sequence[LayerRecord]]) -> dict[str, int]:
-    """Device memory that a generation needs: weights, one shared scratch buffer, tensors.
-
-    ``tensors`` counts every input and output of every engine once, by name; a runtime that reuses
-    buffers needs less.
-    """
-    weights = sum(manifest.files[engine.file].bytes for engine in manifest.engines.values())
-    scratch = max((engine.scratch_bytes for engine in manifest.engines.values()), default=0)
-    tensors: dict[tuple[str, str], int] = {}
-    for engine in manifest.engines.values():
-        for spec in (*engine.inputs, *engine.outputs):
-            tensors[engine.component, spec.name] = spec_bytes(spec, _largest(engine, spec.name))
-    for region in manifest.regions.values():
-        for spec in region.outputs:
-            tensors[region.component, spec.name] = spec_bytes(spec)
-    held = sum(tensors.values())
-    return {
-        "weights": weights,
-        "scratch": scratch,
-        "tensors": held,
-        "total": weights + scratch + held,
-    }
-
-
-def _largest(engine: Engine, name: str) -> int:
-    profiles = [shape for shapes in engine.profiles.values() for shape in shapes[-1:]]
-    return max((size for shape in profiles for size in shape), default=1)
 
 
 def _share(part: int, whole: int) -> float:

@@ -13,7 +13,6 @@ from fastwan.engines.cost import (
     kernel_cost,
     region_cost,
     sage_attention_cost,
-    spec_bytes,
     total,
 )
 from fastwan.engines.gpus import GPUS
@@ -154,9 +153,3 @@ def test_without_a_gpu_there_are_bytes_but_no_time(kit: SimpleNamespace) -> None
 def test_host_calls_cost_nothing(kit: SimpleNamespace) -> None:
     record = kit.record("shapes", "shape_call", inputs=[], outputs=[])
     assert kernel_cost(record, GPU) == Cost()
-
-
-def test_channels_last_buffers_are_padded() -> None:
-    spec = TensorSpec(name="m", dtype="float16", shape=(1, 3, 4, 4))
-    assert spec_bytes(spec) == 96
-    assert spec_bytes(spec.model_copy(update={"format": "hwc8"})) == 256
