@@ -85,9 +85,7 @@ def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float
     step = max(1, _CHUNK // weight.shape[1])
     for begin in range(0, weight.shape[0], step):
         rows = slice(begin, begin + step)
-        tensor, factor, _ = qtensor.quantize(
-            weight[rows], _BLOCK, weights_scaling_factor_2=scale
-        )
+        tensor, factor, _ = qtensor.quantize(weight[rows], _BLOCK, weights_scaling_factor_2=scale)
         packed[rows], block_scale[rows] = tensor._quantized_data, factor
     return PackedWeight(packed, block_scale, scale.reshape(())), activation
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastwan.export import ops
-from fastwan.export.models.layers import rms_norm
 from fastwan.export.onnx_io import trace
 from fastwan.export.passes.graphs import FASTWAN, inline, required_inputs
 from fastwan.plugins import reference
@@ -23,10 +22,6 @@ _DTYPES = {
     ir.DataType.FLOAT: torch.float32,
 }
 _INPUTS = ["qkv", "qkv_scale", "qkv_bias", "q_norm", "k_norm", "rope_cos", "rope_sin"]
-
-
-def _unrounded(x: Tensor) -> Tensor:
-    return x
 
 
 class _Lowered(nn.Module):
@@ -79,23 +74,41 @@ class _Lowered(nn.Module):
         rope_cos: Tensor,
         rope_sin: Tensor,
     ) -> Tensor:
-        """The reference's prologue with sums in the order of the builder's choice, then SDPA."""
+        """The reference's prologue with sums in the order of the builder's choice, then SDPA.
+
+        q, k and v go through norm and RoPE as one tensor, so that two kernels over the GEMM's
+        output make all three: v has scale 1, weight 1 and angle 0, which change no value.
+        """
         batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-        heads = []
-        for index, norm in enumerate((q_norm, k_norm, None)):
-            third = slice(index * channels, (index + 1) * channels)
-            x = (qkv[..., third].float() * qkv_scale[index]).to(qkv.dtype) + qkv_bias[third]
-            if norm is not None:
-                x = rms_norm(x, norm, self.eps)
-            x = x.reshape(batch, length, self.num_heads, -1)
-            if norm is not None:
-                x = reference.rope(x.float(), rope_cos, rope_sin, _unrounded).to(qkv.dtype)
-            heads.append(x.transpose(1, 2))
-        q, k, v = heads
-        # Keys past the last token are left out; queries there make rows that nobody reads.
-        k, v = k[:, :, : self.num_tokens], v[:, :, : self.num_tokens]
+        thirds, dtype = (batch, -1, 3, channels), qkv.dtype
+        factor, bias = qkv_scale.reshape(3, 1), qkv_bias.reshape(3, channels)
+        # The mean of squares has a path of its own from the GEMM's output, over all rows: were any
+        # value of it the other kernel's too, the builder would store it in fp32.
+        x = (qkv.reshape(thirds).float() * factor).to(dtype) + bias
+        mean = (x.float() * x.float()).mean(-1, keepdim=True)[:, : self.num_tokens]
+        # Keys past the last token are left out, and with them the queries: one shape for all.
+        tokens = self.num_tokens
+        x = (qkv[:, :tokens].reshape(thirds).float() * factor).to(dtype) + bias
+        scale = torch.rsqrt(mean[:, :, :2] + self.eps)
+        scale = torch.cat([scale, scale.new_ones(batch, tokens, 1, 1)], dim=2)
+        weight = torch.stack([q_norm, k_norm, torch.ones_like(q_norm)])
+        x = (x.float() * scale).to(dtype) * weight
+        pairs = x.reshape(batch, tokens, 3, self.num_heads, -1, 2).float()
+        cos, sin = _table(rope_cos[:tokens], 1.0), _table(rope_sin[:tokens], 0.0)
+        even, odd = pairs[..., 0], pairs[..., 1]
+        rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+        x = rotated.reshape(batch, tokens, 3, self.num_heads, -1).to(dtype)
+        q, k, v = x.permute(2, 0, 3, 1, 4).unbind()
         out = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
-        return out.transpose(1, 2).reshape(batch, length, channels)
+        out = out.transpose(1, 2).reshape(batch, tokens, channels)
+        return F.pad(out, (0, 0, 0, length - tokens))
+
+
+def _table(angles: Tensor, of_values: float) -> Tensor:
+    """A rotary table [L, D/2] for q, k and v, [L, 3, 1, D/2]; v's entries are `of_values`."""
+    table = angles[:, None, None]
+    values = torch.full_like(table, of_values)
+    return torch.cat([table, table, values], dim=1)
 
 
 def lower_attention(model: ir.Model, kind: Attention = "native") -> tuple[ir.Model, bool]:

@@ -12,6 +12,7 @@ from fastwan.config import AttentionName, BackendName
 from fastwan.export.passes.cut_at_regions import Region, cut_at_regions
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_attention import lower_attention
+from fastwan.export.passes.split_statistics import split_statistics
 from fastwan.export.passes.split_text import split_text
 
 
@@ -58,6 +59,8 @@ def plan_dit(
     else:
         cut = cut_at_regions(dit)
         models, regions = list(cut.segments), cut.regions
+    for part in models:
+        split_statistics(part)
     parts = []
     for part in (text, *models):
         nodes = {node.name for node in part.graph}
