@@ -55,6 +55,10 @@ class Backend(Protocol):
     def name(self) -> BackendName:
         """Name in the manifest and on the command line."""
 
+    @property
+    def takes_plugins(self) -> bool:
+        """Whether its engines depend on the plugin library."""
+
     def version(self) -> str:
         """Version of the library; part of the cache key.
 

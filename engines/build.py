@@ -168,15 +168,14 @@ class _Builder:
         self._progress = progress
         self._hasher = ContentHasher()
         self._cache = (cache or EngineCache()) if request.use_cache else None
-        self._options = BuildOptions(request.target, request.plugin_library)
+        plugin = request.plugin_library if request.backend.takes_plugins else None
+        self._options = BuildOptions(request.target, plugin)
         self._fixed_key: dict[str, object] = {
             "tool": __version__,
             "backend": request.backend.name,
             "version": request.backend.version(),
             "compute_capability": request.target.compute_capability,
-            "plugin": None
-            if request.plugin_library is None
-            else sha256_file(request.plugin_library),
+            "plugin": None if plugin is None else sha256_file(plugin),
         }
 
     def build(self, sources: Sequence[EngineSource]) -> None:

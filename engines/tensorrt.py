@@ -22,6 +22,7 @@ class TensorRT:
     """Builder over the module ``tensorrt``."""
 
     name: BackendName = "tensorrt"
+    takes_plugins = True
 
     def version(self) -> str:
         return str(self._module().__version__)

@@ -21,6 +21,7 @@ class TensorRTRTX:
     """Builder over the module ``tensorrt_rtx``."""
 
     name: BackendName = "tensorrt-rtx"
+    takes_plugins = False
 
     def __init__(self) -> None:
         self._worker: Worker | None = None

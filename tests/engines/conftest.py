@@ -224,6 +224,7 @@ class FakeBackend:
     """A backend that answers at once with given records; counts its builds."""
 
     name = "tensorrt-rtx"
+    takes_plugins = False
 
     def __init__(self, layers: tuple[LayerRecord, ...], plan: bytes = b"plan") -> None:
         self.layers = layers

@@ -114,6 +114,19 @@ class TestCache:
         build_bundle(onnx_bundle, tmp_path / "b", [bundle_source(), changed], wanted, cache=cache)
         assert fake_backend.built == ["dit", "decoder", "decoder"]
 
+    @pytest.mark.parametrize(("takes_plugins", "built"), [(False, 1), (True, 2)])
+    def test_another_plugin_library_matters_to_a_backend_that_takes_it(
+        self, onnx_bundle: Path, bundle_source: Source, fake_backend: Any, cache: EngineCache,
+        tmp_path: Path, takes_plugins: bool, built: int,
+    ) -> None:  # fmt: skip
+        fake_backend.takes_plugins = takes_plugins
+        plugin = tmp_path / "libfastwan_plugins.so"
+        for version in ("one", "two"):
+            plugin.write_text(version)
+            wanted = request(fake_backend, plugin_library=plugin)
+            build_bundle(onnx_bundle, tmp_path / version, [bundle_source()], wanted, cache=cache)
+        assert len(fake_backend.built) == built
+
     def test_no_cache_builds_and_leaves_nothing_behind(
         self, onnx_bundle: Path, bundle_source: Source, fake_backend: Any, cache: EngineCache,
         tmp_path: Path,
