@@ -41,6 +41,11 @@ class Node:
         out: torch.Tensor = self.lower(kit, kind)[1](inputs)["out"]
         return out
 
+    def exact(self) -> torch.Tensor:
+        """The reference without roundings."""
+        tensors: Any = {name: value.float() for name, value in self.tensors.items()}
+        return reference.attention_node_fp32(**tensors, **ATTRIBUTES, num_tokens=self.tokens)
+
 
 def make_node(kit: SimpleNamespace, tokens: int, kind: str = "bfloat16") -> Node:
     model = kit.graph(
@@ -77,8 +82,7 @@ def node(kit: SimpleNamespace) -> Node:
 
 @pytest.fixture(scope="module")
 def exact(node: Node) -> torch.Tensor:
-    tensors = {name: value.float() for name, value in node.tensors.items()}
-    return reference.attention_node_fp32(**tensors, **ATTRIBUTES, num_tokens=node.tokens)
+    return node.exact()
 
 
 def test_exact_is_the_fp32_reference(kit: SimpleNamespace, node: Node, exact: torch.Tensor) -> None:
@@ -92,7 +96,8 @@ def test_fp4_is_the_reference_of_the_kernel(
     kit: SimpleNamespace, node: Node, exact: torch.Tensor
 ) -> None:
     out = node.run(kit, "fp4")
-    expected = reference.attention_node(**node.tensors, **ATTRIBUTES, num_tokens=node.tokens)
+    tensors: Any = node.tensors
+    expected = reference.attention_node(**tensors, **ATTRIBUTES, num_tokens=node.tokens)
     # fp32 sums of another order move a few values over a rounding boundary of FP4.
     assert kit.relative(out, expected) < 5e-3
     assert kit.relative(out, exact) > 2e-2
@@ -122,9 +127,7 @@ def test_padding_rows_reach_nothing(kit: SimpleNamespace, node: Node, kind: Atte
 
 def test_native_without_padding(kit: SimpleNamespace) -> None:
     node = make_node(kit, LENGTH)
-    tensors = {name: value.float() for name, value in node.tensors.items()}
-    exact = reference.attention_node_fp32(**tensors, **ATTRIBUTES, num_tokens=LENGTH)
-    assert 1e-4 < kit.relative(node.run(kit, "native"), exact) < 1e-2
+    assert 1e-4 < kit.relative(node.run(kit, "native"), node.exact()) < 1e-2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,12 +150,10 @@ def test_names_and_types_stay(kit: SimpleNamespace, node: Node, kind: Attention)
     assert lower_attention(model, kind)[1] is False
 
 
-@pytest.mark.parametrize("kind", ["native", "exact"])
-def test_node_of_an_fp32_graph_is_lowered_in_fp32(kit: SimpleNamespace, kind: Attention) -> None:
+def test_node_of_an_fp32_graph_is_lowered_in_fp32(kit: SimpleNamespace) -> None:
     node = make_node(kit, 180, "float")
-    model, _ = lower_attention(node.model, kind)
+    model, _ = lower_attention(node.model, "native")
     assert lower_precision(model)[1] is False
     tensors = {name: value.float() for name, value in node.tensors.items()}
-    expected = reference.attention_node_fp32(**tensors, **ATTRIBUTES, num_tokens=180)
     out = kit.run(model, tensors)["out"]
-    assert kit.relative(out[:, :180], expected[:, :180]) < 1e-5
+    assert kit.relative(out[:, :180], node.exact()[:, :180]) < 1e-5

@@ -21,7 +21,7 @@ from fastwan.export.passes.split_text import split_text
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-class Twice(OpRun):  # type: ignore[misc]
+class Twice(OpRun):
     """A node of the domain whose result is easy to predict."""
 
     op_domain = "fastwan"

@@ -98,6 +98,7 @@ def _stored_as_fp4(model: ir.Model) -> ir.Model:
     """The bytes of each FP4 weight under their new type, as the exporter attaches them."""
     for value in model.graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT4E2M1:
+            assert value.shape is not None
             tensor: Any = value.const_value
             value.const_value = ir.PackedTensor(
                 tensor.numpy(), ir.DataType.FLOAT4E2M1, shape=value.shape

@@ -1,0 +1,40 @@
+"""The parts of the tiny transformer parse and build for SM120, in both attention modes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastwan.bundle import Linear
+from fastwan.config import TARGETS, AttentionName
+from fastwan.engines.backend import BuildOptions
+from fastwan.engines.coverage import check_coverage
+from fastwan.engines.plan import EngineSource
+from fastwan.engines.tensorrt_rtx import TensorRTRTX
+from fastwan.export.dit_graph import targeted_linears
+from fastwan.export.passes.plan_dit import plan_dit
+from fastwan.progress import Quiet
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("attention", ["sage3", "native"])
+def test_parts_build_in_fp4_to_the_same_bytes(
+    exported: Any, tiny: Any, attention: AttentionName
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
+    linears = targeted_linears(tiny.config, "nvfp4")
+    options = BuildOptions(TARGETS["rtx5090"])
+    plan = plan_dit(exported.model(), linears, attention=attention, backend="tensorrt-rtx")
+    covered: list[Linear] = []
+    for part in plan.parts:
+        source = EngineSource(part.name, "dit", part.model, exported.folder, part.linears)
+        built = TensorRTRTX().build(source, options, Quiet())
+        coverage = check_coverage(built.layers, part.linears)
+        assert coverage.lost == ()
+        covered += coverage.covered
+        if attention == "native" and part.name == "text_kv":
+            continue  # the same graph in both modes
+        again = TensorRTRTX().build(source, options, Quiet())
+        assert bytes(again.plan) == bytes(built.plan), part.name
+    assert sorted(linear.name for linear in covered) == sorted(linear.name for linear in linears)
