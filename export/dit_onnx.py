@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -11,23 +15,41 @@ from torch import Tensor
 
 from fastwan.bundle import Graph, TensorSpec
 from fastwan.config import DiTConfig, Recipe, VideoShape
+from fastwan.export.cache import ExportCache, content_key
 from fastwan.export.dit_graph import build_dit_graph, targeted_linears
 from fastwan.export.onnx_io import DataWriter, TensorSource, data_file, save_model
 from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
-from fastwan.export.passes.graphs import clone
+from fastwan.export.passes.graphs import clone, nbytes
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.passes.split_text import split_text
 from fastwan.export.quantize import modelopt_quantizer
-from fastwan.export.weights import constant_tensors, load_weights, weight_groups
+from fastwan.export.weights import (
+    constant_tensors,
+    make_weights,
+    tensor_digest,
+    weight_groups,
+)
 from fastwan.progress import Progress, Quiet, stage
 
 CPU_REFERENCE_TOKENS = 2048
 """Longest video, in tokens, that the CPU reference is written for: its attention is unrolled."""
 
-DATA = "dit.data"
+GRAPH, DATA = "dit.onnx", "dit.data"
 WORKERS = 2
 
 
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """OpenMP collapses when two workers share two cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_torch_thread()
 def export_dit(
     source: TensorSource,
     config: DiTConfig,
@@ -35,6 +57,7 @@ def export_dit(
     recipe: Recipe,
     folder: Path,
     *,
+    cache: ExportCache | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Graph], dict[str, str]]:
     """Export the transformer.
@@ -45,56 +68,89 @@ def export_dit(
     Args:
         source: checkpoint tensors under diffusers' names.
         folder: existing folder of the ONNX bundle.
+        cache: where finished graphs and linears are taken from and left.
 
     Returns:
         Graph records by name, and the SHA-256 by initializer of what the reference quantiser
         makes of the checkpoint; `verify` holds the file against them.
     """
     progress = progress or Quiet()
-    torch.set_num_threads(1)  # OpenMP collapses when two workers share two cores
-    with stage(progress, "trace transformer"):
-        model = build_dit_graph(config, shape, recipe.linears)
-        expand_nvfp4(model, activation_global_scale=recipe.activation_global_scale)
-    initializers = model.graph.initializers
-    constants = constant_tensors(config, shape)
-    digests: dict[str, str] = {}
-    total = len(weight_groups(config))
-    with (
-        stage(progress, "quantise transformer", total, "tensors"),
-        data_file(folder / DATA) as writer,
-    ):
-        for name, tensor in constants.items():
-            _attach(initializers[name], tensor, writer)
-        weights = load_weights(
-            source, config, recipe.linears, quantize=modelopt_quantizer(recipe), workers=WORKERS
-        )
-        for group, tensors in weights:
-            for name, tensor in tensors.items():
-                _attach(initializers[name], tensor, writer)
-            progress.advance(1, group.name)
-    with stage(progress, "digest reference weights", total, "tensors"):
-        for name, tensor in constants.items():
-            digests[name] = tensor_digest(tensor)
-        for group, tensors in load_weights(source, config, recipe.linears, workers=WORKERS):
-            digests |= {name: tensor_digest(tensor) for name, tensor in tensors.items()}
-            progress.advance(1, group.name)
-    with stage(progress, "write dit.onnx"):
-        save_model(model, folder / "dit.onnx")
-        cpu_files = _write_cpu_reference(model, shape, folder)
+    facts = {"config": asdict(config), "shape": asdict(shape), "recipe": asdict(recipe)}
+    key = content_key("dit", facts)
+    found = cache.files(key) if cache is not None else None
+    if found is not None:
+        model = _load(*found, folder)
+    else:
+        with stage(progress, "trace transformer"):
+            model = build_dit_graph(config, shape, recipe.linears)
+            expand_nvfp4(model, activation_global_scale=recipe.activation_global_scale)
+    digests = _write_weights(model, source, config, shape, recipe, folder / DATA, cache, progress)
+    if found is not None:
+        cpu_files = dict(found[1]["cpu_files"])
+    else:
+        with stage(progress, "write dit.onnx"):
+            save_model(model, folder / GRAPH)
+            cpu_files = _write_cpu_reference(model, shape, folder)
+    if cache is not None:
+        names = (GRAPH, *cpu_files.values())
+        cache.put(key, {name: folder / name for name in names}, {"cpu_files": cpu_files})
+        cache.prune()
     return _records(model, config, recipe, cpu_files), digests
 
 
-def tensor_digest(tensor: Tensor) -> str:
-    """Hex SHA-256 of a tensor's bytes."""
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(raw.data).hexdigest()
+def _load(entry: Path, note: dict[str, Any], folder: Path) -> ir.Model:
+    """Bring a finished graph into `folder`; its data file is still to be written."""
+    for name in (GRAPH, *note["cpu_files"].values()):
+        shutil.copyfile(entry / name, folder / name)
+    return ir.load(folder / GRAPH)
+
+
+def _write_weights(
+    model: ir.Model,
+    source: TensorSource,
+    config: DiTConfig,
+    shape: VideoShape,
+    recipe: Recipe,
+    path: Path,
+    cache: ExportCache | None,
+    progress: Progress,
+) -> dict[str, str]:
+    """Write the data file and attach it to the graph; returns the reference's digests."""
+    initializers = model.graph.initializers
+    constants = constant_tensors(config, shape)
+    groups = len(weight_groups(config))
+    weights = make_weights(
+        source,
+        config,
+        recipe,
+        quantize=modelopt_quantizer(recipe),
+        cache=cache,
+        workers=WORKERS,
+    )
+    total = sum(nbytes(value) for value in initializers.values())
+    digests = {name: tensor_digest(tensor) for name, tensor in constants.items()}
+    with stage(progress, "quantise transformer", total, "bytes"), data_file(path) as writer:
+        for name, tensor in constants.items():
+            _attach(initializers[name], tensor, writer)
+        for index, (group, made) in enumerate(weights):
+            for name, tensor in made.tensors.items():
+                _attach(initializers[name], tensor, writer)
+            digests |= made.digests
+            size = sum(nbytes(initializers[name]) for name in made.tensors)
+            progress.advance(size, f"tensors of {index + 1}/{groups}: {group.name}")
+    return digests
 
 
 def _attach(value: ir.Value, tensor: Tensor, writer: DataWriter) -> None:
     """Give an initializer its data: type and shape are the graph's, the bytes the tensor's."""
     shape = tuple(value.shape.numpy())  # type: ignore[union-attr]
     assert value.dtype is not None
-    value.const_value = writer.add(str(value.name), tensor, dtype=value.dtype, shape=shape)
+    written = writer.add(str(value.name), tensor, dtype=value.dtype, shape=shape)
+    known = value.const_value
+    if isinstance(known, ir.ExternalTensor):
+        # Of a finished graph: the order of the weights decides where each lies.
+        assert (known.offset, known.length) == (written.offset, written.length), value.name
+    value.const_value = written
 
 
 def split(model: ir.Model) -> dict[str, ir.Model]:
@@ -122,7 +178,7 @@ def _records(
     for name, part in split(model).items():
         nodes = {node.name for node in part.graph}
         records[name] = Graph(
-            file="dit.onnx",
+            file=GRAPH,
             data=(DATA,),
             cpu_file=cpu_files.get(name),
             inputs=tuple(map(tensor_spec, part.graph.inputs)),

@@ -10,6 +10,7 @@ from fastwan import __version__
 from fastwan.bundle import ONNX_MANIFEST, Graph, Model, OnnxManifest, Shape
 from fastwan.config import Recipe, SamplerName, VideoShape
 from fastwan.errors import BadInput
+from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint
 from fastwan.export.decoder_onnx import export_decoder
 from fastwan.export.dit_onnx import export_dit
@@ -25,6 +26,7 @@ def export_onnx_bundle(
     recipe: Recipe,
     sampler: SamplerName,
     components: Collection[str],
+    cache: ExportCache | None = None,
     progress: Progress,
 ) -> OnnxManifest:
     """Export the components of a checkpoint into an existing, empty folder.
@@ -35,6 +37,7 @@ def export_onnx_bundle(
         recipe: of the transformer's linears.
         sampler: default of the model.
         components: of ``dit``, ``decoder``, ``text_encoder``.
+        cache: where finished parts are taken from and left.
 
     Raises:
         BadInput: the checkpoint lacks a component, or one of its tensors is at fault.
@@ -45,7 +48,13 @@ def export_onnx_bundle(
     extra: tuple[str, ...] = ()
     if "dit" in components:
         exported, digests = export_dit(
-            checkpoint.transformer, checkpoint.dit_config, shape, recipe, folder, progress=progress
+            checkpoint.transformer,
+            checkpoint.dit_config,
+            shape,
+            recipe,
+            folder,
+            cache=cache,
+            progress=progress,
         )
         graphs |= exported
     if "decoder" in components:

@@ -7,19 +7,24 @@ module take their weights from here, with ModelOpt's quantiser or with the refer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from fastwan.config import DiTConfig, LinearFormat, VideoShape
+from fastwan.config import DiTConfig, LinearFormat, Recipe, VideoShape
+from fastwan.export.cache import ExportCache, content_key, tensor_bytes
 from fastwan.export.models.layers import rope_tables, timestep_frequencies
 from fastwan.export.models.wan import WanDiT
 from fastwan.export.onnx_io import TensorSource
 from fastwan.export.quantize import Quantizer
 from fastwan.plugins.nvfp4 import quantize_weight
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -149,22 +154,103 @@ def load_weights(
         dtype: of everything that is neither quantised nor held in fp32.
         workers: threads; at most one group more than these is in memory.
     """
-    load: Callable[[Group], dict[str, Tensor]] = _Loader(source, format, quantize, dtype)
-    groups = weight_groups(config)
+    load = _Loader(source, format, quantize, dtype)
+    yield from _in_order(load, weight_groups(config), workers)
+
+
+def _in_order(
+    load: Callable[[Group], T], groups: Sequence[Group], workers: int
+) -> Iterator[tuple[Group, T]]:
+    """Map `load` over `groups` on threads, with at most one result more than these in memory."""
     if workers <= 1:
         for group in groups:
             yield group, load(group)
         return
     with ThreadPoolExecutor(workers) as pool:
         pending = [(group, pool.submit(load, group)) for group in groups[:workers]]
-        for following in [*groups[workers:], *([None] * workers)]:
-            if not pending:
-                return
-            group, future = pending.pop(0)
-            tensors = future.result()
-            if following is not None:
-                pending.append((following, pool.submit(load, following)))
-            yield group, tensors
+        try:
+            for following in [*groups[workers:], *([None] * workers)]:
+                if not pending:
+                    return
+                group, future = pending.pop(0)
+                made = future.result()
+                if following is not None:
+                    pending.append((following, pool.submit(load, following)))
+                yield group, made
+        finally:
+            for _, future in pending:  # the caller stopped: do not begin what is not needed
+                future.cancel()
+
+
+@dataclass(frozen=True)
+class Made:
+    """Initializers of a group, and the SHA-256 of each as the reference quantiser makes it."""
+
+    tensors: dict[str, Tensor]
+    digests: dict[str, str]
+
+
+class _Held:
+    """A source that reads each tensor once."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
+        self._read: dict[str, Tensor] = {}
+
+    def names(self) -> Sequence[str]:
+        return self._source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(name)
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._read:
+            self._read[name] = self._source.read(name)
+        return self._read[name]
+
+
+def make_weights(
+    source: TensorSource,
+    config: DiTConfig,
+    recipe: Recipe,
+    *,
+    quantize: Quantizer,
+    cache: ExportCache | None = None,
+    workers: int = 1,
+) -> Iterator[tuple[Group, Made]]:
+    """Like `load_weights`, with the digests of what the reference quantiser makes.
+
+    Each checkpoint tensor is read once. A linear that the cache has is not quantised again.
+    """
+
+    def make(group: Group) -> Made:
+        held = _Held(source)
+        load = _Loader(held, recipe.linears, quantize, torch.bfloat16)
+        if recipe.linears != "nvfp4" or group.kind not in ("linear", "qkv"):
+            tensors = load(group)
+            return Made(tensors, {name: tensor_digest(value) for name, value in tensors.items()})
+        key = ""
+        if cache is not None:
+            names = [f"{prefix}.{part}" for prefix in group.sources for part in ("weight", "bias")]
+            facts = {"group": asdict(group), "recipe": asdict(recipe)}
+            key = content_key("linear", facts, ((name, held.read(name)) for name in names))
+            found = cache.tensors(key)
+            if found is not None:
+                return Made(found[0], found[1]["digests"])
+        reference = _Loader(held, recipe.linears, quantize_weight, torch.bfloat16)(group)
+        digests = {name: tensor_digest(value) for name, value in reference.items()}
+        del reference
+        made = Made(load(group), digests)
+        if cache is not None:
+            cache.put_tensors(key, made.tensors, {"digests": digests})
+        return made
+
+    yield from _in_order(make, weight_groups(config), workers)
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Hex SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
 
 
 def load_module(

@@ -6,13 +6,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastwan.bundle import Manifest, OnnxManifest
+from fastwan.bundle import Manifest
 from fastwan.config import (
     COMPONENTS,
     MODELS,
@@ -26,16 +26,13 @@ from fastwan.config import (
 )
 from fastwan.engines.backend import check_served, load_backend
 from fastwan.engines.build import BuildRequest, build_bundle
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.cache import default_cache_dir
+from fastwan.engines.sources import plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.onnx_bundle import export_onnx_bundle
-from fastwan.export.passes.cut_at_regions import Region
-from fastwan.export.passes.plan_dit import plan_dit
 from fastwan.progress import Progress
-
-TEXT_PROFILE = (1, 64, 512)
-"""Shortest, usual and longest prompt in tokens that the text encoder's engine is built for."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +105,17 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             recipe=recipe,
             sampler=sampler,
             components=spec.components,
+            cache=ExportCache(default_cache_dir() / "exports") if spec.use_cache else None,
             progress=progress,
         )
         export_seconds = time.monotonic() - started
-        sources, regions = engine_sources(folder, exported, attention, spec.backend)
+        sources, regions = plan_sources(
+            folder,
+            exported,
+            attention=attention,
+            backend=spec.backend,
+            components=spec.components,
+        )
         request = BuildRequest(
             target=target,
             backend=backend,
@@ -136,60 +140,6 @@ def _shape(spec: BuildSpec, checkpoint: Checkpoint) -> VideoShape:
         width=default.width if spec.width is None else spec.width,
         num_frames=default.num_frames if spec.num_frames is None else spec.num_frames,
     )
-
-
-def engine_sources(
-    folder: Path, exported: OnnxManifest, attention: AttentionName, backend: BackendName
-) -> tuple[list[EngineSource], Sequence[Region]]:
-    """Graphs of an ONNX bundle to build, and the regions that the runtime launches itself.
-
-    Args:
-        folder: the ONNX bundle.
-        exported: its manifest.
-        attention: how self-attention runs.
-        backend: decides whether the attention node may stay in an engine.
-    """
-    import onnx_ir as ir
-
-    sources: list[EngineSource] = []
-    regions: Sequence[Region] = ()
-    graphs = exported.graphs
-    if "text_encoder" in graphs:
-        record = graphs["text_encoder"]
-        (embeddings,) = record.inputs
-        width = int(embeddings.shape[-1])
-        low, usual, high = ((1, length, width) for length in TEXT_PROFILE)
-        sources.append(
-            EngineSource(
-                name="text_encoder",
-                component="text_encoder",
-                model=(folder / record.file).read_bytes(),
-                base_dir=folder,
-                linears=record.linears,
-                profiles={embeddings.name: (low, usual, high)},
-            )
-        )
-    if "dit" in graphs:
-        linears = (*graphs["text_kv"].linears, *graphs["dit"].linears)
-        model = ir.load(folder / graphs["dit"].file)
-        plan = plan_dit(model, linears, attention=attention, backend=backend)
-        regions = plan.regions
-        sources += [
-            EngineSource(part.name, "dit", part.model, folder, part.linears) for part in plan.parts
-        ]
-    if "decoder" in graphs:
-        record = graphs["decoder"]
-        memories = (spec.name for spec in (*record.inputs, *record.outputs))
-        sources.append(
-            EngineSource(
-                name="decoder",
-                component="decoder",
-                model=(folder / record.file).read_bytes(),
-                base_dir=folder,
-                io_formats={name: "hwc8" for name in memories if name.startswith("memory_")},
-            )
-        )
-    return sources, regions
 
 
 def plugin_library(attention: AttentionName, backend: BackendName) -> Path | None:
