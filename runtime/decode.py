@@ -61,24 +61,25 @@ class Decoder(Generic[A]):
         """Decode in order, one latent at a time.
 
         The decoder grows time before it has seen a predecessor, so all but the last frame of the
-        first latent are artefacts of the zero memories and are dropped. Two sets of memories
-        take turns as input and output.
+        first latent are artefacts of the zero memories and are dropped. Two sets of memories and
+        frames take turns, so that frames can be copied away while the next ones are made.
 
         Args:
             latents: normalised latents [1, C, T, h, w].
 
         Yields:
-            Frames [H, W, 3], uint8. A frame may share memory with those of its latent, never
-            with those of another.
+            Frames [H, W, 3], uint8. Those of a latent are valid until the latent after the next.
         """
         read = {name: self._step.full(name) for name in self._memories}
-        write = {f"{name}_out": self._step.full(name) for name in self._memories}
+        write: dict[str, A] = {}
+        made: list[A] = []
         skip = self.frames_per_latent - 1
         for index in range(latents.shape[2]):
             results = self._step.run({"latent": latents[:, :, index], **read}, write)
+            made = [*made[-1:], results["frames"]]
             for frame in range(skip if index == 0 else 0, self.frames_per_latent):
                 yield results["frames"][frame]
-            read, write = (
-                {name: write[f"{name}_out"] for name in self._memories},
-                {f"{name}_out": read[name] for name in self._memories},
-            )
+            write = {f"{name}_out": read[name] for name in self._memories}
+            if len(made) == 2:
+                write["frames"] = made[0]
+            read = {name: results[f"{name}_out"] for name in self._memories}

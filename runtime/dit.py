@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
+from fastwan.bundle import TensorSpec
 from fastwan.errors import BadInput
 from fastwan.runtime.executors import Executor, fixed_shape, require_names
 
@@ -41,7 +42,12 @@ class DiT(Generic[A]):
     @property
     def text_shape(self) -> tuple[int, ...]:
         """[1, text_length, text_dim] of the prompt embeddings."""
-        return fixed_shape(self._text_kv.inputs["encoder_hidden_states"])
+        return fixed_shape(self.text_spec)
+
+    @property
+    def text_spec(self) -> TensorSpec:
+        """Prompt embeddings as the graph takes them."""
+        return self._text_kv.inputs["encoder_hidden_states"]
 
     def prepare(self, prompt_embeds: A) -> Mapping[str, A]:
         """Context of a prompt: the cross-attention keys and values by name.

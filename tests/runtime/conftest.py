@@ -18,12 +18,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from fastwan.bundle import (
     MANIFEST,
     BuildRecord,
+    Engine,
     FileRecord,
     Graph,
     Manifest,
     Model,
     OnnxManifest,
     Shape,
+    TensorSpec,
 )
 from fastwan.files import sha256_file
 
@@ -91,12 +93,13 @@ class FakeBundle:
             text_encoder=None,
             default_sampler="unipc",
         )
+        engines = {name: self.engine(name) for name in ("text_encoder", *names) if name in names}
         files = {
             str(path.relative_to(self.root)): FileRecord(
                 sha256=sha256_file(path), bytes=path.stat().st_size
             )
-            for path in sorted(self.onnx.rglob("*"))
-            if path.is_file()
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
         }
         manifest = Manifest(
             tool_version="0",
@@ -107,11 +110,38 @@ class FakeBundle:
             sampler=self.sampler,
             components=("dit", "decoder"),
             onnx=OnnxManifest(tool_version="0", model=model, graphs=graphs),
-            engines={},
+            engines=engines,
             files=files,
             build=BuildRecord(seconds=0, peak_rss_bytes=0),
         )
         (self.root / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+
+    def engine(self, name: str) -> Engine:
+        """Record of an engine that has the names, dtypes and shapes of the CPU graph."""
+        model = onnx.load(self.onnx / f"{name}.cpu.onnx", load_external_data=False)
+        component = "dit" if name == "text_kv" else name
+        path = self.root / component / f"{name}.engine"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(f"engine {name}".encode())
+        dynamic = name == "text_encoder"
+        shapes = tuple((1, length, TEXT_DIM) for length in (1, 3, TEXT_LENGTH))
+        return Engine(
+            file=str(path.relative_to(self.root)),
+            component=component,
+            inputs=tuple(map(spec_of, model.graph.input)),
+            outputs=tuple(map(spec_of, model.graph.output)),
+            scratch_bytes={"dit": 4096, "decoder": 1000}.get(name, 100),
+            runs={"dit": "step", "decoder": "latent"}.get(name, "prompt"),
+            profiles={"embeddings": shapes} if dynamic else {},
+        )
+
+
+def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Spec of a graph input or output."""
+    kind = value.type.tensor_type
+    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    shape = tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ class FakeExecutor:
         self.outputs = {n: TensorSpec(name=n, dtype="float32", shape=s) for n, s in outputs.items()}
         self.fills = 0
         self.reads: list[dict[str, int]] = []
-        self.writes: list[dict[str, int]] = []
+        self.results: list[dict[str, int]] = []
+        self.made: list[set[str]] = []
+        self.kept: list[dict[str, np.ndarray]] = []  # an id is only unique while its array lives
 
     def full(self, name: str, value: float = 0.0) -> np.ndarray:
         self.fills += 1
@@ -33,11 +35,15 @@ class FakeExecutor:
         self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
         self.reads.append({name: id(value) for name, value in inputs.items()})
-        self.writes.append({name: id(value) for name, value in (outputs or {}).items()})
-        return {
-            name: (outputs or {}).get(name, np.zeros(spec.shape, np.float32))
+        given = outputs or {}
+        self.made.append({name for name in self.outputs if name not in given})
+        results = {
+            name: given[name] if name in given else np.zeros(spec.shape, np.float32)
             for name, spec in self.outputs.items()
         }
+        self.kept.append(results)
+        self.results.append({name: id(value) for name, value in results.items()})
+        return results
 
 
 def text_kv() -> FakeExecutor:
@@ -81,16 +87,27 @@ def step(memory_out: tuple[int, ...] = (1, 5)) -> FakeExecutor:
     )
 
 
-def test_two_memory_sets_take_turns_and_nothing_else_is_made() -> None:
+def test_two_sets_of_memories_and_frames_take_turns_and_nothing_else_is_made() -> None:
     executor = step()
     decoder = Decoder(executor)
-    list(decoder.frames(np.zeros((1, 16, 4, 2, 4), np.float32)))
+    list(decoder.frames(np.zeros((1, 16, 5, 2, 4), np.float32)))
+    # The first run makes the second set, the first two make the two sets of frames.
+    assert executor.fills == 1
+    assert [sorted(made) for made in executor.made] == [
+        ["frames", "memory_0_out"],
+        ["frames"],
+        [],
+        [],
+        [],
+    ]
     reads = [call["memory_0"] for call in executor.reads]
-    writes = [call["memory_0_out"] for call in executor.writes]
-    assert executor.fills == 2
-    assert reads == [reads[0], writes[0], reads[0], writes[0]]
-    assert writes == [writes[0], reads[0], writes[0], reads[0]]
+    writes = [call["memory_0_out"] for call in executor.results]
+    frames = [call["frames"] for call in executor.results]
+    assert reads == [reads[0], writes[0], reads[0], writes[0], reads[0]]
+    assert writes == [writes[0], reads[0], writes[0], reads[0], writes[0]]
+    assert frames == [frames[0], frames[1], frames[0], frames[1], frames[0]]
     assert reads[0] != writes[0]
+    assert frames[0] != frames[1]
 
 
 def test_a_memory_that_changes_its_shape_is_refused() -> None:

@@ -1,0 +1,315 @@
+"""One video of a bundle as operations on streams, from its manifest alone.
+
+The same `DiT`, `Decoder` and `denoise` as on the CPU run here over executors that record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
+import numpy as np
+
+from fastwan.bundle import Engine, Manifest, Region, TensorSpec
+from fastwan.errors import BadInput
+from fastwan.runtime.decode import Decoder
+from fastwan.runtime.dit import DiT
+from fastwan.runtime.executors import fixed_shape
+from fastwan.runtime.loop import denoise
+from fastwan.runtime.operations import LaunchRegion, RunEngine
+from fastwan.runtime.recorder import COPY, Recorder, Stage, scratch
+from fastwan.runtime.regions import region_of, workspace_bytes
+from fastwan.runtime.sampler import Schedule
+from fastwan.runtime.tensors import Tensor, allocate, resolved, row_major
+
+
+class RecordingExecutor:
+    """Engines that run one after the other, with the regions between them, as one graph.
+
+    Args:
+        call: what the schedule calls a run.
+        engines: in the order in which they run.
+        regions: each is launched behind its engine.
+        keep: results stay from one video to the next.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        call: str,
+        engines: Mapping[str, Engine],
+        regions: Mapping[str, Region] | None = None,
+        *,
+        keep: bool = False,
+    ) -> None:
+        self._recorder = recorder
+        self._call = call
+        self._engines = engines
+        self._regions = regions or {}
+        self._keep = keep
+        self._constants: dict[str, Tensor] = {}
+        links: list[Engine | Region] = [*engines.values(), *self._regions.values()]
+        made = {spec.name for link in links for spec in link.outputs}
+        read = {spec.name for link in links for spec in link.inputs}
+        self._inputs = {s.name: s for link in links for s in link.inputs if s.name not in made}
+        self._outputs = {s.name: s for link in links for s in link.outputs if s.name not in read}
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._outputs
+
+    def full(self, name: str, value: float = 0.0) -> Tensor:
+        spec = self._inputs.get(name) or self._outputs[name]
+        shape = fixed_shape(spec)
+        if not value:
+            tensor = allocate(spec, shape)
+            self._recorder.zero(tensor)
+            return tensor
+        content = np.full(shape, value, np.dtype(spec.dtype)).tobytes()
+        return allocate(spec, shape, name=f"{name}={value:g}", fixed=True, content=content)
+
+    def run(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        self._recorder.call(self._call)
+        values = {**inputs, **(outputs or {})}
+        given = set(outputs or ())
+        for name, engine in self._engines.items():
+            self._run_engine(name, engine, values, given)
+            for region in self._regions.values():
+                if region.after == name:
+                    self._launch(region, values)
+        return {name: values[name] for name in self._outputs}
+
+    def _run_engine(
+        self, name: str, engine: Engine, values: dict[str, Tensor], given: set[str]
+    ) -> None:
+        axes: dict[str, int] = {}
+        read = {}
+        for spec in engine.inputs:
+            tensor = values[spec.name]
+            axes.update(
+                (size, found)
+                for size, found in zip(spec.shape, tensor.shape, strict=False)
+                if isinstance(size, str)
+            )
+            read[spec.name] = self._recorder.fit(tensor, spec, resolved(spec, axes))
+        for spec in engine.outputs:
+            if spec.name not in given:
+                kept = self._keep and spec.name in self._outputs
+                values[spec.name] = allocate(spec, fixed_shape(spec), fixed=kept)
+        self._recorder.add(
+            RunEngine(
+                engine=name,
+                inputs=read,
+                outputs={spec.name: values[spec.name] for spec in engine.outputs},
+                scratch=scratch(engine.scratch_bytes),
+            )
+        )
+
+    def _launch(self, region: Region, values: dict[str, Tensor]) -> None:
+        specs = {s.name: s for s in (*region.inputs, *region.constants, *region.outputs)}
+        for spec in region.constants:
+            if spec.name not in self._constants:
+                constant = allocate(spec, fixed=True, content=spec.name)
+                self._constants[spec.name] = constant
+            values[spec.name] = self._constants[spec.name]
+        for node in region.nodes:
+            described = region_of(node, specs)
+            for name in node.outputs:
+                values[name] = allocate(specs[name])
+            self._recorder.add(
+                LaunchRegion(
+                    region=described,
+                    inputs=tuple(values[name] for name in node.inputs),
+                    outputs=tuple(values[name] for name in node.outputs),
+                    workspace=scratch(workspace_bytes(described)),
+                )
+            )
+
+
+@dataclass
+class TextBuffers:
+    """Text encoder in and out, at the longest prompt, on the host and on the device."""
+
+    engine: str
+    host_in: Tensor
+    device_in: Tensor
+    device_out: Tensor
+    host_out: Tensor
+    scratch: Tensor
+
+    def record(self, recorder: Recorder, length: int) -> None:
+        """Record encoding a prompt of `length` tokens, without padding."""
+        recorder.begin("text")
+        recorder.call("text_encoder")
+        recorder.copy(self.host_in[:, :length], self.device_in[:, :length])
+        recorder.add(
+            RunEngine(
+                engine=self.engine,
+                inputs={self.device_in.buffer.name: self.device_in[:, :length]},
+                outputs={self.device_out.buffer.name: self.device_out[:, :length]},
+                scratch=self.scratch,
+            )
+        )
+        recorder.copy(self.device_out[:, :length], self.host_out[:, :length])
+        recorder.end()
+
+
+@dataclass
+class Recording:
+    """A video as stages: ``text``, ``text_kv``, ``step_0`` .., ``decode``; those it has parts for.
+
+    Attributes:
+        calls: components in the order in which they are called, and each combination.
+        text: None in a bundle without a text encoder.
+        prompt_embeds: pinned [1, text_length, text_dim], read by ``text_kv``.
+        noises: pinned, fp32, the initial latents and the fresh noise of the steps.
+        states: latents after each step, fp32 on the device.
+        latents: pinned, for latents that go in or out between stages.
+        frames: pinned [F, H, W, 3] uint8; None without a decoder.
+    """
+
+    manifest: Manifest
+    schedule: Schedule
+    stages: list[Stage]
+    calls: list[str]
+    events: int
+    text: TextBuffers | None
+    prompt_embeds: Tensor
+    noises: list[Tensor]
+    states: list[Tensor]
+    latents: Tensor
+    frames: Tensor | None = field(default=None)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Pinned tensors that the host writes before a play."""
+        text = [] if self.text is None else [self.text.host_in]
+        return [*text, self.prompt_embeds, *self.noises]
+
+    @property
+    def video(self) -> list[Stage]:
+        """What one launch covers: every step and the decoder."""
+        return [stage for stage in self.stages if stage.name not in ("text", "text_kv")]
+
+
+def record(manifest: Manifest, schedule: Schedule) -> Recording:
+    """Record a video.
+
+    Raises:
+        BadInput: no transformer in the bundle, or parts that do not fit together.
+    """
+    recorder = Recorder()
+    text = _text(manifest)
+    if text is not None:
+        text.record(recorder, text.host_in.shape[1])
+    dit = _dit(manifest, recorder)
+    recorder.begin("text_kv")
+    embeds = allocate(
+        TensorSpec(name="prompt_embeds", dtype=dit.text_spec.dtype, shape=dit.text_shape)
+    )
+    prompt_embeds = replace(
+        embeds, buffer=replace(embeds.buffer, name="prompt_embeds.host", space="host")
+    )
+    recorder.copy(prompt_embeds, embeds)
+    context = dit.prepare(embeds)
+    recorder.end()
+
+    latents = TensorSpec(name="latents", dtype="float32", shape=dit.latents_shape)
+    recorder.begin("step_0")
+    noises, drawn = [], []
+    for index in range(1 + schedule.noises):
+        noises.append(allocate(latents, name=f"noise_{index}.host", space="host"))
+        drawn.append(allocate(latents, name=f"noise_{index}"))
+        recorder.copy(noises[-1], drawn[-1])
+    states: list[Tensor] = []
+
+    def on_step(index: int, _timestep: int, state: Tensor) -> None:
+        states.append(state)
+        recorder.end()
+        if index + 1 < len(schedule.steps):
+            recorder.begin(f"step_{index + 1}")
+
+    clean = denoise(
+        lambda state, timestep: dit.velocity(state, timestep, context),
+        drawn[0],
+        schedule,
+        drawn[1:],
+        combine=recorder.combine,
+        on_step=on_step,
+    )
+    return Recording(
+        manifest=manifest,
+        schedule=schedule,
+        frames=_decode(manifest, recorder, clean),
+        stages=recorder.stages,
+        calls=recorder.calls,
+        events=recorder.events,
+        text=text,
+        prompt_embeds=prompt_embeds,
+        noises=noises,
+        states=states,
+        latents=allocate(latents, name="latents.host", space="host"),
+    )
+
+
+def _text(manifest: Manifest) -> TextBuffers | None:
+    found = _engines(manifest, "text_encoder")
+    if not found:
+        return None
+    ((name, engine),) = found.items()
+    (read,), (written,) = engine.inputs, engine.outputs
+    longest = max((shape[1] for shape in engine.profiles.get(read.name, ())), default=0)
+    shapes = [resolved(spec, longest) for spec in (read, written)]
+    return TextBuffers(
+        name,
+        allocate(read, shapes[0], name="embeddings.host", space="host"),
+        allocate(read, shapes[0]),
+        allocate(written, shapes[1]),
+        allocate(written, shapes[1], name="hidden_states.host", space="host"),
+        scratch(engine.scratch_bytes),
+    )
+
+
+def _dit(manifest: Manifest, recorder: Recorder) -> DiT[Tensor]:
+    engines = _engines(manifest, "dit")
+    if not engines:
+        raise BadInput("bundle has no transformer", where="manifest.json", fix="build it with dit")
+    prompt = {name: engine for name, engine in engines.items() if engine.runs == "prompt"}
+    step = {name: engine for name, engine in engines.items() if engine.runs == "step"}
+    return DiT(
+        RecordingExecutor(recorder, "text_kv", prompt, keep=True),
+        RecordingExecutor(recorder, "dit", step, manifest.regions),
+    )
+
+
+def _decode(manifest: Manifest, recorder: Recorder, latents: Tensor) -> Tensor | None:
+    engines = _engines(manifest, "decoder")
+    if not engines:
+        return None
+    recorder.begin("decode")
+    decoder = Decoder(RecordingExecutor(recorder, "decoder", engines))
+    shape = (decoder.num_frames(latents.shape[2]), *decoder.frame_shape)
+    video = TensorSpec(name="frames.host", dtype="uint8", shape=shape)
+    frames = allocate(video, space="host")
+    group: list[Tensor] = []
+    for index, frame in enumerate(decoder.frames(latents)):
+        group.append(frame)
+        # The first latent makes one frame, every other one a group that lies together.
+        if index % decoder.frames_per_latent == 0:
+            together = (len(group), *frame.shape)
+            source = replace(group[0], shape=together, strides=row_major(together))
+            recorder.copy(source, frames[index + 1 - len(group) : index + 1], stream=COPY)
+            group.clear()
+    recorder.end()
+    return frames
+
+
+def _engines(manifest: Manifest, component: str) -> dict[str, Engine]:
+    return {n: engine for n, engine in manifest.engines.items() if engine.component == component}

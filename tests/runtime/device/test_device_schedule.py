@@ -1,0 +1,291 @@
+"""The recorded schedule: the CPU's order of calls, one launch, no race, memory shared with care."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastwan.bundle import Bundle, Engine, Region, RegionNode, TensorSpec, open_bundle
+from fastwan.errors import BadInput
+from fastwan.runtime import components, pipeline
+from fastwan.runtime.memory_plan import ALIGNMENT, aligned, bundle_memory, lifetimes, plan
+from fastwan.runtime.null_device import ENQUEUES, Call, NullDevice
+from fastwan.runtime.operations import LaunchRegion, RunEngine
+from fastwan.runtime.pipeline import FastWanPipeline
+from fastwan.runtime.races import find_races
+from fastwan.runtime.recording import Recording, record
+from fastwan.runtime.regions import workspace_bytes
+from fastwan.runtime.sampler import schedule_for
+from fastwan.runtime.session import Session
+
+HEADS, LENGTH, TOKENS = 2, 128, 100
+WIDTH = HEADS * 128
+
+
+def spec(name: str, *shape: int, dtype: str = "bfloat16") -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def region(index: int, op: str = "SageAttention3") -> Region:
+    constants = (
+        spec(f"scale.{index}", 3, dtype="float32"),
+        spec(f"bias.{index}", 3 * WIDTH),
+        spec(f"norm_q.{index}", WIDTH),
+        spec(f"norm_k.{index}", WIDTH),
+        spec("rope_cos", LENGTH, 64, dtype="float32"),
+        spec("rope_sin", LENGTH, 64, dtype="float32"),
+    )
+    qkv, out = spec(f"qkv.{index}", 1, LENGTH, 3 * WIDTH), spec(f"out.{index}", 1, LENGTH, WIDTH)
+    node = RegionNode(
+        op=op,
+        inputs=(qkv.name, *(constant.name for constant in constants)),
+        outputs=(out.name,),
+        attributes={"num_heads": HEADS, "num_tokens": TOKENS, "eps": 1e-6},
+    )
+    return Region(
+        component="dit",
+        after=f"segment_{index:02d}",
+        nodes=(node,),
+        inputs=(qkv,),
+        constants=constants,
+        outputs=(out,),
+    )
+
+
+@pytest.fixture
+def segmented(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """The fake bundle with its transformer cut into three segments and two regions."""
+    opened = open_bundle(bundle.root)
+    engines = dict(opened.manifest.engines)
+    whole = engines.pop("dit")
+    latents, timestep, k, v = whole.inputs
+    hidden = spec("hidden", 1, LENGTH, WIDTH)
+    (velocity,) = whole.outputs
+
+    def segment(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Engine:
+        return whole.model_copy(update={"inputs": tuple(inputs), "outputs": tuple(outputs)})
+
+    regions = {f"region_{i:02d}": region(i) for i in range(2)}
+    qkv, out = zip(*((r.inputs[0], r.outputs[0]) for r in regions.values()), strict=True)
+    segments = {
+        "segment_00": segment([latents, timestep], [hidden, qkv[0]]),
+        "segment_01": segment([hidden, out[0], k, v], [spec("hidden_1", 1, LENGTH, WIDTH), qkv[1]]),
+        "segment_02": segment([spec("hidden_1", 1, LENGTH, WIDTH), out[1], k, v], [velocity]),
+    }
+    decoder = engines.pop("decoder")
+    engines |= {**segments, "decoder": decoder}
+    update = {"engines": engines, "regions": regions}
+    monkeypatch.setattr(
+        "fastwan.runtime.memory.initializers",
+        lambda _bundle, names: {
+            c.name: bytes(np.prod(c.shape) * (4 if c.dtype == "float32" else 2))
+            for r in regions.values()
+            for c in r.constants
+            if c.name in names
+        },
+    )
+    return Bundle(opened.root, opened.manifest.model_copy(update=update))
+
+
+def operations(recording: Recording) -> Iterator[Any]:
+    return (op for stage in recording.stages for op in stage.operations)
+
+
+class Spy:
+    """Notes the calls that components make of their executors, and every combination."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        make, combine = components.cpu_executor, pipeline.combine
+        calls = self.calls
+
+        def cpu_executor(bundle: Bundle, graph: str, **options: Any) -> Any:
+            executor = make(bundle, graph, **options)
+            run = executor.run
+
+            def spied(*args: Any, **kwargs: Any) -> Any:
+                calls.append(graph)
+                return run(*args, **kwargs)
+
+            executor.run = spied  # type: ignore[method-assign]
+            return executor
+
+        def spied_combine(terms: Any) -> Any:
+            calls.append("combine " + " ".join(f"{weight:.9g}" for weight, _ in terms))
+            return combine(terms)
+
+        monkeypatch.setattr(components, "cpu_executor", cpu_executor)
+        monkeypatch.setattr(components, "combine", spied_combine, raising=False)
+        monkeypatch.setattr(pipeline, "combine", spied_combine, raising=False)
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "dmd"])
+def test_the_recorded_calls_are_those_of_the_cpu(
+    bundle: Any, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    spy = Spy(monkeypatch)
+    FastWanPipeline.from_bundle(bundle.root, "cpu")("red fox", sampler=sampler)
+    recording = record(open_bundle(bundle.root).manifest, schedule_for(sampler))
+    assert recording.calls == spy.calls
+    assert Counter(call.split()[0] for call in recording.calls)["dit"] == 3
+
+
+def test_segments_and_regions_run_in_the_order_of_the_manifest(segmented: Bundle) -> None:
+    recording = record(segmented.manifest, schedule_for("unipc"))
+    step = next(stage for stage in recording.stages if stage.name == "step_1")
+    names = [
+        op.engine if isinstance(op, RunEngine) else op.inputs[0].buffer.name
+        for op in step.operations
+        if isinstance(op, (RunEngine, LaunchRegion))
+    ]
+    assert names == ["segment_00", "qkv.0", "segment_01", "qkv.1", "segment_02"]
+    whole = [call for call in recording.calls if call == "dit"]
+    assert len(whole) == 3
+
+
+def test_a_region_of_a_later_version_is_refused(segmented: Bundle) -> None:
+    record(segmented.manifest, schedule_for("unipc"))
+    regions = {"region_00": region(0, op="FeedForward4"), "region_01": region(1)}
+    other = segmented.manifest.model_copy(update={"regions": regions})
+    with pytest.raises(BadInput, match="launches no FeedForward4"):
+        record(other, schedule_for("unipc"))
+
+
+def test_constants_are_shared_and_written_once(segmented: Bundle) -> None:
+    recording = record(segmented.manifest, schedule_for("unipc"))
+    layout = plan(recording)
+    names = Counter(buffer.name for buffer in layout.fixed_buffers)
+    assert names["rope_cos"] == 1
+    assert {name for name in names if name.startswith("timestep")} == {
+        "timestep=999",
+        "timestep=857",
+        "timestep=599",
+    }
+    written = {t.buffer for op in operations(recording) for t in op.writes}
+    constants = {b for b in layout.fixed_buffers if b.content is not None}
+    assert not written & constants
+    # What stays without a content is what text_kv writes.
+    assert {b.name for b in set(layout.fixed_buffers) - constants} == {
+        "blocks.0.attn2.k",
+        "blocks.0.attn2.v",
+    }
+
+
+def check_aliasing(recording: Recording, offsets: Mapping[Any, int]) -> list[tuple[str, str]]:
+    """Pairs of buffers that overlap in memory and in time, or across streams."""
+    lives, crossing = lifetimes(recording)
+    wrong = []
+    for left, right in combinations(offsets, 2):
+        apart = (
+            offsets[left] + left.size <= offsets[right]
+            or offsets[right] + right.size <= offsets[left]
+        )
+        serial = lives[left].last < lives[right].first or lives[right].last < lives[left].first
+        if not apart and not (serial and not {left, right} & crossing):
+            wrong.append((left.name, right.name))
+    return wrong
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "dmd"])
+def test_buffers_share_memory_only_where_their_lifetimes_allow(
+    segmented: Bundle, sampler: str
+) -> None:
+    recording = record(segmented.manifest, schedule_for(sampler))
+    layout = plan(recording)
+    assert check_aliasing(recording, layout.offsets) == []
+    assert layout.arena < layout.unshared
+    assert all(offset % ALIGNMENT == 0 for offset in layout.offsets.values())
+    # The check sees what it has to: a buffer moved onto one that lives beside it.
+    beside = next(b for b in layout.offsets if b.name == "noise_0")
+    moved = {**layout.offsets, recording.states[0].buffer: layout.offsets[beside]}
+    assert {"noise_0", "latents"} in map(set, check_aliasing(recording, moved))
+
+
+def play(session: Session, device: NullDevice) -> list[Call]:
+    """Calls of one video after loading."""
+    session.load()
+    session.prepare(np.zeros(session.recording.prompt_embeds.shape, np.float32))
+    begin = len(device.calls)
+    shape = session.recording.latents.shape
+    session.video([np.zeros(shape, np.float32)] * len(session.recording.noises))
+    return device.calls[begin:]
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "dmd"])
+def test_a_video_is_one_launch_without_an_allocation_or_a_wait_in_it(
+    segmented: Bundle, open_session: Callable[..., Session], sampler: str
+) -> None:
+    device = NullDevice()
+    session = open_session(device, sampler=sampler, manifest=segmented.manifest)
+    calls = play(session, device)
+    noises = 1 if sampler == "unipc" else 3
+    assert [c.kind for c in calls] == ["host"] * noises + ["launch", "synchronize", "host"]
+    (graph,) = (call.graph for call in calls if call.kind == "launch")
+    kinds = Counter(call.kind for call in graph)
+    # 3 steps of 3 segments and 2 regions; 3 latents.
+    assert kinds["engine"] == 9 + 3
+    assert kinds["region"] == 6
+    assert kinds["combine"] == 3
+    assert kinds["cast"] == 3 + 3
+    assert kinds["copy"] == noises + 3
+    assert kinds["zero"] == 2
+    assert not set(kinds) - {*ENQUEUES, "record", "wait", "mark"}
+    assert find_races(device.calls) == []
+    assert any(call.kind == "allocate" for call in device.calls)
+
+
+def test_what_the_null_device_hands_out_is_what_was_planned(
+    segmented: Bundle, open_session: Callable[..., Session]
+) -> None:
+    device = NullDevice()
+    session = open_session(device, manifest=segmented.manifest)
+    session.load()
+    layout = session.plan
+    assert device.total_bytes - device.free_bytes() == layout.scratch + layout.arena + layout.fixed
+    assert layout.total == layout.weights + layout.scratch + layout.arena + layout.fixed
+    assert layout.scratch == max(4096, workspace_bytes(session_region(session)))
+
+
+def session_region(session: Session) -> Any:
+    return next(op.region for op in operations(session.recording) if isinstance(op, LaunchRegion))
+
+
+def waits(session: Session) -> list[tuple[Any, int]]:
+    """Every wait of the video that orders two streams."""
+    return [
+        (op, event)
+        for stage in session.recording.video
+        for op in stage.operations
+        for event in op.waits
+    ]
+
+
+def test_every_wait_is_needed_and_the_checker_finds_each_one_missing(
+    segmented: Bundle, open_session: Callable[..., Session]
+) -> None:
+    clean = open_session(NullDevice(), manifest=segmented.manifest)
+    count = len(waits(clean))
+    # A copy waits for its frames (3), the third decode for the first copy, the end for the last.
+    assert count == 5
+    for index in range(count):
+        device = NullDevice()
+        session = open_session(device, manifest=segmented.manifest)
+        operation, event = waits(session)[index]
+        operation.waits.remove(event)
+        play(session, device)
+        assert find_races(device.calls), f"wait {index} is missing and nothing is found"
+
+
+def test_memory_of_a_bundle_is_known_from_its_manifest(bundle: Any, make_bundle: Callable) -> None:
+    memory = bundle_memory(open_bundle(bundle.root))
+    parts = ("weights", "scratch", "arena", "fixed")
+    assert memory["total"] == sum(memory[part] for part in parts)
+    assert memory["scratch"] == 4096
+    # Two noises more, which are read once and only pinned memory must hold together.
+    dmd = bundle_memory(open_bundle(make_bundle("dmd", sampler="dmd").root))
+    assert dmd["pinned_host"] - memory["pinned_host"] == 2 * aligned(4 * 16 * 3 * 2 * 4)
