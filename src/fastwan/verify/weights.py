@@ -18,11 +18,10 @@ import torch
 
 from fastwan.bundle import Linear
 from fastwan.config import LinearFormat
-from fastwan.export.dit_onnx import tensor_digest
 from fastwan.export.models.taehv import TAEHVDecoder
 from fastwan.export.models.umt5 import EMBEDDING, UMT5Encoder, relative_buckets
 from fastwan.export.models.wan import WanDiT
-from fastwan.export.weights import constant_tensors, load_weights
+from fastwan.export.weights import constant_tensors, load_weights, tensor_digest
 from fastwan.plugins.nvfp4 import quantize_weight
 from fastwan.verify.modules import text_encoder_format
 from fastwan.verify.report import Check
