@@ -21,7 +21,7 @@ from onnx.reference.op_run import OpRun
 
 from fastwan.config import RECIPES
 from fastwan.export.dit_graph import targeted_linears
-from fastwan.export.dit_onnx import export_dit, tensor_digest
+from fastwan.export.dit_onnx import export_dit
 from fastwan.export.onnx_io import IR_VERSION, OPSET
 from fastwan.export.passes.graphs import submodel
 from fastwan.export.quantize import Quantizer
