@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
 import pytest
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.verify.report import Check, Planned, Report, not_run, run_planned
+from fastwan.verify.report import Check, Planned, Report, not_run, render, run_planned
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,15 @@ def test_a_missing_package_is_no_verdict() -> None:
 
 def test_not_run_is_a_failure() -> None:
     assert not not_run("a", "why").passed
+
+
+@pytest.mark.parametrize("value", [0.0, None])
+def test_the_table_tells_the_verdict(value: float | None) -> None:
+    from rich.console import Console
+
+    console = Console(width=200, file=io.StringIO())
+    console.print(render(Report((Check("frames", "levels", value, 1.0, note="[bold]note"),))))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[bold]note" in text
+    assert ("1 checks passed" in text) == (value is not None)
+    assert ("failed: frames" in text) == (value is None)

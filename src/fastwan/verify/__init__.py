@@ -1,1 +1,6 @@
-"""Accuracy of a bundle against the reference; the entry is `fastwan.verify.run.verify_bundle`."""
+"""Accuracy of a bundle against the reference: checks that can each fail."""
+
+from fastwan.verify.report import Check, Report
+from fastwan.verify.run import verify_bundle
+
+__all__ = ["Check", "Report", "verify_bundle"]

@@ -140,7 +140,7 @@ def check_structure(subject: Subject) -> Check:
     Instead of running it: for a bundle whose graph is too long for a CPU.
     """
     fresh = build_dit_graph(subject.dit_config, subject.shape, subject.recipe.linears)
-    expand_nvfp4(fresh)
+    expand_nvfp4(fresh, activation_global_scale=subject.recipe.activation_global_scale)
     shipped = {str(node.name): _signature(node) for node in subject.stored.graph}
     expected = {str(node.name): _signature(node) for node in fresh.graph}
     differing = [

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastwan.errors import EnvironmentLacks, FastWanError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Kind = Literal["measured", "emulated", "predicted"]
 
@@ -108,3 +111,24 @@ def run_planned(planned: Planned) -> tuple[Check, ...]:
 def not_run(name: str, note: str) -> Check:
     """A check that failed because it could not be run."""
     return Check(name, "not run", None, 0.0, note=note)
+
+
+def render(report: Report) -> RenderableType:
+    """The checks as a table for a terminal, with the verdict under it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for title in ("check", "value", "limit", "", "what", "note"):
+        table.add_column(title, justify="right" if title in ("value", "limit") else "left")
+    for check in report.checks:
+        value = "-" if check.value is None else f"{check.value:.4g}"
+        style = "" if check.passed else "bold red"
+        outcome = "passed" if check.passed else "FAILED"
+        texts = (check.name, value, f"{check.limit:.4g}", outcome, check.metric, check.note)
+        # Notes hold names from the bundle, which are no markup.
+        table.add_row(*(Text(text) for text in texts), style=style)
+    failed = [check.name for check in report.checks if not check.passed]
+    verdict = f"failed: {', '.join(failed)}" if failed else f"{len(report.checks)} checks passed"
+    return Group(table, Text(verdict if report.checks else "no checks"))

@@ -132,7 +132,8 @@ class Subject:
         if self.check_shape == self.shape:
             return self.stored
         model = build_dit_graph(self.dit_config, self.check_shape, self.recipe.linears)
-        expand_nvfp4(model)
+        scale = self.recipe.activation_global_scale
+        expand_nvfp4(model, activation_global_scale=scale)
         constants = constant_tensors(self.dit_config, self.check_shape)
         for name, value in model.graph.initializers.items():
             if name in constants:
