@@ -169,7 +169,9 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
 
     spec = BuildSpec(components=parse_components(components), use_cache=not no_cache, **options)
     manifest = build(spec, _progress())
-    report = build_report(str(spec.output), manifest, inspect_bundle(open_bundle(spec.output)))
+    report: dict[str, Any] = build_report(
+        str(spec.output), manifest, inspect_bundle(open_bundle(spec.output))
+    )
     if as_json:
         _print_json(report)
         return
@@ -253,8 +255,8 @@ def generate(
 @_report_errors
 def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
     """Hold BUNDLE against the reference; exit 4 if a limit is passed."""
-    from fastwan.verify import verify_bundle
     from fastwan.verify.report import render
+    from fastwan.verify.run import verify_bundle
 
     report = verify_bundle(bundle, checkpoint=checkpoint, progress=_progress())
     if as_json:
