@@ -30,7 +30,7 @@ class _Stages:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         bf16, width, length = torch.bfloat16, config.width, shape.padded_tokens
-        kv = (1, config.text_length, width)
+        kv = (1, config.num_heads, config.text_length, config.head_dim)
         half = config.head_dim // 2
         table = ops.translations()
         with FakeTensorMode(allow_non_fake_inputs=True):

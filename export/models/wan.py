@@ -22,6 +22,11 @@ from fastwan.export.models.layers import Dense, Linear, Norm, layer_norm, rms_no
 from fastwan.plugins import reference
 
 
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, L, H * D] -> [B, H, L, D]."""
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+
 class TextEmbed(nn.Module):
     """Prompt embeddings [B, 512, text_dim] -> context [B, 512, C]; zero rows take part."""
 
@@ -38,8 +43,10 @@ class TextEmbed(nn.Module):
 class TextKV(nn.Module):
     """Cross-attention keys and values of one block from the context.
 
+    The heads are split here, once a prompt, so that no step has to.
+
     Returns:
-        k and v, [B, 512, C].
+        k and v, [B, H, 512, D].
     """
 
     def __init__(self, config: DiTConfig, format: LinearFormat, dtype: torch.dtype) -> None:
@@ -51,7 +58,8 @@ class TextKV(nn.Module):
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
         k = rms_norm(self.to_k(context), self.norm_k.weight, self.config.eps)
-        return k, self.to_v(context)
+        heads = self.config.num_heads
+        return split_heads(k, heads), split_heads(self.to_v(context), heads)
 
 
 class Embed(nn.Module):
@@ -150,7 +158,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of the tokens to the prompt, in the model's dtype without a mask."""
+    """Attention of the tokens to the prompt, in the model's dtype without a mask.
+
+    k and v as `TextKV` returns them.
+    """
 
     def __init__(self, config: DiTConfig, format: LinearFormat, dtype: torch.dtype) -> None:
         super().__init__()
@@ -161,12 +172,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = rms_norm(self.to_q(x), self.norm_q.weight, self.config.eps)
-        heads = self.config.num_heads
-        # In the three-axis form the operator itself splits the heads: no transpose is stored.
-        out = torch.onnx.ops.attention(
-            q, k, v, scale=self.config.head_dim**-0.5, q_num_heads=heads, kv_num_heads=heads
-        )[0]
-        return cast(Tensor, self.to_out(out))
+        q = split_heads(q, self.config.num_heads)
+        out = torch.onnx.ops.attention(q, k, v, scale=self.config.head_dim**-0.5)[0]
+        return cast(Tensor, self.to_out(out.transpose(1, 2).reshape(x.shape)))
 
 
 class FeedForward(nn.Module):
@@ -184,7 +192,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block over hidden [B, L, C] with k, v [B, 512, C] given.
+    """One transformer block over hidden [B, L, C] with k, v [B, H, 512, D] given.
 
     `scale_shift_table` [1, 6, C] and the weights of norm2 are held in fp32, in which they are
     used, so that no engine casts them again each step.
