@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.plugins.elementwise import CastDesc, CombineDesc
 from fastwan.plugins.region import RegionDesc, SageLayout, SageRegion
 
 LIBRARY_NAME = "libfastwan_plugins.so"
@@ -90,6 +91,10 @@ def check_elf(path: Path) -> None:
             where=str(path),
             fix=HOW_TO_BUILD,
         )
+
+_POINTERS = ctypes.POINTER(ctypes.c_void_p)
+_COMBINE = (ctypes.POINTER(CombineDesc), _POINTERS, _POINTERS, ctypes.c_void_p)
+_CAST = (ctypes.POINTER(CastDesc), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class PluginLibrary:
@@ -252,6 +257,32 @@ class PluginLibrary:
             ctypes.byref(region.desc()), _addresses(outputs), workspace, workspace_bytes, stream
         )
         self._check(status)
+
+    def enqueue_combine(
+        self, desc: CombineDesc, terms: Sequence[int], outputs: Sequence[int], stream: int
+    ) -> None:
+        """Put weighted sums on a CUDA stream; runs from compute capability 8.0 on.
+
+        Args:
+            terms: device addresses.
+            outputs: device addresses, fp32; one may be that of a term.
+
+        Raises:
+            BadInput: wrong numbers or addresses.
+            EnvironmentLacks: a CUDA error.
+        """
+        function = self._function("fastwan_combine_enqueue", ctypes.c_int, *_COMBINE)
+        self._check(function(ctypes.byref(desc), _addresses(terms), _addresses(outputs), stream))
+
+    def enqueue_cast(self, desc: CastDesc, source: int, target: int, stream: int) -> None:
+        """Put a cast on a CUDA stream; runs from compute capability 8.0 on.
+
+        Raises:
+            BadInput: wrong numbers or addresses.
+            EnvironmentLacks: a CUDA error.
+        """
+        function = self._function("fastwan_cast_enqueue", ctypes.c_int, *_CAST)
+        self._check(function(ctypes.byref(desc), source, target, stream))
 
     def _launch(
         self,

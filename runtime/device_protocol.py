@@ -116,6 +116,10 @@ class Device(Protocol):
 class DeviceEngine(Protocol):
     """One engine on a device."""
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch that it needs on this device."""
+
     def enqueue(
         self, bindings: Mapping[str, Binding], scratch: int, scratch_bytes: int, stream: int
     ) -> None:

@@ -179,6 +179,10 @@ class NullEngine:
         self._name = name
         self._record = record
 
+    @property
+    def scratch_bytes(self) -> int:
+        return self._record.scratch_bytes
+
     def enqueue(
         self, bindings: Mapping[str, Binding], scratch: int, scratch_bytes: int, stream: int
     ) -> None:

@@ -6,15 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fastwan.plugins.elementwise import MAX_SUMS, MAX_TERMS
 from fastwan.plugins.region import SageRegion
 from fastwan.runtime.device_protocol import Device, DeviceEngine, Kernels
 from fastwan.runtime.tensors import Tensor
-
-MAX_TERMS = 8
-"""Tensors that one combine kernel reads, and terms of one of its sums, at most."""
-
-MAX_SUMS = 2
-"""Sums that one combine kernel makes at most."""
 
 
 class Machine(Protocol):

@@ -74,6 +74,7 @@ class Session:
             if self._player is None:
                 check_fit(self._device, self.plan)
                 engines = self._platform.open_engines(self._bundle)
+                self._adopt(engines)
                 memory = DeviceMemory(self._device, self.plan)
                 try:
                     player = self._start(engines, memory)
@@ -82,6 +83,18 @@ class Session:
                     raise
                 self._player = player
             return self._player
+
+    def _adopt(self, engines: Mapping[str, DeviceEngine]) -> None:
+        """Plan anew where an engine needs another scratch here than its builder foresaw."""
+        manifest = self.recording.manifest
+        found = {
+            name: engine.model_copy(update={"scratch_bytes": engines[name].scratch_bytes})
+            for name, engine in manifest.engines.items()
+        }
+        if found != manifest.engines:
+            changed = manifest.model_copy(update={"engines": found})
+            self.recording = record(changed, self.recording.schedule)
+            self.plan = plan(self.recording)
 
     def _start(self, engines: Mapping[str, DeviceEngine], memory: DeviceMemory) -> Player:
         recording = self.recording

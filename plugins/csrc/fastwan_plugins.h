@@ -95,6 +95,42 @@ FASTWAN_API int fastwan_sage_prologue_enqueue(const fastwan_region_desc* desc, c
 FASTWAN_API int fastwan_sage_attention_enqueue(const fastwan_region_desc* desc, void* const* outputs,
                                    void* workspace, size_t workspace_bytes, void* stream);
 
+/* The small kernels of the denoise loop and the decoder; they run on every GPU from compute
+ * capability 8.0 on, and nothing but elements is read. */
+#define FASTWAN_MAX_TERMS 8
+#define FASTWAN_MAX_SUMS 2
+
+typedef enum { FASTWAN_FLOAT32 = 0, FASTWAN_BFLOAT16 = 1, FASTWAN_FLOAT16 = 2 } fastwan_dtype;
+
+/* outputs[s][i] = sum over k of weights[s][k] * terms[indices[s][k]][i], each product and sum
+ * rounded in fp64, in order, the result rounded to fp32. */
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(fastwan_combine_desc) */
+  uint32_t num_terms;    /* 1 .. FASTWAN_MAX_TERMS */
+  uint32_t num_sums;     /* 1 .. FASTWAN_MAX_SUMS */
+  uint32_t dtypes[FASTWAN_MAX_TERMS];
+  uint32_t counts[FASTWAN_MAX_SUMS];
+  uint32_t indices[FASTWAN_MAX_SUMS][FASTWAN_MAX_TERMS];
+  double weights[FASTWAN_MAX_SUMS][FASTWAN_MAX_TERMS];
+  int64_t elements; /* of every term and output */
+} fastwan_combine_desc;
+
+/* target[r * columns + c] = source[r * pitch + c], rounded to nearest even. */
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(fastwan_cast_desc) */
+  uint32_t source_dtype;
+  uint32_t target_dtype;
+  uint32_t reserved;
+  int64_t rows;
+  int64_t columns;
+  int64_t pitch; /* elements from row to row of the source */
+} fastwan_cast_desc;
+
+FASTWAN_API int fastwan_combine_enqueue(const fastwan_combine_desc* desc, const void* const* terms,
+                                        void* const* outputs, void* stream);
+FASTWAN_API int fastwan_cast_enqueue(const fastwan_cast_desc* desc, const void* source,
+                                     void* target, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

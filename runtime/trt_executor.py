@@ -1,0 +1,175 @@
+"""Engines of TensorRT and TensorRT-RTX: one class, the module differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from fastwan.bundle import Bundle, Engine
+from fastwan.config import TARGETS, lookup
+from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.runtime.device_protocol import Binding, DeviceError, DeviceInfo
+
+MODULES = {
+    "tensorrt-rtx": ("tensorrt_rtx", "pip install fastwan-export"),
+    "tensorrt": ("tensorrt", "pip install 'fastwan-export[tensorrt]'"),
+}
+"""Python module of a backend, and how to install it."""
+
+
+class TensorRTEngine:
+    """One engine with its context, whose scratch belongs to the caller.
+
+    Args:
+        trt: module of the backend.
+        runtime: that deserialised it.
+        engine: ``ICudaEngine``.
+        record: what the manifest says of it.
+
+    Raises:
+        BadInput: inputs or outputs are not those of the manifest.
+        EnvironmentLacks: no context can be made.
+    """
+
+    def __init__(
+        self, trt: Any, runtime: Any, engine: Any, name: str, record: Engine, log: Any
+    ) -> None:
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        wanted = {spec.name for spec in (*record.inputs, *record.outputs)}
+        if names != wanted:
+            raise BadInput(
+                f"{name} has other tensors than the manifest: {', '.join(sorted(names ^ wanted))}",
+                where=record.file,
+                fix="build the bundle again",
+            )
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context = engine.create_execution_context(strategy)
+        if self._context is None:
+            raise EnvironmentLacks(f"no context for {name}: {log.last}", where=record.file)
+        self._owners = (runtime, log)  # the engine uses what they own
+        self._engine = engine
+        self._name = name
+        self._log = log
+        self._dynamic = {
+            spec.name for spec in record.inputs if any(isinstance(s, str) for s in spec.shape)
+        }
+        self._bound: dict[str, Binding] = {}
+        self._scratch = (0, 0)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What the context needs on this device; may differ from what the builder foresaw."""
+        return int(self._engine.device_memory_size_v2)
+
+    def enqueue(
+        self, bindings: Mapping[str, Binding], scratch: int, scratch_bytes: int, stream: int
+    ) -> None:
+        if self._scratch != (scratch, scratch_bytes):
+            self._context.set_device_memory(scratch, scratch_bytes)
+            self._scratch = (scratch, scratch_bytes)
+        for name, (address, shape) in bindings.items():
+            known = self._bound.get(name)
+            if known == (address, shape):
+                continue
+            if name in self._dynamic and (known is None or known[1] != shape):
+                self._require(self._context.set_input_shape(name, shape), f"shape of {name}")
+            if known is None or known[0] != address:
+                self._require(self._context.set_tensor_address(name, address), name)
+            self._bound[name] = (address, shape)
+        self._require(self._context.execute_async_v3(stream), "enqueue")
+
+    def _require(self, done: bool, what: str) -> None:
+        if not done:
+            self._bound.clear()
+            raise DeviceError(f"{self._name}: {what} failed: {self._log.last}")
+
+
+def open_engines(bundle: Bundle, device: DeviceInfo) -> dict[str, TensorRTEngine]:
+    """Every engine of a bundle, deserialised after its hash was checked.
+
+    Raises:
+        EnvironmentLacks: a missing package or plugin, or another GPU or TensorRT than the engines
+            were built for.
+        VerificationFailed: a file differs from its hash.
+    """
+    manifest = bundle.manifest
+    trt = _module(manifest.backend)
+    check_version(manifest.backend, manifest.versions.get(manifest.backend, ""), trt.__version__)
+    check_target(manifest.target, device)
+    if manifest.backend == "tensorrt" and manifest.attention == "sage3":
+        from fastwan.plugins.loader import load_into_registry
+        from fastwan.runtime.kernels import library_path
+
+        load_into_registry(trt, library_path(bundle))
+    log = _logger(trt)
+    runtime = trt.Runtime(log)
+    engines = {}
+    for name, record in manifest.engines.items():
+        engine = runtime.deserialize_cuda_engine(bundle.file(record.file).read_bytes())
+        if engine is None:
+            raise EnvironmentLacks(
+                f"{manifest.backend} cannot load the engine {name}: {log.last}",
+                where=record.file,
+                fix=f"it was built for {manifest.target}; this is {device.name}",
+            )
+        engines[name] = TensorRTEngine(trt, runtime, engine, name, record, log)
+    return engines
+
+
+def check_version(backend: str, built: str, installed: str) -> None:
+    """Engines load in the version that built them only.
+
+    Raises:
+        EnvironmentLacks: another one is installed.
+    """
+    if built and built != installed:
+        raise EnvironmentLacks(
+            f"the engines were built by {backend} {built}, {installed} is installed",
+            where="manifest.json",
+            fix=f"install {built}, or build the bundle again",
+        )
+
+
+def check_target(target: str, device: DeviceInfo) -> None:
+    """Engines run on the compute capability they were built for.
+
+    Raises:
+        EnvironmentLacks: another GPU.
+    """
+    wanted = lookup(TARGETS, target)
+    if wanted.compute_capability != device.compute_capability:
+        built, here = map(_dotted, (wanted.compute_capability, device.compute_capability))
+        raise EnvironmentLacks(
+            f"the engines are for compute capability {built} ({wanted.gpu}), "
+            f"{device.name} has {here}",
+            where="--target",
+            fix="build the bundle for this GPU",
+        )
+
+
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"
+
+
+def _module(backend: str) -> Any:
+    name, fix = lookup(MODULES, backend)
+    try:
+        return import_module(name)
+    except (ImportError, OSError) as error:
+        raise EnvironmentLacks(f"{backend} does not load: {error}", where=name, fix=fix) from error
+
+
+def _logger(trt: Any) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Keeps the last error, which is all that a failed call leaves behind."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = "no reason given"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last = " ".join(message.split())[:300]
+
+    return Log()
