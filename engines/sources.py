@@ -12,12 +12,16 @@ from fastwan.config import AttentionName, BackendName
 from fastwan.engines.onnx_guard import checked_model
 from fastwan.engines.plan import Dimensions, EngineSource, IoFormat
 from fastwan.errors import BadInput
+from fastwan.export.passes.cut_at_blocks import cut_at_blocks
 from fastwan.export.passes.cut_at_regions import Region
 from fastwan.export.passes.plan_dit import plan_dit
 from fastwan.files import confined_file
 
 USUAL_TEXT_LENGTH = 128
 """Tokens that the text encoder's engine is tuned for: a prompt of a few sentences."""
+
+MAX_ENGINE_WEIGHTS = 1 << 31
+"""Bytes of weights in one text encoder engine: a build holds about twice as much."""
 
 _MEMORY = "memory_"
 
@@ -43,7 +47,7 @@ def plan_sources(
     regions: tuple[Region, ...] = ()
     if "text_encoder" in components:
         graph = _record(exported, "text_encoder")
-        sources.append(_text_encoder(onnx_bundle, graph, exported))
+        sources += _text_encoder(onnx_bundle, graph, exported)
     if "dit" in components:
         records = [_record(exported, name) for name in ("text_kv", "dit")]
         model = ir.from_proto(checked_model(*_read(onnx_bundle, records[1])))
@@ -70,22 +74,38 @@ def plan_sources(
     return tuple(sources), regions
 
 
-def _text_encoder(onnx_bundle: Path, graph: Graph, exported: OnnxManifest) -> EngineSource:
+def _text_encoder(onnx_bundle: Path, graph: Graph, exported: OnnxManifest) -> list[EngineSource]:
+    """One engine, or several in a row where one would take too much memory to build."""
     longest = exported.model.dit.get("text_length")
     if not isinstance(longest, int) or longest < 1:
         raise BadInput("the model has no text_length", where="export.json")
-    usual = min(USUAL_TEXT_LENGTH, longest)
-    profiles: dict[str, tuple[Dimensions, Dimensions, Dimensions]] = {}
-    for spec in graph.inputs:
-        if all(isinstance(size, int) for size in spec.shape):
-            continue
-        smallest, typical, largest = (
-            tuple(size if isinstance(size, int) else length for size in spec.shape)
-            for length in (1, usual, longest)
+    model = ir.from_proto(checked_model(*_read(onnx_bundle, graph)))
+    _locate(model, onnx_bundle)
+    sources = []
+    for piece in cut_at_blocks(model, MAX_ENGINE_WEIGHTS):
+        nodes = {node.name for node in piece.graph}
+        sources.append(
+            EngineSource(
+                str(piece.graph.name),
+                "text_encoder",
+                piece,
+                onnx_bundle,
+                tuple(linear for linear in graph.linears if linear.node in nodes),
+                {str(v.name): _profile(v, longest) for v in piece.graph.inputs},
+            )
         )
-        profiles[spec.name] = (smallest, typical, largest)
-    data, _, _ = _read(onnx_bundle, graph)
-    return EngineSource("text_encoder", "text_encoder", data, onnx_bundle, graph.linears, profiles)
+    return sources
+
+
+def _profile(value: ir.Value, longest: int) -> tuple[Dimensions, Dimensions, Dimensions]:
+    """(min, opt, max) shape of an input whose one dynamic axis counts tokens."""
+    assert value.shape is not None
+    usual = min(USUAL_TEXT_LENGTH, longest)
+    smallest, typical, largest = (
+        tuple(size if isinstance(size, int) else length for size in value.shape)
+        for length in (1, usual, longest)
+    )
+    return smallest, typical, largest
 
 
 def _record(exported: OnnxManifest, name: str) -> Graph:

@@ -24,6 +24,7 @@ def export_onnx_bundle(
     *,
     shape: VideoShape,
     recipe: Recipe,
+    text_encoder_recipe: str = "bf16",
     sampler: SamplerName,
     components: Collection[str],
     cache: ExportCache | None = None,
@@ -35,6 +36,7 @@ def export_onnx_bundle(
         folder: gets the graphs, their data files and ``export.json``.
         shape: video shape; every graph but the text encoder is made for it.
         recipe: of the transformer's linears.
+        text_encoder_recipe: of the text encoder's, a row of `fastwan.config.RECIPES`.
         sampler: default of the model.
         components: of ``dit``, ``decoder``, ``text_encoder``.
         cache: where finished parts are taken from and left.
@@ -70,14 +72,16 @@ def export_onnx_bundle(
             or checkpoint.tokenizer_dir is None
         ):
             raise _lacks(checkpoint, "text encoder", "leave it out with --components dit,decoder")
-        graphs["text_encoder"], extra = export_text_encoder(
+        graphs["text_encoder"], extra, text_digests = export_text_encoder(
             checkpoint.text_encoder,
             checkpoint.text_config,
             folder,
             tokenizer_dir=checkpoint.tokenizer_dir,
             text_length=checkpoint.dit_config.text_length,
+            recipe=text_encoder_recipe,
             progress=progress,
         )
+        digests |= text_digests
     text_config = checkpoint.text_config if "text_encoder" in components else None
     manifest = OnnxManifest(
         tool_version=__version__,

@@ -28,6 +28,7 @@ from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
 from fastwan.export.passes.graphs import FASTWAN, clone, nbytes
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.quantize import Quantizer
+from fastwan.export.weights import tensor_digest
 from fastwan.files import atomic_file
 from fastwan.plugins.nvfp4 import quantize_weight
 from fastwan.progress import Progress, Quiet, stage
@@ -41,6 +42,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "spiece.model",
 )
+CPU_REFERENCE_BYTES = 2 << 30
+"""Largest encoder that the CPU reference is written for: ONNX Runtime holds its weights in fp32."""
+
 _BUCKETS = "relative_buckets"
 _ROWS = 4096
 _QUIET = Quiet()
@@ -145,7 +149,7 @@ def export_text_encoder(
     recipe: str = "bf16",
     quantize: Quantizer = quantize_weight,
     progress: Progress = _QUIET,
-) -> tuple[Graph, tuple[str, ...]]:
+) -> tuple[Graph, tuple[str, ...], dict[str, str]]:
     """Write the text encoder and what stands around it.
 
     The embedding table stays outside the graph: the runtime gathers the rows of the prompt.
@@ -161,8 +165,10 @@ def export_text_encoder(
         progress: told the bytes as they are written.
 
     Returns:
-        The record of the graph, and the further files: the embedding table (``weight``
-        [vocab_size, d_model] bf16) and the tokenizer's.
+        The record of the graph; the further files: the embedding table (``weight``
+        [vocab_size, d_model] bf16) and the tokenizer's; and the SHA-256 by initializer of what the
+        reference quantiser makes of the checkpoint. Above `CPU_REFERENCE_BYTES` of weights there
+        is no CPU reference.
 
     Raises:
         BadInput: an unknown recipe, or no ``tokenizer.json``.
@@ -174,10 +180,14 @@ def export_text_encoder(
     buckets = umt5.relative_buckets(config, text_length)
     with data_file(folder / "text_encoder.data") as writer:
         _attach(model.graph.initializers[_BUCKETS], buckets, writer)
-        _attach_weights(model.graph, source, quantize, writer, progress)
+        digests = {_BUCKETS: tensor_digest(buckets)}
+        digests |= _attach_weights(model.graph, source, quantize, writer, progress)
     save_model(model, folder / "text_encoder.onnx")
-    lowered, _ = lower_for_onnxruntime(clone(model))
-    save_model(lowered, folder / "text_encoder.cpu.onnx")
+    cpu_file = None
+    if sum(map(nbytes, model.graph.initializers.values())) <= CPU_REFERENCE_BYTES:
+        lowered, _ = lower_for_onnxruntime(clone(model))
+        cpu_file = "text_encoder.cpu.onnx"
+        save_model(lowered, folder / cpu_file)
     extra = (
         _copy_embedding(source, config, folder / EMBEDDING_FILE, progress),
         *_copy_tokenizer(tokenizer_dir, folder / "tokenizer"),
@@ -186,12 +196,12 @@ def export_text_encoder(
     graph = Graph(
         file="text_encoder.onnx",
         data=("text_encoder.data",),
-        cpu_file="text_encoder.cpu.onnx",
+        cpu_file=cpu_file,
         inputs=(TensorSpec(name=EMBEDDINGS, dtype="bfloat16", shape=shape),),
         outputs=(TensorSpec(name=HIDDEN_STATES, dtype="bfloat16", shape=shape),),
         linears=targeted_linears(config, format),
     )
-    return graph, extra
+    return graph, extra, digests
 
 
 def _attach_weights(
@@ -200,7 +210,9 @@ def _attach_weights(
     quantize: Quantizer,
     writer: DataWriter,
     progress: Progress,
-) -> None:
+) -> dict[str, str]:
+    """Write every weight; returns the reference's digests by initializer."""
+    digests: dict[str, str] = {}
     missing = {n: v for n, v in graph.initializers.items() if v.const_value is None}
     total = sum(map(nbytes, missing.values()))
     with stage(progress, "text encoder weights", total, "bytes") as counter:
@@ -209,13 +221,18 @@ def _attach_weights(
                 continue
             weight = source.read(name).to(torch.bfloat16)
             if value.dtype == ir.DataType.FLOAT4E2M1:
+                names = (name, f"{name}_scale", f"{name}_scale_2")
                 packed = quantize(weight)
-                _attach(value, packed.packed, writer)
-                _attach(missing[f"{name}_scale"], packed.block_scale, writer)
-                _attach(missing[f"{name}_scale_2"], packed.global_scale, writer)
+                for part, tensor in zip(names, packed, strict=True):
+                    _attach(missing[part], tensor, writer)
+                reference = packed if quantize is quantize_weight else quantize_weight(weight)
+                for part, tensor in zip(names, reference, strict=True):
+                    digests[part] = tensor_digest(tensor)
             else:
                 _attach(value, weight, writer)
+                digests[name] = tensor_digest(weight)
             counter.advance(nbytes(value), name)
+    return digests
 
 
 def _attach(value: ir.Value, tensor: torch.Tensor, writer: DataWriter) -> None:

@@ -42,6 +42,7 @@ class BuildSpec:
     Attributes:
         checkpoint: folder or Hugging Face id.
         taehv: weight file of the decoder, where the checkpoint has none.
+        text_encoder_recipe: number format of the text encoder's linears.
         height, width, num_frames: video shape; the checkpoint's own where None.
     """
 
@@ -58,6 +59,7 @@ class BuildSpec:
     num_frames: int | None = None
     components: tuple[str, ...] = COMPONENTS
     use_cache: bool = True
+    text_encoder_recipe: str = "bf16"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.components if name not in COMPONENTS]
@@ -103,6 +105,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             folder,
             shape=shape,
             recipe=recipe,
+            text_encoder_recipe=spec.text_encoder_recipe,
             sampler=sampler,
             components=spec.components,
             cache=ExportCache(default_cache_dir() / "exports") if spec.use_cache else None,

@@ -74,6 +74,7 @@ class Exported(NamedTuple):
     graph: Graph
     extra_files: tuple[str, ...]
     weights: Weights
+    digests: dict[str, str]
 
 
 def _tokenizer(folder: Path) -> Path:
@@ -88,10 +89,10 @@ def _export(folder: Path, recipe: str) -> Exported:
     weights, target = Weights(), folder / "bundle"
     target.mkdir()
     tokenizer = _tokenizer(folder / "tokenizer")
-    graph, extra = export_text_encoder(
+    graph, extra, digests = export_text_encoder(
         weights, TINY, target, tokenizer_dir=tokenizer, recipe=recipe
     )
-    return Exported(recipe, target, graph, extra, weights)
+    return Exported(recipe, target, graph, extra, weights, digests)
 
 
 @pytest.fixture(scope="module", params=["bf16", "nvfp4"])
@@ -104,7 +105,7 @@ def exported(
 
 
 def test_files_and_record(exported: Exported) -> None:
-    _, folder, graph, extra, _ = exported
+    folder, graph, extra = exported[1:4]
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert files == {graph.file, graph.cpu_file, *graph.data, *extra}
     assert {"embedding.safetensors", "tokenizer/tokenizer.json"} <= set(extra)
@@ -123,7 +124,7 @@ def test_files_and_record(exported: Exported) -> None:
 
 
 def test_data_holds_the_checkpoint(exported: Exported) -> None:
-    recipe, folder, graph, _, weights = exported
+    recipe, folder, graph, _, weights, _ = exported
     initializers = ir.load(folder / graph.file).graph.initializers
     values = {name: value.const_value for name, value in initializers.items()}
     targeted = {f"{source}.weight" for linear in graph.linears for source in linear.sources}
@@ -151,7 +152,7 @@ def test_data_holds_the_checkpoint(exported: Exported) -> None:
 
 
 def test_weights_are_read_once_and_the_embedding_in_pieces(exported: Exported) -> None:
-    _, folder, _, _, weights = exported
+    folder, weights = exported.folder, exported.weights
     assert sorted(weights.reads) == sorted(set(weights.names()) - {"shared.weight"})
     assert weights.most_rows == 100
     embedding = load_file(folder / "embedding.safetensors")
@@ -205,7 +206,7 @@ def _relative(value: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _lowered(exported: Exported, folder: Path, *, rounding: bool) -> Path:
     """The graph for ONNX Runtime with unquantised activations."""
-    _, source, graph, _, _ = exported
+    source, graph = exported.folder, exported.graph
     model, _ = lower_for_onnxruntime(
         ir.load(source / graph.file), quantize_activations=False, rounding=rounding
     )
@@ -237,7 +238,7 @@ def test_onnx_runtime_equals_the_module(exported: Exported, tmp_path: Path, leng
 
 
 def test_cpu_graph_quantises_the_activations(exported: Exported, tmp_path: Path) -> None:
-    _, folder, graph, _, weights = exported
+    folder, graph, weights = exported.folder, exported.graph, exported.weights
     assert graph.cpu_file is not None
     tokens = torch.randint(0, 320, (1, 37), generator=torch.Generator().manual_seed(1))
     plain = _run(_lowered(exported, tmp_path, rounding=True), weights, tokens)
@@ -256,7 +257,7 @@ def test_prompt_to_embeddings_equals_transformers(exported: Exported) -> None:
     from fastwan.runtime.ort_executor import OnnxRuntimeExecutor
     from fastwan.runtime.text import EmbeddingTable, TextEncoder, load_tokenizer
 
-    recipe, folder, graph, _, weights = exported
+    recipe, folder, graph, _, weights, _ = exported
     assert graph.cpu_file is not None
     tokenizer = load_tokenizer(folder / "tokenizer/tokenizer.json", 64)
     table = EmbeddingTable(folder / "embedding.safetensors")

@@ -1,0 +1,94 @@
+"""Cut an encoder of equal blocks into pieces of a few blocks each."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import onnx_ir as ir
+
+from fastwan.errors import BadInput
+from fastwan.export.passes.graphs import nbytes, submodel, with_constants
+
+_BLOCK = re.compile(r"^encoder\.block\.(\d+)\.")
+
+
+def cut_at_blocks(model: ir.Model, max_bytes: int) -> tuple[ir.Model, ...]:
+    """Divide the text encoder between blocks, so that no piece has more weights than `max_bytes`.
+
+    A builder holds the weights of an engine about twice, so one engine of UMT5-XXL would need
+    18 GB to be built; pieces are built one after the other. Each has one input and one output, the
+    hidden state; what all blocks share is a function of its length and is computed in each piece.
+
+    Requires: one graph input and output; nodes of block i are named ``encoder.block.<i>.…``, and
+    the nodes before the first block read nothing of the input but its shape.
+    Ensures: the pieces in order compute what `model` does; values keep their names.
+
+    Raises:
+        BadInput: more than one value leads from a block to the next.
+    """
+    blocks = _blocks(model)
+    pieces = _pieces([sum(map(_weights, nodes)) for nodes in blocks], max_bytes)
+    if len(pieces) == 1:
+        return (model,)
+    inside = [node for nodes in blocks for node in nodes]
+    before = []
+    for node in model.graph:
+        if node in inside:
+            break
+        before.append(node)
+    after = [node for node in model.graph if node not in {*inside, *before}]
+    models = []
+    for index, (first, last) in enumerate(pairwise((*pieces, len(blocks)))):
+        nodes = [node for block in blocks[first:last] for node in block]
+        final = last == len(blocks)
+        if final:
+            nodes += after
+        results = list(model.graph.outputs) if final else _crossing(nodes, {*nodes, *before})
+        if len(results) != 1:
+            raise BadInput(f"{len(results)} values leave a piece", where=str(model.graph.name))
+        wanted = with_constants([*before, *nodes], model.graph)
+        piece = submodel(model, f"{model.graph.name}_{index:02}", wanted, results)
+        if index:
+            _join_inputs(piece, str(model.graph.inputs[0].name))
+        models.append(piece)
+    return tuple(models)
+
+
+def _blocks(model: ir.Model) -> list[list[ir.Node]]:
+    blocks: dict[int, list[ir.Node]] = {}
+    for node in model.graph:
+        match = _BLOCK.match(str(node.name))
+        if match:
+            blocks.setdefault(int(match[1]), []).append(node)
+    return [blocks[index] for index in sorted(blocks)]
+
+
+def _weights(node: ir.Node) -> int:
+    return sum(nbytes(v) for v in node.inputs if v is not None and v.is_initializer())
+
+
+def _pieces(sizes: list[int], max_bytes: int) -> list[int]:
+    """First block of each piece; pieces as even as whole blocks allow."""
+    count = max(1, -(-sum(sizes) // max_bytes))
+    count = min(count, len(sizes)) or 1
+    return [len(sizes) * index // count for index in range(count)]
+
+
+def _crossing(nodes: list[ir.Node], inside: set[ir.Node]) -> list[ir.Value]:
+    return [
+        value
+        for node in nodes
+        for value in node.outputs
+        if any(use.node not in inside for use in value.uses())
+    ]
+
+
+def _join_inputs(piece: ir.Model, original: str) -> None:
+    """Let a later piece take the length from the hidden state it reads."""
+    inputs = {str(value.name): value for value in piece.graph.inputs}
+    first = inputs.pop(original, None)
+    (hidden,) = inputs.values()
+    if first is not None:
+        ir.convenience.replace_all_uses_with(first, hidden)
+        piece.graph.inputs.remove(first)
