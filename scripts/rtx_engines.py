@@ -1,0 +1,81 @@
+"""Load and run the transformer's engines of a bundle through TensorRT-RTX on the GPU here."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastwan.bundle import Bundle, Engine, open_bundle
+from fastwan.config import VideoShape
+from fastwan.export.checkpoint.reader import open_checkpoint
+from fastwan.export.checkpoint.synthetic import make_checkpoint
+from fastwan.export.weights import load_module
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+Record = dict[str, Any]
+
+
+def check(path: Path) -> Record:
+    """Run text_kv and dit of a bundle in native attention and bf16 against the torch module.
+
+    The bundle is built from ``make-checkpoint --size tiny`` with seed 0; the module gets the same
+    weights here.
+    """
+    import tensorrt_rtx as trt
+
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    shape = VideoShape(**manifest.onnx.model.shape.model_dump())
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    generator = torch.Generator().manual_seed(0)
+    values: dict[str, torch.Tensor] = {}
+    for engine in manifest.engines.values():
+        for spec in engine.inputs:
+            if spec.name not in values and spec.name != "timestep":
+                size = [int(dimension) for dimension in spec.shape]
+                values[spec.name] = torch.randn(size, generator=generator).to(_DTYPES[spec.dtype])
+    values = {name: tensor.cuda() for name, tensor in values.items()}
+    values["timestep"] = torch.tensor([857.0], device="cuda")
+    record: Record = {"target": manifest.target, "version": trt.__version__, "engines": {}}
+    for name, engine in manifest.engines.items():
+        record["engines"][name] = _run(trt, runtime, bundle, engine, values)
+    folder = Path(tempfile.mkdtemp()) / "tiny"
+    make_checkpoint(folder, size="tiny")
+    checkpoint = open_checkpoint(folder, components=("dit",))
+    module = load_module(checkpoint.transformer, checkpoint.dit_config, shape, "bf16")
+    module.set_quantizers(activations=False, attention=False)
+    arguments = (values["latents"], values["timestep"], values["encoder_hidden_states"])
+    with torch.no_grad():
+        expected = module(*(tensor.cpu() for tensor in arguments)).float()
+    actual = values["velocity"].float().cpu()
+    record["relative_difference_to_torch"] = float((actual - expected).norm() / expected.norm())
+    return record
+
+
+def _run(
+    trt: Any, runtime: Any, bundle: Bundle, engine: Engine, values: dict[str, torch.Tensor]
+) -> Record:
+    begin = time.perf_counter()
+    loaded = runtime.deserialize_cuda_engine(bundle.file(engine.file).read_bytes())
+    if loaded is None:
+        raise RuntimeError(f"TensorRT-RTX refused {engine.file} on this GPU")
+    seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    context = loaded.create_execution_context()
+    for spec in engine.inputs:
+        context.set_tensor_address(spec.name, values[spec.name].data_ptr())
+    for spec in engine.outputs:
+        size = [int(dimension) for dimension in spec.shape]
+        values[spec.name] = torch.full(size, 7.0, dtype=_DTYPES[spec.dtype], device="cuda")
+        context.set_tensor_address(spec.name, values[spec.name].data_ptr())
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    if not context.execute_async_v3(stream.cuda_stream):
+        raise RuntimeError(f"{engine.file} did not run")
+    torch.cuda.synchronize()
+    first = time.perf_counter() - begin
+    return {"load_seconds": seconds, "compile_and_first_run_seconds": first}
