@@ -29,18 +29,22 @@ from fastwan.files import atomic_dir, sha256_file
 DEFAULT_MAX_BYTES = 6 << 30
 _RECORD = "record.json"
 _PAYLOAD = "tensors"
+_OF_LINEARS = ("cache.py", "quantize.py", "weights.py")
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "nvidia-modelopt")
 
 
 @cache
-def fingerprint() -> str:
-    """Hash of the exporter: its source files and the versions of what it calls."""
+def fingerprint(kind: str) -> str:
+    """Hash of what makes entries of a kind: source files, and the versions of what they call."""
     package = Path(__file__).resolve().parent
+    files = sorted(package.glob("*.py") if kind == "linear" else package.rglob("*.py"))
+    if kind == "linear":
+        files = [path for path in files if path.name in _OF_LINEARS]
+    files += [package.parent / "plugins" / name for name in ("nvfp4.py", "reference.py")]
     digest = hashlib.sha256(__version__.encode())
-    for folder in (package, package.parent / "plugins"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder.parent).as_posix().encode())
-            digest.update(path.read_bytes())
+    for path in files:
+        digest.update(path.relative_to(package.parent).as_posix().encode())
+        digest.update(path.read_bytes())
     for name in _LIBRARIES:
         try:
             version = importlib.metadata.version(name)
@@ -60,7 +64,7 @@ def content_key(
         facts: whatever it depends on beside the exporter and `tensors`; JSON-able.
         tensors: checkpoint tensors it is made of, by name.
     """
-    head = json.dumps([kind, fingerprint(), facts], sort_keys=True)
+    head = json.dumps([kind, fingerprint(kind), facts], sort_keys=True)
     digest = hashlib.sha256(head.encode())
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -30,7 +30,8 @@ class _Stages:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         bf16, width, length = torch.bfloat16, config.width, shape.padded_tokens
-        kv = (1, config.num_heads, config.text_length, config.head_dim)
+        k = (1, config.text_length, width)
+        v = (1, config.num_heads, config.text_length, config.head_dim)
         half = config.head_dim // 2
         table = ops.translations()
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -64,8 +65,8 @@ class _Stages:
                 (
                     tokens,
                     torch.empty(1, 6, width),
-                    torch.empty(kv, dtype=bf16),
-                    torch.empty(kv, dtype=bf16),
+                    torch.empty(k, dtype=bf16),
+                    torch.empty(v, dtype=bf16),
                     torch.empty(length, half),
                     torch.empty(length, half),
                 ),
