@@ -13,14 +13,14 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceChoice:
     """A resolved device.
 
     Attributes:
         note: why "auto" became what it is; empty where the device was asked for by name.
     """
 
-    name: Literal["cpu"]
+    name: Literal["cpu", "cuda"]
     note: str = ""
 
 
@@ -36,29 +36,23 @@ def cuda_device_count() -> int:
     return count.value
 
 
-def resolve_device(requested: str) -> Device:
+def resolve_device(requested: str) -> DeviceChoice:
     """Resolve "auto", "cpu" or "cuda".
 
     Raises:
         BadInput: another name.
-        EnvironmentLacks: "cuda" where no CUDA device is visible or no executor can use it.
+        EnvironmentLacks: "cuda" where no CUDA device is visible.
     """
     if requested not in ("auto", "cpu", "cuda"):
         raise BadInput(f"unknown device {requested!r}", where="device", fix="auto, cpu or cuda")
     if requested == "cpu":
-        return Device("cpu")
-    visible = cuda_device_count()
+        return DeviceChoice("cpu")
+    if cuda_device_count():
+        return DeviceChoice("cuda")
     if requested == "auto":
-        reason = "this version has no CUDA executors" if visible else "no CUDA device is visible"
-        return Device("cpu", f"{reason}: running the CPU reference")
-    if not visible:
-        raise EnvironmentLacks(
-            "no CUDA device is visible",
-            where="device",
-            fix="use device cpu, or install NVIDIA's driver and check CUDA_VISIBLE_DEVICES",
-        )
+        return DeviceChoice("cpu", "no CUDA device is visible: running the CPU reference")
     raise EnvironmentLacks(
-        "this version has no CUDA executors: it builds engines and runs the CPU reference",
+        "no CUDA device is visible",
         where="device",
-        fix="use device cpu",
+        fix="use device cpu, or install NVIDIA's driver and check CUDA_VISIBLE_DEVICES",
     )

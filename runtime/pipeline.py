@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.progress import Progress, Quiet
-from fastwan.runtime.components import CpuComponents
-from fastwan.runtime.device import Device, resolve_device
+from fastwan.runtime.components import Components, CpuComponents
+from fastwan.runtime.device import DeviceChoice, resolve_device
 from fastwan.runtime.executors import Array
-from fastwan.runtime.loop import combine, denoise
 from fastwan.runtime.outputs import (
     OUTPUT_TYPES,
     OutputType,
@@ -23,6 +22,7 @@ from fastwan.runtime.outputs import (
     latents_like,
     to_numpy,
 )
+from fastwan.runtime.prompt_cache import PromptCache
 from fastwan.runtime.sampler import Schedule, schedule_for
 from fastwan.runtime.text import pad_rows
 
@@ -35,20 +35,34 @@ StepCallback = Callable[["FastWanPipeline", int, int, dict[str, Any]], "dict[str
 class FastWanPipeline:
     """Text to video from an engine bundle; make one with `from_bundle`."""
 
-    def __init__(self, bundle: Bundle, device: Device, components: CpuComponents) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: DeviceChoice,
+        components: Components,
+        prompts: PromptCache | None = None,
+    ) -> None:
         self.bundle = bundle
         self.device = device
         self.components = components
+        self.prompts = prompts or PromptCache.of(bundle)
 
     @classmethod
     def from_bundle(
-        cls, path: Path | str, device: str = "auto", *, threads: int = 1
+        cls,
+        path: Path | str,
+        device: str = "auto",
+        *,
+        threads: int = 1,
+        prompt_cache: Path | None = None,
     ) -> FastWanPipeline:
         """Open a bundle on "auto", "cpu" or "cuda".
 
         Args:
             path: folder that ``build-engine`` wrote.
+            device: "auto" takes a GPU that can run the engines, and the CPU without one.
             threads: CPU threads inside an operator; another number may change the last bits.
+            prompt_cache: folder that keeps the embeddings of prompts.
 
         Raises:
             BadInput: no bundle, or a device of another name.
@@ -56,7 +70,19 @@ class FastWanPipeline:
         """
         resolved = resolve_device(device)
         bundle = open_bundle(path)
-        return cls(bundle, resolved, CpuComponents(bundle, threads=threads))
+        prompts = PromptCache.of(bundle, prompt_cache)
+        if resolved.name == "cuda":
+            from fastwan.runtime.device_components import DeviceComponents
+            from fastwan.runtime.platforms import cuda_platform
+
+            try:
+                on_gpu = DeviceComponents(bundle, cuda_platform(bundle))
+                return cls(bundle, resolved, on_gpu, prompts)
+            except EnvironmentLacks as error:
+                if device == "cuda":
+                    raise
+                resolved = DeviceChoice("cpu", f"{error.what}: running the CPU reference")
+        return cls(bundle, resolved, CpuComponents(bundle, threads=threads), prompts)
 
     def __call__(
         self,
@@ -105,29 +131,26 @@ class FastWanPipeline:
             )
         self.check_shape(height=height, width=width, num_frames=num_frames)
         timings = Timings()
-        self.load(text=prompt is not None, decoder=output_type != "latent", timings=timings)
-        clean = self.denoise(
-            self.embed(prompt, prompt_embeds, timings=timings, progress=progress),
-            generator=generator,
-            seed=seed,
-            latents=latents,
-            callback_on_step_end=callback_on_step_end,
-            sampler=sampler,
-            timings=timings,
-            progress=progress,
-        )
+        decoded = output_type != "latent"
+        self.load(text=prompt is not None, decoder=decoded, sampler=sampler, timings=timings)
+        embeds = self.embed(prompt, prompt_embeds, timings=timings, progress=progress)
+        run: dict[str, Any] = {
+            "generator": generator,
+            "seed": seed,
+            "latents": latents,
+            "callback_on_step_end": callback_on_step_end,
+            "sampler": sampler,
+            "timings": timings,
+            "progress": progress,
+        }
         frames: Any
-        if output_type == "latent":
+        if decoded:
+            made = self.frames(embeds, **run)
+            frames = collect_frames(made, self.components.video_shape, output_type)
+        else:
             import torch
 
-            frames = torch.from_numpy(clean)
-        else:
-            decoder = self.components.decoder
-            frames = collect_frames(
-                self.decode(clean, timings=timings, progress=progress),
-                (decoder.num_frames(clean.shape[2]), *decoder.frame_shape),
-                output_type,
-            )
+            frames = torch.from_numpy(self.denoise(embeds, **run))
         return PipelineOutput(frames, timings, self.device.name, self.device.note)
 
     def check_shape(self, **requested: int | None) -> None:
@@ -146,17 +169,21 @@ class FastWanPipeline:
                 )
 
     def load(
-        self, *, text: bool = True, decoder: bool = True, timings: Timings | None = None
+        self,
+        *,
+        text: bool = True,
+        decoder: bool = True,
+        sampler: str | None = None,
+        timings: Timings | None = None,
     ) -> None:
         """Open the components that a video needs, those that are not open yet.
 
         Raises:
             BadInput, VerificationFailed: a graph is missing, unusable or differs from its hash.
+            EnvironmentLacks: the device cannot hold or run the engines.
         """
         with (timings if timings is not None else Timings()).measure("load"):
-            wanted = ["dit", *["text_encoder"] * text, *["decoder"] * decoder]
-            for name in wanted:
-                getattr(self.components, name)
+            self.components.load(self.schedule(sampler), text=text, decoder=decoder)
 
     def schedule(self, sampler: str | None = None) -> Schedule:
         """Schedule of `sampler`, by default the bundle's."""
@@ -178,11 +205,11 @@ class FastWanPipeline:
         if (prompt is None) == (prompt_embeds is None):
             raise BadInput("give either prompt or prompt_embeds", where="prompt")
         if prompt_embeds is not None:
-            padded = pad_rows(to_numpy(prompt_embeds), self.components.dit.text_shape[1])
-            if padded.shape != self.components.dit.text_shape:
+            padded = pad_rows(to_numpy(prompt_embeds), self.components.text_shape[1])
+            if padded.shape != self.components.text_shape:
                 raise BadInput(
                     f"prompt embeddings have {padded.shape[2]} channels, "
-                    f"the model wants {self.components.dit.text_shape[2]}",
+                    f"the model wants {self.components.text_shape[2]}",
                     where="prompt_embeds",
                 )
             return padded
@@ -191,7 +218,7 @@ class FastWanPipeline:
         progress = progress or Quiet()
         progress.start("text")
         with (timings if timings is not None else Timings()).measure("text"):
-            embeds = self.components.text_encoder.encode(prompt)
+            embeds = self.prompts.get(prompt, self.components.text_encoder.encode)
         progress.finish()
         return embeds
 
@@ -211,17 +238,12 @@ class FastWanPipeline:
 
         Arguments and errors as of a call.
         """
-        from fastwan.runtime.noise import draw, generator_for
-
         timings = Timings() if timings is None else timings
         progress = progress or Quiet()
         schedule = self.schedule(sampler)
-        dit = self.components.dit
-        noises = draw(dit.latents_shape, schedule, generator_for(generator, seed))
-        if latents is not None:
-            noises[0] = latents_like(latents, dit.latents_shape)
+        noises = self._draw(schedule, generator, seed, latents)
         with timings.measure("text_kv"):
-            context = dit.prepare(prompt_embeds)
+            self.components.prepare(prompt_embeds, schedule)
         begin = time.perf_counter()
 
         def on_step(index: int, timestep: int, state: Array) -> Array | None:
@@ -235,16 +257,66 @@ class FastWanPipeline:
             return replaced
 
         progress.start("denoise", len(schedule.steps), "steps")
-        clean = denoise(
-            lambda state, timestep: dit.velocity(state, timestep, context),
-            noises[0],
-            schedule,
-            noises[1:],
-            combine=combine,
-            on_step=on_step,
-        )
+        clean = self.components.denoise(noises, schedule, on_step)
         progress.finish()
         return clean
+
+    def frames(
+        self,
+        prompt_embeds: Array,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int = 1024,
+        latents: torch.Tensor | Array | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        sampler: str | None = None,
+        timings: Timings | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Array]:
+        """Frames of a video in order, uint8 [H, W, 3]; a frame is valid until the next.
+
+        On a GPU the steps and the decoder are one launch; a callback needs the host between two
+        steps and divides it. Arguments and errors as of a call.
+        """
+        timings = Timings() if timings is None else timings
+        if not self.components.fused or callback_on_step_end is not None:
+            clean = self.denoise(
+                prompt_embeds,
+                generator=generator,
+                seed=seed,
+                latents=latents,
+                callback_on_step_end=callback_on_step_end,
+                sampler=sampler,
+                timings=timings,
+                progress=progress,
+            )
+            yield from self.decode(clean, timings=timings, progress=progress)
+            return
+        progress = progress or Quiet()
+        schedule = self.schedule(sampler)
+        noises = self._draw(schedule, generator, seed, latents)
+        with timings.measure("text_kv"):
+            self.components.prepare(prompt_embeds, schedule)
+        progress.start("video", self.components.video_shape[0], "frames")
+        for frame in self.components.video(noises, schedule, timings):
+            progress.advance()
+            yield frame
+        progress.finish()
+
+    def _draw(
+        self,
+        schedule: Schedule,
+        generator: torch.Generator | None,
+        seed: int,
+        latents: torch.Tensor | Array | None,
+    ) -> list[Array]:
+        from fastwan.runtime.noise import draw, generator_for
+
+        shape = self.components.latents_shape
+        noises: list[Array] = [*draw(shape, schedule, generator_for(generator, seed))]
+        if latents is not None:
+            noises[0] = latents_like(latents, shape)
+        return noises
 
     def decode(
         self, latents: Array, *, timings: Timings | None = None, progress: Progress | None = None
@@ -252,9 +324,8 @@ class FastWanPipeline:
         """Frames of clean latents in order, uint8 [H, W, 3]; a frame is valid until the next."""
         timings = Timings() if timings is None else timings
         progress = progress or Quiet()
-        decoder = self.components.decoder
-        frames = decoder.frames(latents)
-        progress.start("decode", decoder.num_frames(latents.shape[2]), "frames")
+        frames = self.components.decode(latents)
+        progress.start("decode", self.components.video_shape[0], "frames")
         while True:
             with timings.measure("decode"):
                 frame = next(frames, None)

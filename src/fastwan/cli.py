@@ -253,6 +253,34 @@ def generate(
         click.echo(f"frame: {result['first_frame']}")
 
 
+@main.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--device", type=click.Choice(["auto", "cuda", "null"]), default="auto", show_default=True
+)
+@click.option("--runs", type=int, default=5, show_default=True, help="Measured videos.")
+@click.option("--warmup", type=int, default=2, show_default=True, help="Videos before them.")
+@click.option("--prompt", help="Default: one sentence.")
+@click.option("--sampler", type=click.Choice(["unipc", "dmd"]), help="Default: the bundle's.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Report of an earlier --json.")
+@click.option("--limit", type=float, default=0.05, show_default=True, help="Share beyond it.")
+@_json_option
+@_report_errors
+def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> None:
+    """Measure a video's stages on a GPU, or count its work on the recording device.
+
+    Exits 5 if a figure is beyond the baseline's by more than the limit.
+    """
+    from fastwan.runtime.bench import DEFAULT_PROMPT, render
+    from fastwan.runtime.bench import bench as run
+
+    report = run(bundle, prompt=prompt or DEFAULT_PROMPT, progress=_progress(), **options)
+    if as_json:
+        _print_json(report)
+    else:
+        click.echo(render(report))
+
+
 @main.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,12 +186,15 @@ def test_auto_without_a_gpu_runs_on_the_cpu_and_says_so(
     assert FastWanPipeline.from_bundle(bundle.root, "cpu")("a").note == ""
 
 
-@pytest.mark.parametrize(("count", "message"), [(0, "no CUDA device"), (1, "no CUDA executors")])
-def test_cuda_that_cannot_be_used_says_why(
+@pytest.mark.parametrize(("count", "message"), [(0, "no CUDA device"), (1, "cuda-bindings")])
+def test_cuda_that_cannot_be_used_says_why_and_auto_takes_the_cpu(
     bundle: Any, monkeypatch: pytest.MonkeyPatch, count: int, message: str
 ) -> None:
     monkeypatch.setattr(device, "cuda_device_count", lambda: count)
-    FastWanPipeline.from_bundle(bundle.root, "auto")
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    pipe = FastWanPipeline.from_bundle(bundle.root, "auto")
+    assert pipe.device.name == "cpu"
+    assert message in pipe.device.note
     with pytest.raises(EnvironmentLacks, match=message):
         FastWanPipeline.from_bundle(bundle.root, "cuda")
 

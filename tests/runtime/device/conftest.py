@@ -16,6 +16,7 @@ from fastwan.bundle import Bundle, Manifest, open_bundle
 from fastwan.runtime.device_protocol import DeviceError
 from fastwan.runtime.null_device import Call, NullDevice, NullEngine, NullKernels
 from fastwan.runtime.ort_executor import cpu_executor
+from fastwan.runtime.platforms import null_platform
 from fastwan.runtime.sampler import schedule_for
 from fastwan.runtime.session import Platform, Session
 
@@ -79,7 +80,7 @@ class HostDevice(NullDevice):
         buffer = np.full(size + 512, 0xA5, np.uint8)
         address = -(-buffer.ctypes.data // 512) * 512
         self._buffers[address] = buffer
-        self._sizes[address] = size
+        self._sizes[address] = size if space == "device" else 0
         self.calls.append(Call("allocate", space))
         return address
 
@@ -239,23 +240,12 @@ class HostKernels(NullKernels):
         device.submit(call, do)
 
 
-def host_platform(device: HostDevice) -> Platform:
+def make_host_platform(device: HostDevice) -> Platform:
     """A platform whose results can be compared with the CPU's."""
     return Platform(
         device,
         HostKernels(device),
         lambda bundle: {name: HostEngine(device, name, bundle) for name in bundle.manifest.engines},
-    )
-
-
-def null_platform(device: NullDevice) -> Platform:
-    return Platform(
-        device,
-        NullKernels(device),
-        lambda bundle: {
-            name: NullEngine(device, name, engine)
-            for name, engine in bundle.manifest.engines.items()
-        },
     )
 
 
@@ -275,12 +265,16 @@ def open_session(bundle: Any) -> Callable[..., Session]:
         manifest: Manifest | None = None,
     ) -> Session:
         device = device or HostDevice()
-        platform = (
-            host_platform(device) if isinstance(device, HostDevice) else null_platform(device)
-        )
         opened = open_bundle(bundle.root)
         if manifest is not None:
             opened = Bundle(opened.root, manifest)
+        on_host = isinstance(device, HostDevice)
+        platform = make_host_platform(device) if on_host else null_platform(opened, device)
         return Session(platform, opened, schedule_for(sampler))
 
     return make
+
+
+@pytest.fixture
+def host_platform() -> Callable[[HostDevice], Platform]:
+    return make_host_platform

@@ -12,7 +12,7 @@ import pytest
 
 from fastwan.bundle import Bundle, Engine, Region, RegionNode, TensorSpec, open_bundle
 from fastwan.errors import BadInput
-from fastwan.runtime import components, pipeline
+from fastwan.runtime import components
 from fastwan.runtime.memory_plan import ALIGNMENT, aligned, bundle_memory, lifetimes, plan
 from fastwan.runtime.null_device import ENQUEUES, Call, NullDevice
 from fastwan.runtime.operations import LaunchRegion, RunEngine
@@ -101,7 +101,7 @@ class Spy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
-        make, combine = components.cpu_executor, pipeline.combine
+        make, combine = components.cpu_executor, components.combine
         calls = self.calls
 
         def cpu_executor(bundle: Bundle, graph: str, **options: Any) -> Any:
@@ -120,8 +120,7 @@ class Spy:
             return combine(terms)
 
         monkeypatch.setattr(components, "cpu_executor", cpu_executor)
-        monkeypatch.setattr(components, "combine", spied_combine, raising=False)
-        monkeypatch.setattr(pipeline, "combine", spied_combine, raising=False)
+        monkeypatch.setattr(components, "combine", spied_combine)
 
 
 @pytest.mark.parametrize("sampler", ["unipc", "dmd"])

@@ -1,0 +1,149 @@
+"""The pipeline over a device: called like the one on the CPU, with the same results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastwan.bundle import open_bundle
+from fastwan.errors import BadInput
+from fastwan.runtime.device import DeviceChoice
+from fastwan.runtime.device_components import DeviceComponents
+from fastwan.runtime.pipeline import FastWanPipeline
+from fastwan.runtime.prompt_cache import PromptCache
+from fastwan.runtime.races import find_races
+
+
+@pytest.fixture
+def on_device(bundle: Any, host_device: Any, host_platform: Any) -> FastWanPipeline:
+    opened = open_bundle(bundle.root)
+    components = DeviceComponents(opened, host_platform(host_device))
+    return FastWanPipeline(opened, DeviceChoice("cuda"), components)
+
+
+@pytest.fixture
+def on_cpu(bundle: Any) -> FastWanPipeline:
+    return FastWanPipeline.from_bundle(bundle.root, "cpu")
+
+
+def launches(device: Any) -> int:
+    return sum(call.kind == "launch" for call in device.calls)
+
+
+@pytest.mark.parametrize("sampler", [None, "dmd"])
+@pytest.mark.parametrize("output_type", ["np", "pt", "pil", "latent"])
+def test_every_output_is_the_cpus(
+    on_device: FastWanPipeline, on_cpu: FastWanPipeline, output_type: Any, sampler: str | None
+) -> None:
+    def result(pipe: FastWanPipeline) -> Any:
+        made = pipe("red fox", seed=3, output_type=output_type, sampler=sampler).frames
+        return [np.asarray(image) for image in made[0]] if output_type == "pil" else made
+
+    np.testing.assert_array_equal(result(on_device), result(on_cpu))
+
+
+def test_a_video_is_one_launch_and_a_callback_divides_it(
+    on_device: FastWanPipeline, on_cpu: FastWanPipeline, host_device: Any
+) -> None:
+    frames = on_device("a").frames
+    assert launches(host_device) == 1
+    seen: list[int] = []
+
+    def callback(_pipe: Any, index: int, _t: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        seen.append(index)
+        return {"latents": kwargs["latents"] * 0.5} if index == 1 else {}
+
+    divided = on_device("a", callback_on_step_end=callback).frames
+    assert seen == [0, 1, 2]
+    assert launches(host_device) == 1 + 3 + 1
+    np.testing.assert_array_equal(divided, on_cpu("a", callback_on_step_end=callback).frames)
+    np.testing.assert_array_equal(on_device("a").frames, frames)
+    assert find_races(host_device.calls) == []
+
+
+def test_the_same_prompt_again_is_neither_encoded_nor_projected(
+    on_device: FastWanPipeline, host_device: Any
+) -> None:
+    def engines(*arguments: Any, **options: Any) -> list[str]:
+        before = len(host_device.calls)
+        on_device(*arguments, **options)
+        return [c.name for c in host_device.calls[before:] if c.kind == "engine"]
+
+    on_device.load()
+    assert engines("a") == ["text_encoder", "text_kv"]
+    assert engines("a", seed=5) == []
+    assert engines("red fox") == ["text_encoder", "text_kv"]
+    # Its embeddings are known, its keys and values were replaced.
+    assert engines("a") == ["text_kv"]
+
+
+def test_an_exception_in_the_callback_leaves_the_pipeline_usable(
+    on_device: FastWanPipeline,
+) -> None:
+    def cancel(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = on_device("a").frames
+    with pytest.raises(KeyboardInterrupt):
+        on_device("a", callback_on_step_end=cancel)
+    np.testing.assert_array_equal(on_device("a").frames, before)
+
+
+def test_latents_and_embeddings_may_be_given(
+    on_device: FastWanPipeline, on_cpu: FastWanPipeline
+) -> None:
+    latents = torch.randn(1, 16, 3, 2, 4, generator=torch.Generator().manual_seed(4))
+    embeds = torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(5))
+    made = [p(prompt_embeds=embeds, latents=latents).frames for p in (on_device, on_cpu)]
+    np.testing.assert_array_equal(*made)
+    with pytest.raises(BadInput, match="width 16"):
+        on_device("a", width=16)
+
+
+def test_embeddings_are_cached_by_content(bundle: Any, tmp_path: Path) -> None:
+    encoded: list[str] = []
+
+    def encode(prompt: str) -> np.ndarray:
+        encoded.append(prompt)
+        return np.full((1, 2, 4), len(prompt), "bfloat16")
+
+    opened = open_bundle(bundle.root)
+    cache = PromptCache.of(opened, tmp_path / "prompts")
+    for prompt in ("a", "fox", "a"):
+        assert cache.get(prompt, encode).astype(np.float32).max() == len(prompt)
+    assert encoded == ["a", "fox"]
+    # Another process finds them on disk, one with another encoder does not.
+    again = PromptCache.of(opened, tmp_path / "prompts").get("fox", encode)
+    assert again.dtype == np.dtype("bfloat16")
+    assert again.shape == (1, 2, 4)
+    assert encoded == ["a", "fox"]
+    PromptCache("another encoder", tmp_path / "prompts").get("fox", encode)
+    assert encoded == ["a", "fox", "fox"]
+
+
+def test_a_damaged_entry_is_encoded_again(tmp_path: Path) -> None:
+    def encode(_prompt: str) -> np.ndarray:
+        return np.ones((1, 2, 4), np.float32)
+
+    PromptCache("e", tmp_path).get("a", encode)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    np.testing.assert_array_equal(PromptCache("e", tmp_path).get("a", encode), encode("a"))
+    assert path.stat().st_size > 100
+
+
+def test_memory_holds_the_prompts_used_last() -> None:
+    encoded: list[str] = []
+
+    def encode(prompt: str) -> np.ndarray:
+        encoded.append(prompt)
+        return np.zeros((1, 1, 1), np.float32)
+
+    cache = PromptCache("e", capacity=2)
+    for prompt in ("a", "b", "a", "c", "a", "b"):
+        cache.get(prompt, encode)
+    assert encoded == ["a", "b", "c", "b"]
