@@ -29,6 +29,7 @@ from fastwan.files import atomic_dir, sha256_file
 DEFAULT_MAX_BYTES = 6 << 30
 _RECORD = "record.json"
 _PAYLOAD = "tensors"
+_ALIGNMENT = 16
 _OF_LINEARS = ("cache.py", "quantize.py", "weights.py")
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "nvidia-modelopt")
 
@@ -74,7 +75,7 @@ def content_key(
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, without a copy where it is contiguous."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class ExportCache:
@@ -149,14 +150,15 @@ class ExportCache:
         self, key: str, tensors: Mapping[str, Tensor], note: Mapping[str, object]
     ) -> None:
         """Store tensors as one file."""
-        parts, table, offset = [], [], 0
-        for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
-            # The widest first, so that each begins at a multiple of its element size.
+        parts: list[bytes | memoryview] = []
+        table, offset = [], 0
+        for name, tensor in tensors.items():
             raw = tensor_bytes(tensor)
             kind = str(tensor.dtype).removeprefix("torch.")
             table.append((name, kind, list(tensor.shape), offset, raw.nbytes))
-            parts.append(raw)
-            offset += raw.nbytes
+            # Each begins at a multiple of its element size.
+            parts += [raw, b"\0" * (-raw.nbytes % _ALIGNMENT)]
+            offset += raw.nbytes + len(parts[-1])
         self.put(key, {_PAYLOAD: b"".join(parts)}, {**note, "tensors": table})
 
     def prune(self) -> None:

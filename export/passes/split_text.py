@@ -7,6 +7,9 @@ import onnx_ir as ir
 from fastwan.errors import BadInput
 from fastwan.export.passes.graphs import constants, submodel, with_constants
 
+_MOVES = ("Reshape", "Transpose")
+_BLOCKS = "blocks."
+
 
 def split_text(
     model: ir.Model, text_input: str = "encoder_hidden_states"
@@ -15,6 +18,9 @@ def split_text(
 
     It must run before a cut: blocks share the quantiser of the text context, and a cut between
     a quantiser and its dequantiser loses FP4 silently.
+
+    A block's own Reshape and Transpose stay with it: behind a norm they would be a second kernel in
+    the prompt's part, and the attention of the block copies its keys anyway.
 
     Requires: a graph input named `text_input`.
     Ensures: `text_kv` reads only that input; `dit` does not read it; values keep their names.
@@ -36,7 +42,8 @@ def split_text(
         ]
         if not reads:
             continue
-        if all(value in from_text for value in reads):
+        stays = node.op_type in _MOVES and str(node.name).startswith(_BLOCKS)
+        if all(value in from_text for value in reads) and not stays:
             from_text.update(node.outputs)
             text_nodes.append(node)
         else:
