@@ -1,0 +1,117 @@
+"""One block of the 1.3 B transformer at 832x480x81, as the builder fuses it.
+
+The limits are of issue and design: bytes of kernels without matrix arithmetic, scratch, FP4.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+import torch
+
+from fastwan.config import TARGETS, AttentionName, DiTConfig, VideoShape
+from fastwan.engines.backend import BuildOptions, BuiltEngine
+from fastwan.engines.cost import kernel_cost
+from fastwan.engines.coverage import check_coverage
+from fastwan.engines.plan import EngineSource
+from fastwan.engines.tensorrt_rtx import TensorRTRTX
+from fastwan.export.dit_graph import build_dit_graph, targeted_linears
+from fastwan.export.onnx_io import data_file
+from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
+from fastwan.export.passes.graphs import nbytes
+from fastwan.export.passes.plan_dit import GraphPart, plan_dit
+from fastwan.progress import Quiet
+
+pytestmark = [pytest.mark.slow, pytest.mark.trt]
+
+CONFIG = DiTConfig(num_layers=3)
+LIMIT_MB = {"sage3": 4460, "native": 5850}
+SCRATCH = 1_400_000_000
+MIDDLE = {"sage3": "segment_01", "native": "dit_01"}
+
+
+def _fill(model: ir.Model, path: Path) -> None:
+    """Give every weight random bytes of its type that are finite numbers."""
+    generator = torch.Generator().manual_seed(0)
+    with data_file(path) as writer:
+        for name, value in model.graph.initializers.items():
+            if value.const_value is not None:
+                continue
+            assert value.dtype is not None
+            assert value.shape is not None
+            size = nbytes(value)
+            if value.dtype == ir.DataType.FLOAT:
+                raw = torch.rand(size // 4, generator=generator).add_(0.5)
+            elif value.dtype == ir.DataType.BFLOAT16:
+                raw = torch.rand(size // 2, generator=generator).bfloat16()
+            else:
+                raw = torch.randint(40, 60, (size,), generator=generator, dtype=torch.uint8)
+            shape = tuple(value.shape.numpy())
+            value.const_value = writer.add(name, raw, dtype=value.dtype, shape=shape)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[ir.Model, Path]:
+    pytest.importorskip("tensorrt_rtx")
+    folder = tmp_path_factory.mktemp("wide")
+    model = build_dit_graph(CONFIG, VideoShape(), "nvfp4")
+    expand_nvfp4(model)
+    _fill(model, folder / "dit.data")
+    return model, folder
+
+
+@pytest.fixture(scope="module", params=["sage3", "native"])
+def block(
+    request: pytest.FixtureRequest, graph: tuple[ir.Model, Path]
+) -> tuple[AttentionName, GraphPart, BuiltEngine]:
+    model, folder = graph
+    attention: AttentionName = request.param
+    linears = targeted_linears(CONFIG, "nvfp4")
+    plan = plan_dit(model, linears, attention=attention, backend="tensorrt-rtx")
+    part = next(part for part in plan.parts if part.name == MIDDLE[attention])
+    source = EngineSource(part.name, "dit", part.model, folder, part.linears)
+    built = TensorRTRTX().build(source, BuildOptions(TARGETS["rtx5090"]), Quiet())
+    return attention, part, built
+
+
+def test_memory_bound_bytes(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+    attention, _, built = block
+    moved = {r.name: kernel_cost(r, None).memory_bound_bytes for r in built.layers}
+    largest = sorted(moved.items(), key=lambda item: -item[1])[:6]
+    assert sum(moved.values()) <= LIMIT_MB[attention] * 1_000_000, largest
+
+
+def test_scratch(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+    assert block[2].scratch_bytes < SCRATCH
+
+
+def test_every_linear_is_an_fp4_gemm(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+    _, part, built = block
+    assert len(part.linears) == 6  # qkv, to_out, to_q, to_out, fc1, fc2
+    coverage = check_coverage(built.layers, part.linears)
+    assert coverage.lost == ()
+
+
+def test_no_fp32_copy_is_stored(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+    tokens = VideoShape().num_tokens
+    wide = [
+        (record.name, tensor.shape)
+        for record in block[2].layers
+        for tensor in record.outputs
+        if tensor.dtype == "Float" and tensor.elements() >= tokens * CONFIG.width
+    ]
+    assert wide == []
+
+
+def test_kernels(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+    """One GEMM and one quantiser for each of the six linears, whatever precedes them."""
+    attention, _, built = block
+    kinds = Counter(record.kind for record in built.layers)
+    assert kinds["gemm"] == 6
+    assert kinds["attention"] == (1 if attention == "sage3" else 2)
+    quantisers = [record for record in built.layers if record.name.startswith("__myl_Dyna")]
+    assert len(quantisers) == 6
+
