@@ -11,32 +11,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from cuda_timing import milliseconds
 
 from fastwan.errors import EnvironmentLacks, FastWanError
 from fastwan.plugins import cost
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.region import SageRegion
-
-
-def milliseconds(call: Callable[[], object], repeats: int) -> float:
-    """Median time of `call` on the current stream, after five calls to warm up."""
-    for _ in range(5):
-        call()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
 
 
 def make_inputs(region: SageRegion) -> tuple[torch.Tensor, ...]:

@@ -30,7 +30,8 @@ def check(path: Path) -> Record:
     bundle = open_bundle(path)
     manifest = bundle.manifest
     shape = VideoShape(**manifest.onnx.model.shape.model_dump())
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    logger = _logger(trt)
+    runtime = trt.Runtime(logger)
     generator = torch.Generator().manual_seed(0)
     values: dict[str, torch.Tensor] = {}
     for engine in manifest.engines.values():
@@ -42,7 +43,10 @@ def check(path: Path) -> Record:
     values["timestep"] = torch.tensor([857.0], device="cuda")
     record: Record = {"target": manifest.target, "version": trt.__version__, "engines": {}}
     for name, engine in manifest.engines.items():
-        record["engines"][name] = _run(trt, runtime, bundle, engine, values)
+        ran = _run(runtime, bundle, engine, values)
+        if ran is None:
+            return record | {"runs": False, "reason": logger.errors[-1]}
+        record["engines"][name] = ran
     folder = Path(tempfile.mkdtemp()) / "tiny"
     make_checkpoint(folder, size="tiny")
     checkpoint = open_checkpoint(folder, components=("dit",))
@@ -52,17 +56,34 @@ def check(path: Path) -> Record:
     with torch.no_grad():
         expected = module(*(tensor.cpu() for tensor in arguments)).float()
     actual = values["velocity"].float().cpu()
+    record["runs"] = True
     record["relative_difference_to_torch"] = float((actual - expected).norm() / expected.norm())
     return record
 
 
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps the builder's errors, which say why an engine is refused."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+
+    return Logger()
+
+
 def _run(
-    trt: Any, runtime: Any, bundle: Bundle, engine: Engine, values: dict[str, torch.Tensor]
-) -> Record:
+    runtime: Any, bundle: Bundle, engine: Engine, values: dict[str, torch.Tensor]
+) -> Record | None:
+    """Times of one engine, whose outputs go to `values`; None where the GPU is refused."""
     begin = time.perf_counter()
     loaded = runtime.deserialize_cuda_engine(bundle.file(engine.file).read_bytes())
     if loaded is None:
-        raise RuntimeError(f"TensorRT-RTX refused {engine.file} on this GPU")
+        return None
     seconds = time.perf_counter() - begin
     begin = time.perf_counter()
     context = loaded.create_execution_context()

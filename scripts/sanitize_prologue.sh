@@ -22,7 +22,10 @@ export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 for check in memcheck racecheck synccheck initcheck; do
   echo "== $check"
-  "$tool" --tool "$check" --kernel-name kns=prologue_kernel --kernel-name kns=compute_attn_ws \
+  # Copies read what kernels wrote that the filter leaves out, so they would look uninitialised.
+  options=()
+  [[ $check == initcheck ]] && options=(--check-api-memory-access no)
+  "$tool" --tool "$check" "${options[@]}" --kernel-name kns=prologue_kernel --kernel-name kns=compute_attn_ws \
     --error-exitcode 1 --target-processes all \
     "${PYTHON:-python3}" -m pytest tests/plugins/test_gpu_kernels.py -m gpu -q -x \
     -k "$select" "$@"
