@@ -1,0 +1,181 @@
+"""The cache of the export: what is kept, what is made again, what a killed build leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastwan.config import RECIPES, DiTConfig, VideoShape
+from fastwan.export import dit_onnx
+from fastwan.export.cache import ExportCache, content_key
+from fastwan.export.checkpoint.reader import Checkpoint
+from fastwan.export.dit_onnx import export_dit
+from fastwan.export.onnx_io import TensorSource
+from fastwan.export.quantize import Quantizer
+from fastwan.plugins.nvfp4 import PackedWeight, quantize_weight
+
+LINEARS = 8  # groups of a block that are quantised: k, v, qkv, out, q, out, fc1, fc2
+SHAPE = VideoShape(32, 32, 5)
+
+
+class Counting:
+    """A quantiser that counts its calls and can be killed after some."""
+
+    def __init__(self, survive: int | None = None) -> None:
+        self.calls = 0
+        self._survive = survive
+
+    def __call__(self, weight: Tensor) -> PackedWeight:
+        if self._survive is not None and self.calls >= self._survive:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return quantize_weight(weight)
+
+
+@pytest.fixture
+def export(
+    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Path, dict[str, str]]]:
+    monkeypatch.setattr(dit_onnx, "WORKERS", 1)
+    cache = ExportCache(tmp_path / "cache")
+    config = replace(tiny.dit_config, num_layers=1)
+
+    def run(
+        name: str,
+        quantizer: Quantizer,
+        *,
+        shape: VideoShape = SHAPE,
+        source: TensorSource = tiny.transformer,
+        config: DiTConfig = config,
+    ) -> tuple[Path, dict[str, str]]:
+        monkeypatch.setattr(dit_onnx, "modelopt_quantizer", lambda _: quantizer)
+        folder = tmp_path / name
+        folder.mkdir()
+        _, digests = export_dit(source, config, shape, RECIPES["nvfp4"], folder, cache=cache)
+        return folder, digests
+
+    return run
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+Export = Callable[..., tuple[Path, dict[str, str]]]
+
+
+def test_second_export_quantises_and_traces_nothing(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Counting(), Counting()
+    folder, digests = export("first", first)
+    assert first.calls == LINEARS + 2  # q, k and v are three
+
+    def traced(*_: object) -> None:
+        raise AssertionError("the graph was traced again")
+
+    monkeypatch.setattr(dit_onnx, "build_dit_graph", traced)
+    again, same = export("second", second)
+    assert second.calls == 0
+    assert same == digests
+    assert _contents(again) == _contents(folder)
+
+
+def test_another_shape_keeps_the_linears(export: Export) -> None:
+    export("first", Counting())
+    second = Counting()
+    folder, _ = export("second", second, shape=VideoShape(48, 32, 5))
+    assert second.calls == 0
+    fresh, _ = export("third", Counting(), shape=VideoShape(48, 32, 5))
+    assert _contents(folder) == _contents(fresh)
+
+
+def test_a_changed_tensor_is_quantised_again_and_no_other(
+    export: Export, tiny: Checkpoint
+) -> None:
+    changed = "blocks.0.ffn.net.2.weight"
+
+    class Edited:
+        names, shape = tiny.transformer.names, tiny.transformer.shape
+
+        def read(self, name: str) -> Tensor:
+            tensor = tiny.transformer.read(name)
+            return tensor * 2 if name == changed else tensor
+
+    _, digests = export("first", Counting())
+    second = Counting()
+    _, edited = export("second", second, source=Edited())
+    assert second.calls == 1
+    differing = {name for name in digests if digests[name] != edited[name]}
+    assert differing == {"blocks.0.ffn.fc2.weight_scale_2"}
+
+
+def test_a_killed_export_resumes(export: Export, tmp_path: Path) -> None:
+    killed = Counting(survive=4)
+    with pytest.raises(KeyboardInterrupt):
+        export("killed", killed)
+    assert list((tmp_path / "killed").iterdir()) == []
+    resumed = Counting()
+    export("resumed", resumed)
+    assert 0 < resumed.calls < LINEARS + 2
+    assert resumed.calls <= LINEARS + 2 - 2  # a group that was begun is made anew
+
+
+@pytest.mark.parametrize("fault", ["flipped", "short", "record", "none"])
+def test_a_damaged_entry_is_made_again(tmp_path: Path, fault: str) -> None:
+    cache = ExportCache(tmp_path)
+    tensors = {"a": torch.arange(6, dtype=torch.uint8), "b": torch.ones(2, 2)}
+    key = content_key("linear", {}, tensors.items())
+    cache.put_tensors(key, tensors, {"digests": {}})
+    payload, record = tmp_path / key / "tensors", tmp_path / key / "record.json"
+    raw = bytearray(payload.read_bytes())
+    if fault == "flipped":
+        raw[0] ^= 1
+        payload.write_bytes(raw)
+    elif fault == "short":
+        payload.write_bytes(raw[:-1])
+    elif fault == "record":
+        record.write_text("{", encoding="utf-8")
+    found = cache.tensors(key)
+    if fault == "none":
+        assert found is not None
+        assert list(found[0]) == ["a", "b"]
+        assert all(torch.equal(found[0][name], value) for name, value in tensors.items())
+    else:
+        assert found is None
+        assert not (tmp_path / key).exists()
+
+
+def test_oldest_entries_make_room(tmp_path: Path) -> None:
+    cache = ExportCache(tmp_path, max_bytes=2500)
+    for index in range(4):
+        cache.put(f"{index}", {"data": bytes(1000)}, {})
+        stamp = tmp_path / f"{index}" / "record.json"
+        os.utime(stamp, (index, index))
+    cache.files("0")  # used: now the newest
+    cache.prune()
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "3"}
+    assert json.loads((tmp_path / "3" / "record.json").read_text())["note"] == {}
+
+
+def test_key_depends_on_every_byte_and_on_the_facts() -> None:
+    one = torch.zeros(4, dtype=torch.uint8)
+    other = one.clone()
+    other[3] = 1
+    keys = {
+        content_key("linear", {}, [("w", one)]),
+        content_key("linear", {}, [("w", other)]),
+        content_key("linear", {}, [("v", one)]),
+        content_key("linear", {}, [("w", one.reshape(2, 2))]),
+        content_key("linear", {"recipe": 1}, [("w", one)]),
+        content_key("dit", {}, [("w", one)]),
+    }
+    assert len(keys) == 6
+    assert content_key("linear", {}, [("w", one.clone())]) in keys
