@@ -4,7 +4,7 @@
     python3 scripts/first_contact.py -o measured.json [ITEM ...]
 
 Items: prologue (bit for bit, bandwidth), sanitizer, loop (three steps and the decoder as one CUDA
-graph), decoder (832x480x81, parallel and streamed, eager and graphed), text (true length and
+graph), runtime (the same through the runtime's own device, session and kernels), decoder (832x480x81, parallel and streamed, eager and graphed), text (true length and
 padded, graphed), engines (TensorRT-RTX on this GPU, with --bundle). Each is independent; one that
 fails is recorded as failed and the exit status is 1. Every figure is measured on the GPU named in
 the file.
@@ -77,7 +77,7 @@ def engines(arguments: argparse.Namespace) -> Record:
 
 
 ITEMS: dict[str, Callable[[argparse.Namespace], Record]] = {
-    item.__name__: item for item in (prologue, sanitizer, loop, decoder, text, engines)
+    item.__name__: item for item in (prologue, sanitizer, loop, runtime, decoder, text, engines)
 }
 
 
