@@ -31,7 +31,8 @@ from fastwan.bundle import (
     TensorSpec,
 )
 from fastwan.config import VideoShape
-from fastwan.export.checkpoint.reader import Checkpoint
+from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.export.decoder_onnx import load_decoder
 from fastwan.export.models.layers import rope_tables
 from fastwan.export.models.taehv import StreamingStep
@@ -237,7 +238,7 @@ def bundle_of(built: Built, shape: VideoShape) -> Bundle:
     return Bundle(Path(tempfile.mkdtemp()), manifest)
 
 
-def check(checkpoint: Checkpoint) -> Record:
+def check() -> Record:
     """Play the tiny model through the runtime's CUDA device.
 
     Needs the plugin library (``FASTWAN_PLUGIN_LIBRARY`` or build/plugins) and ``cuda-bindings``.
@@ -245,6 +246,9 @@ def check(checkpoint: Checkpoint) -> Record:
     Raises:
         RuntimeError: frames of two modes differ, or the loop allocates.
     """
+    folder = Path(tempfile.mkdtemp()) / "tiny"
+    make_checkpoint(folder, size="tiny")
+    checkpoint = open_checkpoint(folder, components=("dit", "decoder", "text_encoder"))
     shape = checkpoint.default_shape
     built = build(checkpoint, shape)
     bundle = bundle_of(built, shape)

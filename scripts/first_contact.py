@@ -4,10 +4,10 @@
     python3 scripts/first_contact.py -o measured.json [ITEM ...]
 
 Items: prologue (bit for bit, bandwidth), sanitizer, loop (three steps and the decoder as one CUDA
-graph), runtime (the same through the runtime's own device, session and kernels), decoder (832x480x81, parallel and streamed, eager and graphed), text (true length and
-padded, graphed), engines (TensorRT-RTX on this GPU, with --bundle). Each is independent; one that
-fails is recorded as failed and the exit status is 1. Every figure is measured on the GPU named in
-the file.
+graph), runtime (the same through the runtime's own device, session and kernels), decoder
+(832x480x81, parallel and streamed, eager and graphed), text (true length and padded, graphed),
+engines (TensorRT-RTX on this GPU, with --bundle). Each is independent; one that fails is recorded
+as failed and the exit status is 1. Every figure is measured on the GPU named in the file.
 """
 
 from __future__ import annotations
@@ -65,6 +65,17 @@ def prologue(arguments: argparse.Namespace) -> Record:
 def sanitizer(arguments: argparse.Namespace) -> Record:
     """memcheck, racecheck, synccheck and initcheck over the prologue."""
     return require(command("bash", "scripts/sanitize_prologue.sh", seconds=540))
+
+
+def runtime(arguments: argparse.Namespace) -> Record:
+    """The runtime's own CUDA device, graph capture and small kernels on the tiny model."""
+    import device_runtime
+
+    tests = command(
+        sys.executable, "-m", "pytest", "tests/plugins/test_elementwise.py", "-m", "gpu", "-q",
+        "-p", "no:cacheprovider",
+    )  # fmt: skip
+    return {"kernels": require(tests), **device_runtime.check()}
 
 
 def engines(arguments: argparse.Namespace) -> Record:
