@@ -1,85 +1,135 @@
-"""`generate`: one prompt to files, frames streamed from the decoder to the encoder."""
+"""`generate`: prompts to files, frames streamed from the decoder to the encoder."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastwan.errors import BadInput
 from fastwan.progress import Progress
+from fastwan.runtime.memory_plan import bundle_memory
 from fastwan.runtime.outputs import Timings
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.video import FPS, Output, open_output, parse_output
 
+Report = dict[str, Any]
+
 
 def generate(
     bundle: Path,
-    prompt: str,
+    prompt: str | Sequence[str],
     output: Path,
     *,
     seed: int = 1024,
     device: str = "auto",
     frames_dir: Path | None = None,
     sampler: str | None = None,
+    warmup: int = 0,
+    repeat: int = 1,
+    prompt_cache: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, object]:
-    """Make one video and write it; no more than the frames of one latent are held at a time.
+) -> Report:
+    """Make videos and write them; no more than the frames of one latent are held at a time.
 
     Args:
+        prompt: one, or several that are made one after the other in this process; several number
+            their outputs: ``x_0.mp4``, ``x_1.mp4``.
         output: ``x.mp4``, a folder, or ``folder/name_%04d.png``.
         frames_dir: folder for PNG frames beside an mp4.
         sampler: "unipc" or "dmd" instead of the bundle's.
+        warmup: videos of each prompt that are made before and neither measured nor written.
+        repeat: times that each video is made and measured; the last one is written.
+        prompt_cache: folder that keeps the embeddings of prompts.
 
     Returns:
         What was made, ready for JSON; ``seconds`` are measured, ``frames_sha256`` is over the raw
-        pixels of all frames in order.
+        pixels of all frames in order. For several prompts ``videos`` holds one such object each.
 
     Raises:
         BadInput, EnvironmentLacks, VerificationFailed: see `FastWanPipeline`; nothing is written.
     """
-    outputs = [parse_output(output)]
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or repeat < 1 or warmup < 0:
+        raise BadInput("nothing to make", where="prompt", fix="one prompt and one run at least")
+    wanted = [parse_output(output)]
     if frames_dir is not None:
-        outputs.append(Output("frames", frames_dir))
-    pipeline = FastWanPipeline.from_bundle(bundle, device)
+        wanted.append(Output("frames", frames_dir))
+    pipeline = FastWanPipeline.from_bundle(bundle, device, prompt_cache=prompt_cache)
     if pipeline.device.note:
         print(pipeline.device.note, file=sys.stderr)
-    schedule = pipeline.schedule(sampler)
+    memory = None
+    if pipeline.bundle.manifest.engines:
+        memory = {"kind": "predicted", **bundle_memory(pipeline.bundle, sampler)}
+    videos = []
+    for index, text in enumerate(prompts):
+        outputs = wanted if len(prompts) == 1 else [_numbered(each, index) for each in wanted]
+        try:
+            runs = _make(pipeline, text, outputs, seed, sampler, warmup, repeat, progress)
+        except OSError as error:
+            raise BadInput(f"output cannot be written: {error}", where=str(output)) from error
+        facts = {"bundle": str(bundle), "prompt": text, "seed": seed, "device_bytes": memory}
+        videos.append({**facts, **_report(pipeline, sampler, outputs, runs)})
+    return videos[0] if len(videos) == 1 else {"videos": videos}
+
+
+def _numbered(output: Output, index: int) -> Output:
+    path = output.path
+    return replace(output, path=path.with_name(f"{path.stem}_{index}{path.suffix}"))
+
+
+def _make(
+    pipeline: FastWanPipeline,
+    prompt: str,
+    outputs: Sequence[Output],
+    seed: int,
+    sampler: str | None,
+    warmup: int,
+    repeat: int,
+    progress: Progress | None,
+) -> list[tuple[Timings, str, int]]:
+    """Times, hash and number of the frames of each measured run; writes those of the last."""
     shape = pipeline.components.shape
-    timings = Timings()
-    digest = hashlib.sha256()
-    count = 0
-    try:
-        with ExitStack() as stack:
-            # Entered first: an output that cannot be written is found before minutes of work.
-            writers = [
-                stack.enter_context(open_output(each, height=shape.height, width=shape.width))
-                for each in outputs
-            ]
-            pipeline.load(timings=timings)
-            latents = pipeline.denoise(
-                pipeline.embed(prompt, timings=timings, progress=progress),
-                seed=seed,
-                sampler=sampler,
-                timings=timings,
-                progress=progress,
-            )
-            for frame in pipeline.decode(latents, timings=timings, progress=progress):
+    runs = []
+    with ExitStack() as stack:
+        # Entered first: an output that cannot be written is found before minutes of work.
+        writers = [
+            stack.enter_context(open_output(each, height=shape.height, width=shape.width))
+            for each in outputs
+        ]
+        for index in range(warmup + repeat):
+            timings, digest, count = Timings(), hashlib.sha256(), 0
+            pipeline.load(sampler=sampler, timings=timings)
+            embeds = pipeline.embed(prompt, timings=timings, progress=progress)
+            options: dict[str, Any] = {"sampler": sampler, "timings": timings, "progress": progress}
+            for frame in pipeline.frames(embeds, seed=seed, **options):
                 digest.update(frame.tobytes())
                 count += 1
-                with timings.measure("write"):
-                    for write in writers:
-                        write(frame)
-    except OSError as error:
-        raise BadInput(f"output cannot be written: {error}", where=str(output)) from error
+                if index + 1 == warmup + repeat:
+                    with timings.measure("write"):
+                        for write in writers:
+                            write(frame)
+            runs.append((timings, digest.hexdigest(), count))
+    return runs[warmup:]
+
+
+def _report(
+    pipeline: FastWanPipeline,
+    sampler: str | None,
+    outputs: Sequence[Output],
+    runs: Sequence[tuple[Timings, str, int]],
+) -> Report:
+    shape = pipeline.components.shape
     video = next((each.path for each in outputs if each.kind == "mp4"), None)
     images = next((each for each in outputs if each.kind == "frames"), None)
+    _, digest, count = runs[-1]
+    seconds = [{name: round(s, 6) for name, s in timings.items()} for timings, _, _ in runs]
     return {
-        "bundle": str(bundle),
-        "prompt": prompt,
-        "seed": seed,
-        "sampler": schedule.name,
+        "sampler": pipeline.schedule(sampler).name,
         "device": pipeline.device.name,
         "note": pipeline.device.note,
         "video": str(video) if video else None,
@@ -89,6 +139,7 @@ def generate(
         "width": shape.width,
         "fps": FPS,
         "frame_count": count,
-        "frames_sha256": digest.hexdigest(),
-        "seconds": {"kind": "measured", **{name: round(s, 6) for name, s in timings.items()}},
+        "frames_sha256": digest,
+        "seconds": {"kind": "measured", **seconds[-1]},
+        "runs": seconds,
     }

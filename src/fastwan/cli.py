@@ -201,7 +201,13 @@ def inspect(bundle: Path, as_json: bool) -> None:
     from fastwan.engines.report import inspect_bundle
     from fastwan.engines.report_text import render
 
-    report = inspect_bundle(open_bundle(bundle))
+    opened = open_bundle(bundle)
+    report = inspect_bundle(opened)
+    if "dit" in opened.manifest.components:
+        # The runtime's own plan, which shares memory; the report's is an upper bound.
+        from fastwan.runtime.memory_plan import bundle_memory
+
+        report["device_bytes"] = bundle_memory(opened)
     if as_json:
         _print_json(report)
     else:
@@ -210,7 +216,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 @main.command("generate")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("prompt")
+@click.argument("prompt", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="VIDEO")
 @click.option("--frames", type=click.Path(path_type=Path), help="Folder for PNG frames.")
 @click.option("--seed", type=int, default=1024, show_default=True)
@@ -218,39 +224,33 @@ def inspect(bundle: Path, as_json: bool) -> None:
     "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
 )
 @click.option("--sampler", type=click.Choice(["unipc", "dmd"]), help="Default: the bundle's.")
+@click.option("--warmup", type=int, default=0, show_default=True, help="Unmeasured videos before.")
+@click.option("--repeat", type=int, default=1, show_default=True, help="Measured videos.")
+@click.option(
+    "--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompt embeddings."
+)
 @_json_option
 @_report_errors
 def generate(
     bundle: Path,
-    prompt: str,
+    prompt: tuple[str, ...],
     output: Path,
     frames: Path | None,
-    seed: int,
-    device: str,
-    sampler: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Make a video of PROMPT with BUNDLE."""
+    """Make a video of PROMPT with BUNDLE; several prompts number their outputs."""
     from fastwan.runtime.generate import generate as run
 
-    result = run(
-        bundle,
-        prompt,
-        output,
-        seed=seed,
-        device=device,
-        frames_dir=frames,
-        sampler=sampler,
-        progress=_progress(),
-    )
+    result = run(bundle, prompt, output, frames_dir=frames, progress=_progress(), **options)
     if as_json:
         _print_json(result)
         return
-    if result["note"]:
-        click.echo(result["note"], err=True)
-    click.echo(f"video: {result['video']} ({result['frame_count']} frames, {result['device']})")
-    if result["first_frame"]:
-        click.echo(f"frame: {result['first_frame']}")
+    for video in result.get("videos", [result]):
+        path = video["video"] or video["frames_dir"]
+        click.echo(f"video: {path} ({video['frame_count']} frames, {video['device']})")
+        if video["first_frame"]:
+            click.echo(f"frame: {video['first_frame']}")
 
 
 @main.command("bench")

@@ -306,3 +306,35 @@ def test_progress_counts_steps_and_frames(pipe: FastWanPipeline) -> None:
     pipe("a", progress=recorder)
     assert recorder.stages == ["text 0", "denoise 3 steps", "decode 9 frames"]
     assert recorder.counts == {"text": 0, "denoise": 3, "decode": 9}
+
+
+def test_repeated_videos_are_measured_one_by_one_and_written_once(
+    bundle: Any, tmp_path: Path
+) -> None:
+    result = generate(bundle.root, "a fox", tmp_path / "out", device="cpu", warmup=1, repeat=2)
+    assert len(result["runs"]) == 2
+    # The prompt is encoded in the first video only.
+    assert all("decode" in run and run["text"] < 1 for run in result["runs"])
+    once = generate(bundle.root, "a fox", tmp_path / "once", device="cpu")
+    assert result["frames_sha256"] == once["frames_sha256"]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 9
+    with pytest.raises(BadInput, match="one run at least"):
+        generate(bundle.root, "a", tmp_path / "none", device="cpu", repeat=0)
+
+
+def test_several_prompts_number_their_outputs(bundle: Any, tmp_path: Path) -> None:
+    result = generate(bundle.root, ["a", "red fox"], tmp_path / "out", device="cpu")
+    videos = result["videos"]
+    assert [video["prompt"] for video in videos] == ["a", "red fox"]
+    assert [Path(video["frames_dir"]).name for video in videos] == ["out_0", "out_1"]
+    for video, prompt in zip(videos, ("a", "red fox"), strict=True):
+        alone = generate(bundle.root, prompt, tmp_path / "alone", device="cpu")
+        assert video["frames_sha256"] == alone["frames_sha256"]
+
+
+def test_the_memory_of_a_device_is_planned_and_reported_without_one(
+    bundle: Any, tmp_path: Path
+) -> None:
+    memory = generate(bundle.root, "a", tmp_path / "out", device="cpu")["device_bytes"]
+    assert memory["kind"] == "predicted"
+    assert memory["total"] == sum(memory[n] for n in ("weights", "scratch", "arena", "fixed"))
