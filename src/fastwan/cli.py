@@ -204,7 +204,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     opened = open_bundle(bundle)
     report = inspect_bundle(opened)
     if "dit" in opened.manifest.components:
-        # The runtime's own plan, which shares memory; the report's is an upper bound.
+        # What the runtime will allocate; the report's own figure is what must be alive at once.
         from fastwan.runtime.memory_plan import bundle_memory
 
         report["device_bytes"] = bundle_memory(opened)
