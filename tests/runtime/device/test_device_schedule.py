@@ -14,7 +14,7 @@ from fastwan.bundle import Bundle, Engine, Region, RegionNode, TensorSpec, open_
 from fastwan.errors import BadInput
 from fastwan.runtime import components
 from fastwan.runtime.memory_plan import ALIGNMENT, aligned, bundle_memory, lifetimes, plan
-from fastwan.runtime.null_device import ENQUEUES, Call, NullDevice
+from fastwan.runtime.null_device import ENQUEUES, Call, NullDevice, NullEngine
 from fastwan.runtime.operations import LaunchRegion, RunEngine
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.races import find_races
@@ -288,3 +288,29 @@ def test_memory_of_a_bundle_is_known_from_its_manifest(bundle: Any, make_bundle:
     # Two noises more, which are read once and only pinned memory must hold together.
     dmd = bundle_memory(open_bundle(make_bundle("dmd", sampler="dmd").root))
     assert dmd["pinned_host"] - memory["pinned_host"] == 2 * aligned(4 * 16 * 3 * 2 * 4)
+
+
+def test_an_engine_that_wants_more_scratch_here_than_foreseen_gets_it(
+    segmented: Bundle, open_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = NullDevice()
+    session = open_session(device, manifest=segmented.manifest)
+    foreseen = session.plan.scratch
+    session.load()
+    assert session.plan.scratch == foreseen
+
+    def more(engine: NullEngine) -> int:
+        return foreseen + 4096 if engine._name == "segment_01" else engine._record.scratch_bytes
+
+    monkeypatch.setattr(NullEngine, "scratch_bytes", property(more))
+    device = NullDevice()
+    session = open_session(device, manifest=segmented.manifest)
+    play(session, device)
+    assert session.plan.scratch == foreseen + 4096
+    ((begin, end),) = {
+        call.writes[-1]
+        for call in device.calls
+        if call.name == "segment_01" and call.kind == "engine"
+    }
+    assert end - begin == segmented.manifest.engines["segment_01"].scratch_bytes
+    assert find_races(device.calls) == []
