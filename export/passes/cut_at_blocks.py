@@ -11,6 +11,8 @@ from fastwan.errors import BadInput
 from fastwan.export.passes.graphs import constants, nbytes, submodel, with_constants
 
 _BLOCK = re.compile(r"^(?:encoder\.block|blocks)\.(\d+)\.")
+_LARGE = 1 << 20
+_SHARED = ".shared"
 
 
 def cut_every(model: ir.Model, blocks: int) -> tuple[ir.Model, ...]:
@@ -20,7 +22,8 @@ def cut_every(model: ir.Model, blocks: int) -> tuple[ir.Model, ...]:
     the last. As one engine, 30 blocks take 4 GB to build and plan their memory worse.
 
     Requires: nodes of block i are named ``blocks.<i>.…``.
-    Ensures: the models in order compute what `model` does; values keep their names.
+    Ensures: the models in order compute what `model` does; values keep their names. A constant of
+    more than 1 MiB is held by the first model alone, which has it as an output ``<name>.shared``.
     """
     fixed = constants(model.graph)
     groups: dict[int, list[ir.Node]] = {}
@@ -46,7 +49,27 @@ def cut_every(model: ir.Model, blocks: int) -> tuple[ir.Model, ...]:
         ]
         wanted = with_constants([n for n in nodes if n.outputs[0] not in fixed], model.graph)
         models.append(submodel(model, f"{model.graph.name}_{index:02}", wanted, results))
+    _share_tables(models)
     return tuple(models)
+
+
+def _share_tables(models: list[ir.Model]) -> None:
+    """Let the first model hand on the large constants that others hold too, as RoPE's tables."""
+    first, *others = (model.graph for model in models)
+    for name, value in list(first.initializers.items()):
+        holders = [graph for graph in others if name in graph.initializers]
+        if nbytes(value) < _LARGE or not holders:
+            continue
+        copy = ir.node("Identity", [value], name=f"{name}{_SHARED}")
+        output = copy.outputs[0]
+        output.name, output.type, output.shape = f"{name}{_SHARED}", value.type, value.shape
+        first.append(copy)
+        first.outputs.append(output)
+        for graph in holders:
+            held = graph.initializers.pop(name)
+            given = ir.Value(name=output.name, type=value.type, shape=value.shape)
+            ir.convenience.replace_all_uses_with(held, given)
+            graph.inputs.append(given)
 
 
 def cut_at_blocks(model: ir.Model, max_bytes: int) -> tuple[ir.Model, ...]:

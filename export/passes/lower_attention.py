@@ -76,8 +76,8 @@ class _Lowered(nn.Module):
     ) -> Tensor:
         """The reference's prologue with sums in the order of the builder's choice, then SDPA.
 
-        q, k and v go through norm and RoPE as one tensor, so that two kernels over the GEMM's
-        output make all three: v has scale 1, weight 1 and angle 0, which change no value.
+        q and k go through norm and RoPE as one tensor, and the builder joins v: two kernels over
+        the GEMM's output make all three.
         """
         batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         thirds, dtype = (batch, -1, 3, channels), qkv.dtype
@@ -85,30 +85,22 @@ class _Lowered(nn.Module):
         # The mean of squares has a path of its own from the GEMM's output, over all rows: were any
         # value of it the other kernel's too, the builder would store it in fp32.
         x = (qkv.reshape(thirds).float() * factor).to(dtype) + bias
-        mean = (x.float() * x.float()).mean(-1, keepdim=True)[:, : self.num_tokens]
+        mean = (x.float() * x.float()).mean(-1, keepdim=True)
         # Keys past the last token are left out, and with them the queries: one shape for all.
         tokens = self.num_tokens
         x = (qkv[:, :tokens].reshape(thirds).float() * factor).to(dtype) + bias
-        scale = torch.rsqrt(mean[:, :, :2] + self.eps)
-        scale = torch.cat([scale, scale.new_ones(batch, tokens, 1, 1)], dim=2)
-        weight = torch.stack([q_norm, k_norm, torch.ones_like(q_norm)])
-        x = (x.float() * scale).to(dtype) * weight
-        pairs = x.reshape(batch, tokens, 3, self.num_heads, -1, 2).float()
-        cos, sin = _table(rope_cos[:tokens], 1.0), _table(rope_sin[:tokens], 0.0)
+        scale = torch.rsqrt(mean[:, :tokens, :2] + self.eps)
+        pairs = (x[:, :, :2].float() * scale).to(dtype) * torch.stack([q_norm, k_norm])
+        pairs = pairs.reshape(batch, tokens, 2, self.num_heads, -1, 2).float()
+        cos, sin = rope_cos[:tokens, None, None], rope_sin[:tokens, None, None]
         even, odd = pairs[..., 0], pairs[..., 1]
         rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-        x = rotated.reshape(batch, tokens, 3, self.num_heads, -1).to(dtype)
-        q, k, v = x.permute(2, 0, 3, 1, 4).unbind()
+        rotated = rotated.reshape(batch, tokens, 2, self.num_heads, -1).to(dtype)
+        q, k = rotated.permute(2, 0, 3, 1, 4).unbind()
+        v = x[:, :, 2].reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
         out = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
         out = out.transpose(1, 2).reshape(batch, tokens, channels)
         return F.pad(out, (0, 0, 0, length - tokens))
-
-
-def _table(angles: Tensor, of_values: float) -> Tensor:
-    """A rotary table [L, D/2] for q, k and v, [L, 3, 1, D/2]; v's entries are `of_values`."""
-    table = angles[:, None, None]
-    values = torch.full_like(table, of_values)
-    return torch.cat([table, table, values], dim=1)
 
 
 def lower_attention(model: ir.Model, kind: Attention = "native") -> tuple[ir.Model, bool]:
