@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastwan.bundle import Graph, TensorSpec
-from fastwan.config import DiTConfig, Recipe, VideoShape
+from fastwan.config import AttentionName, DiTConfig, Recipe, VideoShape
 from fastwan.export.cache import ExportCache, content_key
 from fastwan.export.dit_graph import build_dit_graph, targeted_linears
 from fastwan.export.onnx_io import DataWriter, TensorSource, data_file, save_model
@@ -57,6 +57,7 @@ def export_dit(
     recipe: Recipe,
     folder: Path,
     *,
+    attention: AttentionName = "sage3",
     cache: ExportCache | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Graph], dict[str, str]]:
@@ -68,6 +69,7 @@ def export_dit(
     Args:
         source: checkpoint tensors under diffusers' names.
         folder: existing folder of the ONNX bundle.
+        attention: what the model was made for; decides what the CPU reference computes.
         cache: where finished graphs and linears are taken from and left.
 
     Returns:
@@ -75,8 +77,9 @@ def export_dit(
         makes of the checkpoint; `verify` holds the file against them.
     """
     progress = progress or Quiet()
-    facts = {"config": asdict(config), "shape": asdict(shape), "recipe": asdict(recipe)}
-    key = content_key("dit", facts)
+    parts = {"config": config, "shape": shape, "recipe": recipe}
+    facts = {name: asdict(part) for name, part in parts.items()}
+    key = content_key("dit", {**facts, "attention": attention})
     found = cache.files(key) if cache is not None else None
     if found is not None:
         model = _load(*found, folder)
@@ -90,7 +93,7 @@ def export_dit(
     else:
         with stage(progress, "write dit.onnx"):
             save_model(model, folder / GRAPH)
-            cpu_files = _write_cpu_reference(model, shape, folder)
+            cpu_files = _write_cpu_reference(model, shape, attention, folder)
     if cache is not None:
         names = (GRAPH, *cpu_files.values())
         cache.put(key, {name: folder / name for name in names}, {"cpu_files": cpu_files})
@@ -159,12 +162,16 @@ def split(model: ir.Model) -> dict[str, ir.Model]:
     return {"text_kv": text, "dit": dit}
 
 
-def _write_cpu_reference(model: ir.Model, shape: VideoShape, folder: Path) -> dict[str, str]:
+def _write_cpu_reference(
+    model: ir.Model, shape: VideoShape, attention: AttentionName, folder: Path
+) -> dict[str, str]:
     if shape.num_tokens > CPU_REFERENCE_TOKENS:
         return {}
     files = {}
     for name, part in split(model).items():
-        lowered, _ = lower_for_onnxruntime(clone(part))
+        lowered, _ = lower_for_onnxruntime(
+            clone(part), attention="fp4" if attention == "sage3" else "exact"
+        )
         files[name] = f"{name}.cpu.onnx"
         save_model(lowered, folder / files[name])
     return files

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastwan import __version__
 from fastwan.bundle import ONNX_MANIFEST, Graph, Model, OnnxManifest, Shape
-from fastwan.config import Recipe, SamplerName, VideoShape
+from fastwan.config import MODELS, Recipe, SamplerName, VideoShape, lookup
 from fastwan.errors import BadInput
 from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint
@@ -55,6 +55,7 @@ def export_onnx_bundle(
             shape,
             recipe,
             folder,
+            attention=lookup(MODELS, checkpoint.model_name).attention,
             cache=cache,
             progress=progress,
         )

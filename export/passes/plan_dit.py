@@ -11,7 +11,7 @@ from fastwan.bundle import Linear
 from fastwan.config import AttentionName, BackendName
 from fastwan.export.passes.cut_at_blocks import cut_every
 from fastwan.export.passes.cut_at_regions import Region, cut_at_regions
-from fastwan.export.passes.graphs import clone
+from fastwan.export.passes.graphs import FASTWAN, clone, nbytes
 from fastwan.export.passes.lower_attention import lower_attention
 from fastwan.export.passes.split_statistics import split_statistics
 from fastwan.export.passes.split_text import split_text
@@ -19,6 +19,9 @@ from fastwan.export.passes.split_text import split_text
 NATIVE_BLOCKS = 1
 """Blocks in an engine where nothing else divides the transformer. More of them save a norm's pass
 over the hidden state (101 MB), and cost 131 MB of scratch and memory at build time."""
+
+SINGLE_ENGINE_BYTES = 1 << 20
+"""Hidden state up to which native attention is one engine; a larger one is worth dividing for."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ def plan_dit(
     """Divide the transformer's graph for a backend and an attention mode.
 
     The prompt's part (``text_kv``) is an engine of its own in every mode, run once a prompt. The
-    rest is one engine (``dit``) with the plugin (`tensorrt`), one engine a block with native
-    attention, or the segments between the attention nodes where the backend has no plugins.
+    rest is one engine (``dit``) with the plugin (`tensorrt`) or with native attention (one a block
+    where the hidden state is large), or the segments between the attention nodes where the backend
+    has no plugins.
 
     Args:
         model: as ``dit.onnx`` holds it; left unchanged.
@@ -58,7 +62,9 @@ def plan_dit(
     text, dit = split_text(model)
     regions: tuple[Region, ...] = ()
     if attention == "native":
-        models = list(cut_every(lower_attention(clone(dit), "native")[0], NATIVE_BLOCKS))
+        lowered = lower_attention(clone(dit), "native")[0]
+        small = _hidden_bytes(dit) <= SINGLE_ENGINE_BYTES
+        models = [lowered] if small else list(cut_every(lowered, NATIVE_BLOCKS))
     elif backend == "tensorrt":
         models = [dit]
     else:
@@ -72,3 +78,9 @@ def plan_dit(
         inside = tuple(linear for linear in linears if linear.node in nodes)
         parts.append(GraphPart(str(part.graph.name), part, inside))
     return DitPlan(tuple(parts), regions)
+
+
+def _hidden_bytes(dit: ir.Model) -> int:
+    """Bytes of the hidden state, which every attention node's output has the size of."""
+    nodes = (node for node in dit.graph if node.domain == FASTWAN)
+    return max((nbytes(node.outputs[0]) for node in nodes), default=0)

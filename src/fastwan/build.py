@@ -96,6 +96,12 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             fix="one of " + ", ".join(preset.targets),
         )
     attention = spec.attention or preset.attention
+    if attention not in target.attentions:
+        raise BadInput(
+            f"{target.gpu} cannot run the FP4 attention",
+            where="--attention",
+            fix="one of " + ", ".join(target.attentions),
+        )
     sampler = checkpoint.default_sampler if spec.sampler == "auto" else spec.sampler
     shape = _shape(spec, checkpoint)
     library = plugin_library(attention, spec.backend)

@@ -190,6 +190,7 @@ class Target:
     compute_capability: int
     backends: tuple[BackendName, ...]
     formats: tuple[LinearFormat, ...]
+    attentions: tuple[AttentionName, ...]
 
 
 @dataclass(frozen=True)
@@ -204,14 +205,18 @@ class ModelPreset:
 
 RECIPES = {recipe.name: recipe for recipe in (Recipe("nvfp4", "nvfp4"), Recipe("bf16", "bf16"))}
 
+_BOTH: tuple[BackendName, ...] = ("tensorrt-rtx", "tensorrt")
+_FP4: tuple[LinearFormat, ...] = ("nvfp4", "bf16")
+_ANY: tuple[AttentionName, ...] = ("sage3", "native")
+
 TARGETS = {
     target.name: target
     for target in (
-        Target("rtx5090", "GeForce RTX 5090", 120, ("tensorrt-rtx", "tensorrt"), ("nvfp4", "bf16")),
-        Target("gb10", "GB10 (DGX Spark)", 121, ("tensorrt-rtx", "tensorrt"), ("nvfp4", "bf16")),
-        Target("rtx4090", "GeForce RTX 4090", 89, ("tensorrt-rtx", "tensorrt"), ("bf16",)),
-        Target("rtx3090", "GeForce RTX 3090", 86, ("tensorrt-rtx", "tensorrt"), ("bf16",)),
-        Target("a100", "A100", 80, ("tensorrt-rtx", "tensorrt"), ("bf16",)),
+        Target("rtx5090", "GeForce RTX 5090", 120, _BOTH, _FP4, _ANY),
+        Target("gb10", "GB10 (DGX Spark)", 121, _BOTH, _FP4, _ANY),
+        Target("rtx4090", "GeForce RTX 4090", 89, _BOTH, ("bf16",), ("native",)),
+        Target("rtx3090", "GeForce RTX 3090", 86, _BOTH, ("bf16",), ("native",)),
+        Target("a100", "A100", 80, _BOTH, ("bf16",), ("native",)),
     )
 }
 

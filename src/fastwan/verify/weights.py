@@ -105,7 +105,7 @@ def expected_digests(subject: Subject, component: str) -> dict[str, str]:
 
 
 _ROOTS = {"decoder": "decoder", "text_encoder": "encoder"}
-_OTHER_ROOTS = set(_ROOTS.values())
+_OTHER_ROOTS = {*_ROOTS.values(), "relative_buckets"}
 
 
 def _decoder_digests(subject: Subject) -> dict[str, str]:
