@@ -66,7 +66,7 @@ def test_an_engine_depends_on_the_target(
 
 
 def test_a_capability_without_a_builder_is_refused() -> None:
-    unknown = Target("h100", "H100", 90, ("tensorrt-rtx",), ("bf16",))
+    unknown = Target("h100", "H100", 90, ("tensorrt-rtx",), ("bf16",), ("native",))
     with pytest.raises(EnvironmentLacks, match="does not build for SM90"):
         TensorRTRTX().check(unknown)
 
