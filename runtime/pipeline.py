@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.progress import Progress, Quiet
+from fastwan.runtime.arguments import check_shape, draw_noises, padded_embeds, replacement
 from fastwan.runtime.components import Components, CpuComponents
 from fastwan.runtime.device import DeviceChoice, resolve_device
 from fastwan.runtime.executors import Array
@@ -19,12 +20,9 @@ from fastwan.runtime.outputs import (
     PipelineOutput,
     Timings,
     collect_frames,
-    latents_like,
-    to_numpy,
 )
 from fastwan.runtime.prompt_cache import PromptCache
 from fastwan.runtime.sampler import Schedule, schedule_for
-from fastwan.runtime.text import pad_rows
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +127,8 @@ class FastWanPipeline:
                 where="callback_on_step_end_tensor_inputs",
                 fix="only latents is offered",
             )
-        self.check_shape(height=height, width=width, num_frames=num_frames)
+        built = self.components.shape
+        check_shape(built, height=height, width=width, num_frames=num_frames)
         timings = Timings()
         decoded = output_type != "latent"
         self.load(text=prompt is not None, decoder=decoded, sampler=sampler, timings=timings)
@@ -152,21 +151,6 @@ class FastWanPipeline:
 
             frames = torch.from_numpy(self.denoise(embeds, **run))
         return PipelineOutput(frames, timings, self.device.name, self.device.note)
-
-    def check_shape(self, **requested: int | None) -> None:
-        """Refuse a height, width or num_frames that the engines were not built for.
-
-        Raises:
-            BadInput: naming the argument.
-        """
-        for name, value in requested.items():
-            built = getattr(self.components.shape, name)
-            if value not in (None, built):
-                raise BadInput(
-                    f"{name} {value} was asked for, the bundle makes {built}",
-                    where=name,
-                    fix=f"build one with --{name.replace('_', '-')} {value}",
-                )
 
     def load(
         self,
@@ -205,14 +189,7 @@ class FastWanPipeline:
         if (prompt is None) == (prompt_embeds is None):
             raise BadInput("give either prompt or prompt_embeds", where="prompt")
         if prompt_embeds is not None:
-            padded = pad_rows(to_numpy(prompt_embeds), self.components.text_shape[1])
-            if padded.shape != self.components.text_shape:
-                raise BadInput(
-                    f"prompt embeddings have {padded.shape[2]} channels, "
-                    f"the model wants {self.components.text_shape[2]}",
-                    where="prompt_embeds",
-                )
-            return padded
+            return padded_embeds(prompt_embeds, self.components.text_shape)
         if not isinstance(prompt, str):
             raise BadInput("prompt must be one string", where="prompt", fix="call once a prompt")
         progress = progress or Quiet()
@@ -238,10 +215,12 @@ class FastWanPipeline:
 
         Arguments and errors as of a call.
         """
+        import torch
+
         timings = Timings() if timings is None else timings
         progress = progress or Quiet()
         schedule = self.schedule(sampler)
-        noises = self._draw(schedule, generator, seed, latents)
+        noises = draw_noises(self.components.latents_shape, schedule, generator, seed, latents)
         with timings.measure("text_kv"):
             self.components.prepare(prompt_embeds, schedule)
         begin = time.perf_counter()
@@ -252,7 +231,8 @@ class FastWanPipeline:
             progress.advance()
             replaced = None
             if callback_on_step_end is not None:
-                replaced = self._call_back(callback_on_step_end, index, timestep, state)
+                tensors = {"latents": torch.from_numpy(state)}
+                replaced = replacement(callback_on_step_end(self, index, timestep, tensors), state)
             begin = time.perf_counter()
             return replaced
 
@@ -294,7 +274,7 @@ class FastWanPipeline:
             return
         progress = progress or Quiet()
         schedule = self.schedule(sampler)
-        noises = self._draw(schedule, generator, seed, latents)
+        noises = draw_noises(self.components.latents_shape, schedule, generator, seed, latents)
         with timings.measure("text_kv"):
             self.components.prepare(prompt_embeds, schedule)
         progress.start("video", self.components.video_shape[0], "frames")
@@ -302,21 +282,6 @@ class FastWanPipeline:
             progress.advance()
             yield frame
         progress.finish()
-
-    def _draw(
-        self,
-        schedule: Schedule,
-        generator: torch.Generator | None,
-        seed: int,
-        latents: torch.Tensor | Array | None,
-    ) -> list[Array]:
-        from fastwan.runtime.noise import draw, generator_for
-
-        shape = self.components.latents_shape
-        noises: list[Array] = [*draw(shape, schedule, generator_for(generator, seed))]
-        if latents is not None:
-            noises[0] = latents_like(latents, shape)
-        return noises
 
     def decode(
         self, latents: Array, *, timings: Timings | None = None, progress: Progress | None = None
@@ -334,13 +299,3 @@ class FastWanPipeline:
             progress.advance()
             yield frame
         progress.finish()
-
-    def _call_back(
-        self, callback: StepCallback, index: int, timestep: int, state: Array
-    ) -> Array | None:
-        import torch
-
-        returned = callback(self, index, timestep, {"latents": torch.from_numpy(state)})
-        if not returned or "latents" not in returned:
-            return None
-        return latents_like(returned["latents"], state.shape)

@@ -5,132 +5,20 @@ The same `DiT`, `Decoder` and `denoise` as on the CPU run here over executors th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
-import numpy as np
 
-from fastwan.bundle import Engine, Manifest, Region, TensorSpec
+from fastwan.bundle import Engine, Manifest, TensorSpec
 from fastwan.errors import BadInput
 from fastwan.runtime.decode import Decoder
 from fastwan.runtime.dit import DiT
-from fastwan.runtime.executors import fixed_shape
 from fastwan.runtime.loop import denoise
-from fastwan.runtime.operations import LaunchRegion, RunEngine
+from fastwan.runtime.operations import RunEngine
 from fastwan.runtime.recorder import COPY, Recorder, Stage, scratch
-from fastwan.runtime.regions import region_of, workspace_bytes
+from fastwan.runtime.recording_executor import RecordingExecutor
 from fastwan.runtime.sampler import Schedule
 from fastwan.runtime.tensors import Tensor, allocate, resolved, row_major
-
-
-class RecordingExecutor:
-    """Engines that run one after the other, with the regions between them, as one graph.
-
-    Args:
-        call: what the schedule calls a run.
-        engines: in the order in which they run.
-        regions: each is launched behind its engine.
-        keep: results stay from one video to the next.
-    """
-
-    def __init__(
-        self,
-        recorder: Recorder,
-        call: str,
-        engines: Mapping[str, Engine],
-        regions: Mapping[str, Region] | None = None,
-        *,
-        keep: bool = False,
-    ) -> None:
-        self._recorder = recorder
-        self._call = call
-        self._engines = engines
-        self._regions = regions or {}
-        self._keep = keep
-        self._constants: dict[str, Tensor] = {}
-        links: list[Engine | Region] = [*engines.values(), *self._regions.values()]
-        made = {spec.name for link in links for spec in link.outputs}
-        read = {spec.name for link in links for spec in link.inputs}
-        self._inputs = {s.name: s for link in links for s in link.inputs if s.name not in made}
-        self._outputs = {s.name: s for link in links for s in link.outputs if s.name not in read}
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._outputs
-
-    def full(self, name: str, value: float = 0.0) -> Tensor:
-        spec = self._inputs.get(name) or self._outputs[name]
-        shape = fixed_shape(spec)
-        if not value:
-            tensor = allocate(spec, shape)
-            self._recorder.zero(tensor)
-            return tensor
-        content = np.full(shape, value, np.dtype(spec.dtype)).tobytes()
-        return allocate(spec, shape, name=f"{name}={value:g}", fixed=True, content=content)
-
-    def run(
-        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        self._recorder.call(self._call)
-        values = {**inputs, **(outputs or {})}
-        given = set(outputs or ())
-        for name, engine in self._engines.items():
-            self._run_engine(name, engine, values, given)
-            for region in self._regions.values():
-                if region.after == name:
-                    self._launch(region, values)
-        return {name: values[name] for name in self._outputs}
-
-    def _run_engine(
-        self, name: str, engine: Engine, values: dict[str, Tensor], given: set[str]
-    ) -> None:
-        axes: dict[str, int] = {}
-        read = {}
-        for spec in engine.inputs:
-            tensor = values[spec.name]
-            axes.update(
-                (size, found)
-                for size, found in zip(spec.shape, tensor.shape, strict=False)
-                if isinstance(size, str)
-            )
-            read[spec.name] = self._recorder.fit(tensor, spec, resolved(spec, axes))
-        for spec in engine.outputs:
-            if spec.name not in given:
-                kept = self._keep and spec.name in self._outputs
-                values[spec.name] = allocate(spec, fixed_shape(spec), fixed=kept)
-        self._recorder.add(
-            RunEngine(
-                engine=name,
-                inputs=read,
-                outputs={spec.name: values[spec.name] for spec in engine.outputs},
-                scratch=scratch(engine.scratch_bytes),
-            )
-        )
-
-    def _launch(self, region: Region, values: dict[str, Tensor]) -> None:
-        specs = {s.name: s for s in (*region.inputs, *region.constants, *region.outputs)}
-        for spec in region.constants:
-            if spec.name not in self._constants:
-                constant = allocate(spec, fixed=True, content=spec.name)
-                self._constants[spec.name] = constant
-            values[spec.name] = self._constants[spec.name]
-        for node in region.nodes:
-            described = region_of(node, specs)
-            for name in node.outputs:
-                values[name] = allocate(specs[name])
-            self._recorder.add(
-                LaunchRegion(
-                    region=described,
-                    inputs=tuple(values[name] for name in node.inputs),
-                    outputs=tuple(values[name] for name in node.outputs),
-                    workspace=scratch(workspace_bytes(described)),
-                )
-            )
 
 
 @dataclass
