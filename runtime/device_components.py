@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -33,15 +33,22 @@ class DeviceComponents:
         self._platform = platform
         self._engines: Mapping[str, DeviceEngine] | None = None
         self._sessions: dict[str, Session] = {}
+        self._current: Session | None = None
         self._prepared: dict[str, Array] = {}
 
     def session(self, schedule: Schedule | None = None) -> Session:
-        """Session of a sampler, by default the bundle's."""
+        """Session of a sampler; by default the last one that was used, or the bundle's own.
+
+        Text and decoder are the same in all of them, and each session has memory of its own.
+        """
+        if schedule is None and self._current is not None:
+            return self._current
         schedule = schedule or schedule_for(self._bundle.manifest.sampler)
         if schedule.name not in self._sessions:
             shared = Platform(self._platform.device, self._platform.kernels, self._open_engines)
             self._sessions[schedule.name] = Session(shared, self._bundle, schedule)
-        return self._sessions[schedule.name]
+        self._current = self._sessions[schedule.name]
+        return self._current
 
     def _open_engines(self, bundle: Bundle) -> Mapping[str, DeviceEngine]:
         if self._engines is None:
@@ -55,7 +62,7 @@ class DeviceComponents:
     @cached_property
     def text_encoder(self) -> TextEncoder:
         require_text_encoder(self._bundle)
-        executor = _TextExecutor(self.session())
+        executor = _TextExecutor(self._bundle, self.session)
         return TextEncoder.from_bundle(self._bundle, executor, self.text_shape[1])
 
     @property
@@ -111,9 +118,9 @@ class DeviceComponents:
 class _TextExecutor:
     """The text encoder's engine over arrays."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, bundle: Bundle, session: Callable[[], Session]) -> None:
         self._session = session
-        manifest = session.recording.manifest
+        manifest = bundle.manifest
         found = [e for e in manifest.engines.values() if e.component == "text_encoder"]
         if not found:
             raise BadInput("bundle has no text encoder engine", where="manifest.json")
@@ -128,4 +135,4 @@ class _TextExecutor:
     ) -> dict[str, Array]:
         ((_, embeddings),) = inputs.items()
         (name,) = self.outputs
-        return {name: self._session.encode(embeddings)}
+        return {name: self._session().encode(embeddings)}

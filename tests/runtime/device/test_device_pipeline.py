@@ -81,6 +81,20 @@ def test_the_same_prompt_again_is_neither_encoded_nor_projected(
     assert engines("a") == ["text_kv"]
 
 
+def test_a_sampler_that_is_not_used_takes_no_memory(
+    on_device: FastWanPipeline, on_cpu: FastWanPipeline, host_device: Any
+) -> None:
+    def arenas() -> int:
+        return [c.name for c in host_device.calls if c.kind == "allocate"].count("device")
+
+    # Arena, scratch and what stays: text, steps and decoder share them.
+    on_device("a", sampler="dmd")
+    assert arenas() == 3
+    made = on_device("a").frames
+    assert arenas() == 6
+    np.testing.assert_array_equal(made, on_cpu("a").frames)
+
+
 def test_an_exception_in_the_callback_leaves_the_pipeline_usable(
     on_device: FastWanPipeline,
 ) -> None:
