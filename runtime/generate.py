@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 
 from fastwan.errors import BadInput
 from fastwan.progress import Progress
+from fastwan.runtime.executors import Array
 from fastwan.runtime.memory_plan import bundle_memory
 from fastwan.runtime.outputs import Timings
 from fastwan.runtime.pipeline import FastWanPipeline
-from fastwan.runtime.video import FPS, Output, open_output, parse_output
+from fastwan.runtime.video import FPS, Output, WriteFrame, open_output, parse_output
 
 Report = dict[str, Any]
+Run = tuple[Timings, str, int]
+"""Times, hash and number of the frames of one video."""
 
 
 def generate(
@@ -66,15 +70,29 @@ def generate(
     if pipeline.bundle.manifest.engines:
         memory = {"kind": "predicted", **bundle_memory(pipeline.bundle, sampler)}
     videos = []
-    for index, text in enumerate(prompts):
-        outputs = wanted if len(prompts) == 1 else [_numbered(each, index) for each in wanted]
+    with ThreadPoolExecutor(1) as pool:
+        for index, text in enumerate(prompts):
+            outputs = wanted if len(prompts) == 1 else [_numbered(each, index) for each in wanted]
+            try:
+                runs, written = _make(
+                    pipeline, text, outputs, seed, sampler, warmup, repeat, progress, pool
+                )
+            except OSError as error:
+                raise _unwritable(error, output) from error
+            facts = {"bundle": str(bundle), "prompt": text, "seed": seed, "device_bytes": memory}
+            videos.append((facts, outputs, runs, written))
+    made = []
+    for facts, outputs, runs, written in videos:
         try:
-            runs = _make(pipeline, text, outputs, seed, sampler, warmup, repeat, progress)
+            written.result()
         except OSError as error:
-            raise BadInput(f"output cannot be written: {error}", where=str(output)) from error
-        facts = {"bundle": str(bundle), "prompt": text, "seed": seed, "device_bytes": memory}
-        videos.append({**facts, **_report(pipeline, sampler, outputs, runs)})
-    return videos[0] if len(videos) == 1 else {"videos": videos}
+            raise _unwritable(error, output) from error
+        made.append({**facts, **_report(pipeline, sampler, outputs, runs)})
+    return made[0] if len(made) == 1 else {"videos": made}
+
+
+def _unwritable(error: OSError, output: Path) -> BadInput:
+    return BadInput(f"output cannot be written: {error}", where=str(output))
 
 
 def _numbered(output: Output, index: int) -> Output:
@@ -91,9 +109,15 @@ def _make(
     warmup: int,
     repeat: int,
     progress: Progress | None,
-) -> list[tuple[Timings, str, int]]:
-    """Times, hash and number of the frames of each measured run; writes those of the last."""
+    pool: Executor,
+) -> tuple[list[Run], Future[None]]:
+    """Times, hash and number of the frames of each measured run; the last run's are written.
+
+    Where a device makes a video at once, its frames are written beside the next video.
+    """
     shape = pipeline.components.shape
+    beside = pipeline.components.fused
+    written: Future[None] = Future()
     runs = []
     with ExitStack() as stack:
         # Entered first: an output that cannot be written is found before minutes of work.
@@ -102,26 +126,45 @@ def _make(
             for each in outputs
         ]
         for index in range(warmup + repeat):
-            timings, digest, count = Timings(), hashlib.sha256(), 0
+            timings, digest, kept, count = Timings(), hashlib.sha256(), [], 0
+            last = index + 1 == warmup + repeat
             pipeline.load(sampler=sampler, timings=timings)
             embeds = pipeline.embed(prompt, timings=timings, progress=progress)
             options: dict[str, Any] = {"sampler": sampler, "timings": timings, "progress": progress}
             for frame in pipeline.frames(embeds, seed=seed, **options):
                 digest.update(frame.tobytes())
                 count += 1
-                if index + 1 == warmup + repeat:
-                    with timings.measure("write"):
-                        for write in writers:
-                            write(frame)
+                if last and beside:
+                    kept.append(frame.copy())
+                elif last:
+                    _write(writers, [frame], timings)
             runs.append((timings, digest.hexdigest(), count))
-    return runs[warmup:]
+        if beside:
+            written = pool.submit(_finish, stack.pop_all(), writers, kept, timings)
+        else:
+            written.set_result(None)
+    return runs[warmup:], written
+
+
+def _write(writers: Sequence[WriteFrame], frames: Sequence[Array], timings: Timings) -> None:
+    with timings.measure("write"):
+        for frame in frames:
+            for write in writers:
+                write(frame)
+
+
+def _finish(
+    stack: ExitStack, writers: Sequence[WriteFrame], frames: Sequence[Array], timings: Timings
+) -> None:
+    with stack:
+        _write(writers, frames, timings)
 
 
 def _report(
     pipeline: FastWanPipeline,
     sampler: str | None,
     outputs: Sequence[Output],
-    runs: Sequence[tuple[Timings, str, int]],
+    runs: Sequence[Run],
 ) -> Report:
     shape = pipeline.components.shape
     video = next((each.path for each in outputs if each.kind == "mp4"), None)

@@ -13,6 +13,7 @@ from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput
 from fastwan.runtime.device import DeviceChoice
 from fastwan.runtime.device_components import DeviceComponents
+from fastwan.runtime.generate import generate
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.prompt_cache import PromptCache
 from fastwan.runtime.races import find_races
@@ -116,6 +117,37 @@ def test_latents_and_embeddings_may_be_given(
     np.testing.assert_array_equal(*made)
     with pytest.raises(BadInput, match="width 16"):
         on_device("a", width=16)
+
+
+def test_generate_writes_each_video_beside_the_next(
+    bundle: Any, on_device: FastWanPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["a", "red fox"]
+    alone = [generate(bundle.root, p, tmp_path / f"cpu_{p}", device="cpu") for p in prompts]
+    monkeypatch.setattr(FastWanPipeline, "from_bundle", lambda *_, **__: on_device)
+    together = generate(bundle.root, prompts, tmp_path / "out", repeat=2)["videos"]
+    for made, expected in zip(together, alone, strict=True):
+        assert made["frames_sha256"] == expected["frames_sha256"]
+        assert made["device"] == "cuda"
+        assert "write" in made["runs"][1]
+        assert "write" not in made["runs"][0]
+        for image in Path(expected["frames_dir"]).glob("*.png"):
+            assert (Path(made["frames_dir"]) / image.name).read_bytes() == image.read_bytes()
+
+
+def test_a_write_that_fails_beside_the_next_video_is_reported(
+    bundle: Any, on_device: FastWanPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FastWanPipeline, "from_bundle", lambda *_, **__: on_device)
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    with pytest.raises(BadInput, match="No space left"):
+        generate(bundle.root, ["a", "red fox"], tmp_path / "out")
+    assert list(tmp_path.glob("out*")) == []
+    monkeypatch.undo()
+    assert on_device("a").frames.shape == (1, 9, 16, 32, 3)
 
 
 def test_embeddings_are_cached_by_content(bundle: Any, tmp_path: Path) -> None:
