@@ -79,7 +79,7 @@ def weight_groups(config: DiTConfig) -> list[Group]:
     return groups
 
 
-class _Loader:
+class GroupLoader:
     """Makes the tensors of a group."""
 
     def __init__(
@@ -154,7 +154,7 @@ def load_weights(
         dtype: of everything that is neither quantised nor held in fp32.
         workers: threads; at most one group more than these is in memory.
     """
-    load = _Loader(source, format, quantize, dtype)
+    load = GroupLoader(source, format, quantize, dtype)
     yield from _in_order(load, weight_groups(config), workers)
 
 
@@ -225,7 +225,7 @@ def make_weights(
 
     def make(group: Group) -> Made:
         held = _Held(source)
-        load = _Loader(held, recipe.linears, quantize, torch.bfloat16)
+        load = GroupLoader(held, recipe.linears, quantize, torch.bfloat16)
         if recipe.linears != "nvfp4" or group.kind not in ("linear", "qkv"):
             tensors = load(group)
             return Made(tensors, {name: tensor_digest(value) for name, value in tensors.items()})
@@ -237,7 +237,7 @@ def make_weights(
             found = cache.tensors(key)
             if found is not None:
                 return Made(found[0], found[1]["digests"])
-        reference = _Loader(held, recipe.linears, quantize_weight, torch.bfloat16)(group)
+        reference = GroupLoader(held, recipe.linears, quantize_weight, torch.bfloat16)(group)
         digests = {name: tensor_digest(value) for name, value in reference.items()}
         del reference
         made = Made(load(group), digests)

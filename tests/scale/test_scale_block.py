@@ -114,4 +114,3 @@ def test_kernels(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
     assert kinds["attention"] == (1 if attention == "sage3" else 2)
     quantisers = [record for record in built.layers if record.name.startswith("__myl_Dyna")]
     assert len(quantisers) == 6
-

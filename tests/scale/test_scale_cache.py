@@ -97,9 +97,7 @@ def test_another_shape_keeps_the_linears(export: Export) -> None:
     assert _contents(folder) == _contents(fresh)
 
 
-def test_a_changed_tensor_is_quantised_again_and_no_other(
-    export: Export, tiny: Checkpoint
-) -> None:
+def test_a_changed_tensor_is_quantised_again_and_no_other(export: Export, tiny: Checkpoint) -> None:
     changed = "blocks.0.ffn.net.2.weight"
 
     class Edited:

@@ -1,0 +1,125 @@
+"""FP4 against bf16, block by block, at full width: where an error starts and whether it grows.
+
+    python scripts/fp4_error.py CHECKPOINT --latents LATENTS.safetensors --tokens 512
+
+Two streams of hidden states run through the transformer, one with bf16 linears and exact
+attention, one with NVFP4 linears and the FP4 attention. For each block: the difference of the
+streams, relative to the change that the bf16 stream has seen since the first block, and the block's
+own error, that of one block on the same input relative to what it adds. One block of weights is in
+memory at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastwan.config import DiTConfig, VideoShape
+from fastwan.errors import BadInput
+from fastwan.export.checkpoint.reader import open_checkpoint
+from fastwan.export.models import wan
+from fastwan.export.models.layers import rope_tables, timestep_frequencies
+from fastwan.export.onnx_io import TensorSource
+from fastwan.export.weights import Group, GroupLoader, weight_groups
+from fastwan.plugins.nvfp4 import quantize_weight
+
+TIMESTEP = 857.0
+BF16 = torch.bfloat16
+
+
+def read_latents(path: Path, tokens: int) -> tuple[Tensor, VideoShape]:
+    """The first frames and the middle of a latent file [1, 16, T, H, W], about `tokens` large."""
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise BadInput("no file of real latents", where=str(path))
+    latents = load_file(path)["latents"].to(BF16)
+    frames = min(2, latents.shape[2])
+    side = max(2, int((tokens / frames) ** 0.5) * 2)
+    rows, columns = (min(side, size) // 2 * 2 for size in latents.shape[3:])
+    top, left = (latents.shape[3] - rows) // 2, (latents.shape[4] - columns) // 2
+    crop = latents[:, :, :frames, top : top + rows, left : left + columns]
+    return crop, VideoShape(rows * 8, columns * 8, 4 * (frames - 1) + 1)
+
+
+def _state(
+    source: TensorSource, groups: list[Group], format: str, prefix: str
+) -> dict[str, Tensor]:
+    load = GroupLoader(source, format, quantize_weight, BF16)  # type: ignore[arg-type]
+    state: dict[str, Tensor] = {}
+    for group in groups:
+        if group.name.startswith(prefix):
+            state |= {n.removeprefix(prefix): t for n, t in load(group).items()}
+    return state
+
+
+def _relative(difference: Tensor, reference: Tensor) -> float:
+    return float(difference.float().norm() / reference.float().norm())
+
+
+@torch.no_grad()
+def block_errors(
+    source: TensorSource, config: DiTConfig, latents: Tensor, shape: VideoShape
+) -> list[tuple[float, float]]:
+    """(error of the streams, error of the block alone) for each block."""
+    groups = weight_groups(config)
+    text = torch.randn(
+        1, config.text_length, config.text_dim, generator=torch.Generator().manual_seed(0)
+    ).to(BF16)
+    embed = wan.Embed(config, shape, BF16)
+    state = _state(source, groups, "bf16", "embed.")
+    state["frequency"] = timestep_frequencies(config.freq_dim)
+    embed.load_state_dict(state, assign=True)
+    text_embed = wan.TextEmbed(config, BF16)
+    text_embed.load_state_dict(_state(source, groups, "bf16", "text_embed."), assign=True)
+    first, _, projected = embed(latents, torch.tensor([TIMESTEP]))
+    context = text_embed(text)
+    cos, sin = rope_tables(shape, config.head_dim)
+    tokens = slice(0, shape.num_tokens)
+    exact = quantised = first
+    errors = []
+    for index in range(config.num_layers):
+        step = {}
+        for format in ("bf16", "nvfp4"):
+            keys = wan.TextKV(config, format, BF16)  # type: ignore[arg-type]
+            keys.load_state_dict(_state(source, groups, format, f"text_kv.{index}."), assign=True)
+            block = wan.Block(config, shape.num_tokens, format, BF16)  # type: ignore[arg-type]
+            block.load_state_dict(_state(source, groups, format, f"blocks.{index}."), assign=True)
+            block.attn1.fp4_attention = format == "nvfp4"
+            pair = keys(context)
+            step[format] = lambda x, block=block, pair=pair: block(x, projected, *pair, cos, sin)
+        following = step["bf16"](exact)
+        alone = step["nvfp4"](exact) - following
+        quantised = step["nvfp4"](quantised)
+        own = _relative(alone[:, tokens], (following.float() - exact.float())[:, tokens])
+        exact = following
+        drift = _relative(
+            (quantised - exact)[:, tokens], (exact.float() - first.float())[:, tokens]
+        )
+        errors.append((drift, own))
+    return errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("checkpoint")
+    parser.add_argument("--latents", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=512)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    checkpoint = open_checkpoint(options.checkpoint, components=("dit",))
+    latents, shape = read_latents(options.latents, options.tokens)
+    print(
+        f"{shape.num_tokens} tokens of {options.latents.name}, timestep {TIMESTEP:.0f} (emulated)"
+    )
+    print("| block | error so far | error of the block alone |\n|---|---|---|")
+    errors = block_errors(checkpoint.transformer, checkpoint.dit_config, latents, shape)
+    for index, (drift, own) in enumerate(errors):
+        print(f"| {index} | {drift:.4f} | {own:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
