@@ -77,8 +77,7 @@ def export_dit(
         makes of the checkpoint; `verify` holds the file against them.
     """
     progress = progress or Quiet()
-    parts = {"config": config, "shape": shape, "recipe": recipe}
-    facts = {name: asdict(part) for name, part in parts.items()}
+    facts = {"config": asdict(config), "shape": asdict(shape), "recipe": asdict(recipe)}
     key = content_key("dit", {**facts, "attention": attention})
     found = cache.files(key) if cache is not None else None
     if found is not None:

@@ -92,6 +92,7 @@ def check_elf(path: Path) -> None:
             fix=HOW_TO_BUILD,
         )
 
+
 _POINTERS = ctypes.POINTER(ctypes.c_void_p)
 _COMBINE = (ctypes.POINTER(CombineDesc), _POINTERS, _POINTERS, ctypes.c_void_p)
 _CAST = (ctypes.POINTER(CastDesc), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from fastwan.export.passes.graphs import FASTWAN, constants, is_initializer, nbytes, submodel
 
 _CHEAP = {"Add", "Sub", "Mul", "Div", "Cast", "Slice", "Unsqueeze", "Squeeze", "Reshape"}
+_MOVES = {"Reshape", "Transpose"}
 _SMALL = 8
 """A value this many times smaller than any region's output is computed again where it is read."""
 
@@ -135,7 +136,11 @@ def _closure(
 def _recompute(value: ir.Value, small: int, keep: tuple[str, ...]) -> bool:
     """Whether a later segment makes `value` itself from what it is made of."""
     node = _producer(value)
-    if node.op_type not in _CHEAP or value.name in keep:
+    if value.name in keep:
+        return False
+    if _moved_input(value):
+        return True
+    if node.op_type not in _CHEAP:
         return False
     if node.op_type == "Cast" and node.inputs[0] is not None:
         # Hand over the bf16 value, not its fp32 copy of twice the size.
@@ -143,6 +148,16 @@ def _recompute(value: ir.Value, small: int, keep: tuple[str, ...]) -> bool:
     # A slice of something large is handed over rather than what it is cut from.
     reads = [v for v in node.inputs if v is not None and not is_initializer(v)]
     return all(0 < nbytes(v) <= small for v in (value, *reads))
+
+
+def _moved_input(value: ir.Value) -> bool:
+    """Whether `value` is a graph input in another shape, which any segment can read itself."""
+    if value.is_graph_input():
+        return True
+    node = value.producer()
+    if node is None or node.op_type not in _MOVES or node.inputs[0] is None:
+        return False
+    return _moved_input(node.inputs[0])
 
 
 def _region_model(model: ir.Model, name: str, nodes: list[ir.Node]) -> ir.Model:
