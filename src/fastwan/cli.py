@@ -308,12 +308,21 @@ def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
 def build_plugin(output: Path | None, as_json: bool) -> None:
     """Compile libfastwan_plugins.so, the FP4 attention, with CMake and nvcc."""
     from fastwan.plugins.build import build_plugin as build
+    from fastwan.plugins.loader import PluginLibrary
 
     library = build(output, progress=_progress())
+    info = PluginLibrary(library).build_info
     if as_json:
-        _print_json({"library": str(library), "bytes": library.stat().st_size})
-    else:
-        click.echo(str(library))
+        record = {"library": str(library), "bytes": library.stat().st_size, "build": info}
+        _print_json(record)
+        return
+    click.echo(str(library))
+    if info["tensorrt"] == "none":
+        click.echo(
+            "without the TensorRT plugin: no headers were found. The tensorrt-rtx backend does not "
+            "need it; for tensorrt set TENSORRT_ROOT and build again",
+            err=True,
+        )
 
 
 @main.command("doctor")
