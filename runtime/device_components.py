@@ -17,6 +17,7 @@ from fastwan.runtime.outputs import Timings
 from fastwan.runtime.sampler import Schedule, schedule_for
 from fastwan.runtime.session import Platform, Session
 from fastwan.runtime.text import TextEncoder
+from fastwan.runtime.text_buffers import EMBEDDINGS, HIDDEN_STATES
 
 
 class DeviceComponents:
@@ -62,7 +63,7 @@ class DeviceComponents:
     @cached_property
     def text_encoder(self) -> TextEncoder:
         require_text_encoder(self._bundle)
-        executor = _TextExecutor(self._bundle, self.session)
+        executor = _TextExecutor(self.session)
         return TextEncoder.from_bundle(self._bundle, executor, self.text_shape[1])
 
     @property
@@ -116,16 +117,15 @@ class DeviceComponents:
 
 
 class _TextExecutor:
-    """The text encoder's engine over arrays."""
+    """The text encoder's engines over arrays, as one graph."""
 
-    def __init__(self, bundle: Bundle, session: Callable[[], Session]) -> None:
+    def __init__(self, session: Callable[[], Session]) -> None:
         self._session = session
-        manifest = bundle.manifest
-        found = [e for e in manifest.engines.values() if e.component == "text_encoder"]
-        if not found:
+        text = session().recording.text
+        if text is None:
             raise BadInput("bundle has no text encoder engine", where="manifest.json")
-        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in found[0].inputs}
-        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in found[0].outputs}
+        self.inputs: Mapping[str, TensorSpec] = {EMBEDDINGS: text.specs[EMBEDDINGS]}
+        self.outputs: Mapping[str, TensorSpec] = {HIDDEN_STATES: text.specs[HIDDEN_STATES]}
 
     def full(self, name: str, value: float = 0.0) -> Array:
         raise BadInput(f"{name} has no fixed shape", where="text_encoder")
@@ -133,6 +133,4 @@ class _TextExecutor:
     def run(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        ((_, embeddings),) = inputs.items()
-        (name,) = self.outputs
-        return {name: self._session().encode(embeddings)}
+        return {HIDDEN_STATES: self._session().encode(inputs[EMBEDDINGS])}

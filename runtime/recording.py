@@ -14,39 +14,11 @@ from fastwan.errors import BadInput
 from fastwan.runtime.decode import Decoder
 from fastwan.runtime.dit import DiT
 from fastwan.runtime.loop import denoise
-from fastwan.runtime.operations import RunEngine
-from fastwan.runtime.recorder import COPY, Recorder, Stage, scratch
+from fastwan.runtime.recorder import COPY, Recorder, Stage
 from fastwan.runtime.recording_executor import RecordingExecutor
 from fastwan.runtime.sampler import Schedule
-from fastwan.runtime.tensors import Tensor, allocate, resolved, row_major
-
-
-@dataclass
-class TextBuffers:
-    """Text encoder in and out, at the longest prompt, on the host and on the device."""
-
-    engine: str
-    host_in: Tensor
-    device_in: Tensor
-    device_out: Tensor
-    host_out: Tensor
-    scratch: Tensor
-
-    def record(self, recorder: Recorder, length: int) -> None:
-        """Record encoding a prompt of `length` tokens, without padding."""
-        recorder.begin("text")
-        recorder.call("text_encoder")
-        recorder.copy(self.host_in[:, :length], self.device_in[:, :length])
-        recorder.add(
-            RunEngine(
-                engine=self.engine,
-                inputs={self.device_in.buffer.name: self.device_in[:, :length]},
-                outputs={self.device_out.buffer.name: self.device_out[:, :length]},
-                scratch=self.scratch,
-            )
-        )
-        recorder.copy(self.device_out[:, :length], self.host_out[:, :length])
-        recorder.end()
+from fastwan.runtime.tensors import Tensor, allocate, row_major
+from fastwan.runtime.text_buffers import TextBuffers, text_buffers
 
 
 @dataclass
@@ -94,9 +66,10 @@ def record(manifest: Manifest, schedule: Schedule) -> Recording:
         BadInput: no transformer in the bundle, or parts that do not fit together.
     """
     recorder = Recorder()
-    text = _text(manifest)
+    encoder = _engines(manifest, "text_encoder")
+    text = text_buffers(encoder) if encoder else None
     if text is not None:
-        text.record(recorder, text.host_in.shape[1])
+        text.record(recorder, text.longest)
     dit = _dit(manifest, recorder)
     recorder.begin("text_kv")
     embeds = allocate(
@@ -144,24 +117,6 @@ def record(manifest: Manifest, schedule: Schedule) -> Recording:
         noises=noises,
         states=states,
         latents=allocate(latents, name="latents.host", space="host"),
-    )
-
-
-def _text(manifest: Manifest) -> TextBuffers | None:
-    found = _engines(manifest, "text_encoder")
-    if not found:
-        return None
-    ((name, engine),) = found.items()
-    (read,), (written,) = engine.inputs, engine.outputs
-    longest = max((shape[1] for shape in engine.profiles.get(read.name, ())), default=0)
-    shapes = [resolved(spec, longest) for spec in (read, written)]
-    return TextBuffers(
-        name,
-        allocate(read, shapes[0], name="embeddings.host", space="host"),
-        allocate(read, shapes[0]),
-        allocate(written, shapes[1]),
-        allocate(written, shapes[1], name="hidden_states.host", space="host"),
-        scratch(engine.scratch_bytes),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
 from fastwan.bundle import Engine, Region, TensorSpec
+from fastwan.errors import BadInput
 from fastwan.runtime.executors import fixed_shape
 from fastwan.runtime.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recorder import Recorder, scratch
@@ -40,11 +41,21 @@ class RecordingExecutor:
         self._regions = regions or {}
         self._keep = keep
         self._constants: dict[str, Tensor] = {}
-        links: list[Engine | Region] = [*engines.values(), *self._regions.values()]
-        made = {spec.name for link in links for spec in link.outputs}
-        read = {spec.name for link in links for spec in link.inputs}
-        self._inputs = {s.name: s for link in links for s in link.inputs if s.name not in made}
-        self._outputs = {s.name: s for link in links for s in link.outputs if s.name not in read}
+        self._inputs: dict[str, TensorSpec] = {}
+        made: dict[str, TensorSpec] = {}
+        read: set[str] = set()
+        for link in self._links():
+            for spec in link.inputs:
+                read.add(spec.name)
+                if spec.name not in made:
+                    self._inputs.setdefault(spec.name, spec)
+            made |= {spec.name: spec for spec in link.outputs}
+        self._outputs = {name: spec for name, spec in made.items() if name not in read}
+
+    def _links(self) -> Iterator[Engine | Region]:
+        for name, engine in self._engines.items():
+            yield engine
+            yield from (region for region in self._regions.values() if region.after == name)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -67,6 +78,18 @@ class RecordingExecutor:
     def run(
         self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
+        """See `Executor.run`; `outputs` may name what one engine hands to the next, too.
+
+        Raises:
+            BadInput: an engine reads what no engine before it makes and nobody gives, or a
+                tensor of another shape or dtype.
+        """
+        if missing := self._inputs.keys() - inputs.keys():
+            raise BadInput(
+                f"nothing provides {', '.join(sorted(missing))}",
+                where=self._call,
+                fix="build the bundle again",
+            )
         self._recorder.call(self._call)
         values = {**inputs, **(outputs or {})}
         given = set(outputs or ())

@@ -120,11 +120,11 @@ class Session:
         """Hidden states of a prompt's token embeddings, [1, L, d], run at length L.
 
         Raises:
-            BadInput: longer than the engine was built for.
+            BadInput: longer than the engines were built for.
         """
         text = self.recording.text
         assert text is not None
-        length, longest = embeddings.shape[1], text.host_in.shape[1]
+        length, longest = embeddings.shape[1], text.longest
         if length > longest:
             raise BadInput(
                 f"prompt has {length} tokens, the engine takes {longest}", where="prompt"
