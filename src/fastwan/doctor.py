@@ -33,6 +33,7 @@ NEEDED_DISK_BYTES = 15_000_000_000
 """Free disk that a full-size build wants: checkpoint, ONNX bundle, engines and their cache."""
 
 _LIBRARY = "plugin library"
+_GPU_VIDEO = "make a video on the GPU"
 _INSTALL = "pip install -c constraints.txt -e '.[dev]'"
 
 
@@ -80,6 +81,14 @@ _PACKAGES = (
     ),
     _Package("PyAV", "av", "av", "optional", "pip install 'av<19'; PNG frames need none"),
 )
+_CUDA_BINDINGS = _Package(
+    "cuda-bindings",
+    "cuda.bindings.runtime",
+    "cuda-bindings",
+    fix="pip install -c constraints.txt -e '.[gpu]'",
+)
+"""Looked for where a CUDA device is visible: elsewhere nothing would use it."""
+
 _EXPORT = ("Python", "torch", "ModelOpt", "onnx", "onnxscript")
 _CPU_RUN = ("Python", "ONNX Runtime", "tokenizers")
 
@@ -123,9 +132,9 @@ def _package(package: _Package) -> Finding:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             module = importlib.import_module(package.module)
     except Exception as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name in (
-            package.module,
-            package.module.partition(".")[0],
+        # Of a dotted module any part may be what is not there.
+        absent = isinstance(error, ModuleNotFoundError) and f"{package.module}.".startswith(
+            f"{error.name}."
         )
         detail = "not installed" if absent else f"does not load: {_one_line(error)}"
         return Finding("package", package.name, package.status_without, detail, package.fix)
@@ -145,6 +154,7 @@ def _devices() -> Iterable[Finding]:
         yield Finding("gpu", "CUDA device", "optional", "no driver, or no device visible", fix)
         return
     yield Finding("gpu", "CUDA device", "ok", f"{count} visible")
+    yield _package(_CUDA_BINDINGS)
 
     from fastwan.engines.tensorrt import compute_capability
 
@@ -212,7 +222,7 @@ def _abilities(parts: dict[str, Finding]) -> list[Finding]:
     engines = _guard("ability", _engines_name("tensorrt-rtx"), lambda: _builds("tensorrt-rtx"))
     on_gpu = _guard("ability", _engines_name("tensorrt"), lambda: _builds("tensorrt"))
     cpu = _resting_on("make a video on the CPU", parts, _CPU_RUN, "the reference: slow, small")
-    gpu = _guard("ability", "make a video on the GPU", _gpu_run)
+    gpu = _guard("ability", _GPU_VIDEO, lambda: _gpu_run(parts))
     tools = [part for part in parts.values() if part.group == "plugin" and part.name != _LIBRARY]
     lacking = [part for part in tools if part.status == "missing"]
     plugin = _summed("build the attention plugin", lacking)
@@ -258,15 +268,15 @@ def _builds(name: str) -> Iterable[Finding]:
         yield Finding("ability", _engines_name(name), status, first.what, first.fix)
 
 
-def _gpu_run() -> Iterable[Finding]:
+def _gpu_run(parts: dict[str, Finding]) -> Iterable[Finding]:
     from fastwan.runtime.device import resolve_device
 
     try:
         resolve_device("cuda")
     except FastWanError as error:
-        yield Finding("ability", "make a video on the GPU", "missing", error.what, error.fix)
+        yield Finding("ability", _GPU_VIDEO, "missing", error.what, error.fix)
     else:
-        yield Finding("ability", "make a video on the GPU", "ok", "")
+        yield _resting_on(_GPU_VIDEO, parts, (_CUDA_BINDINGS.name,))
 
 
 _TITLES: dict[Group, str] = {

@@ -27,7 +27,7 @@ TRT = "build engines with tensorrt"
 CPU = "make a video on the CPU"
 GPU = "make a video on the GPU"
 PLUGIN = "build the attention plugin"
-MODULES = {package.module for package in doctor._PACKAGES}
+MODULES = {package.module for package in (*doctor._PACKAGES, doctor._CUDA_BINDINGS)}
 
 
 def lacking(what: str) -> Callable[..., Any]:
@@ -107,6 +107,7 @@ def test_a_complete_machine_can_do_everything(machine: Machine) -> None:
         ("onnxruntime", "ONNX Runtime", "missing", {CPU}),
         ("av", "PyAV", "optional", set()),
         ("tensorrt", "TensorRT", "optional", set()),
+        ("cuda.bindings.runtime", "cuda-bindings", "missing", {GPU}),
     ],
 )
 def test_a_missing_package_takes_what_rests_on_it(
@@ -190,6 +191,21 @@ def test_no_gpu_is_no_fault(machine: Machine) -> None:
     assert found["CUDA device"].status == "optional"
     assert "compute capability" not in found
     assert (found[GPU].status, found[GPU].fix) == ("missing", "get one")
+
+
+@pytest.mark.parametrize("absent", ["cuda", "cuda.bindings", "cuda.bindings.runtime"])
+def test_the_bindings_are_looked_for_where_there_is_a_gpu(machine: Machine, absent: str) -> None:
+    assert by_name(diagnose())["cuda-bindings"].status == "ok"
+    module = "cuda.bindings.runtime"
+    machine.broken[module] = ModuleNotFoundError(f"No module named {absent!r}", name=absent)
+    found = by_name(diagnose())
+    assert found["cuda-bindings"].detail == "not installed"
+    assert found[GPU].detail == "without cuda-bindings"
+    assert "[gpu]" in found[GPU].fix
+    machine.devices, machine.gpu_run = 0, lacking("no CUDA device is visible")
+    found = by_name(diagnose())
+    assert "cuda-bindings" not in found
+    assert found[GPU].detail == "no CUDA device is visible"
 
 
 @pytest.mark.parametrize(("needed", "status"), [(True, "missing"), (False, "optional")])
