@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from fastwan.export.onnx_io import IR_VERSION, OPSET
+from fastwan.export.passes.graphs import copy_node
 
 
 class Composer:
@@ -63,19 +64,8 @@ class Composer:
                 self.graph.initializers.add(existing)
             values[source] = existing
         for node in stage.graph:
-            copy = ir.Node(
-                node.domain,
-                node.op_type,
-                [None if value is None else values[value] for value in node.inputs],
-                list(node.attributes.values()),
-                num_outputs=len(node.outputs),
-                name=prefix + str(node.outputs[0].name),
-            )
-            for source, target in zip(node.outputs, copy.outputs, strict=True):
-                target.name = prefix + str(source.name)
-                target.type, target.shape = source.type, source.shape
-                values[source] = target
-            self.graph.append(copy)
+            name = f"{prefix}{node.outputs[0].name}"
+            self.graph.append(copy_node(node, values, name, prefix))
         return [values[value] for value in stage.graph.outputs]
 
     def model(self, outputs: Mapping[str, ir.Value]) -> ir.Model:

@@ -9,8 +9,6 @@ from typing import Literal
 
 from fastwan.errors import BadInput, EnvironmentLacks
 
-DeviceName = Literal["auto", "cpu", "cuda"]
-
 
 @dataclass(frozen=True)
 class DeviceChoice:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from fastwan.export.passes.graphs import FASTWAN, constants, is_initializer, nbytes, submodel
+from fastwan.export.passes.graphs import FASTWAN, constants, nbytes, submodel
 
 _CHEAP = {"Add", "Sub", "Mul", "Div", "Cast", "Slice", "Unsqueeze", "Squeeze", "Reshape"}
 _MOVES = {"Reshape", "Transpose"}
@@ -49,7 +49,7 @@ def cut_at_regions(model: ir.Model, keep: tuple[str, ...] = ("timestep_proj", "t
     regions: dict[int, list[ir.Node]] = {}
     region_of: dict[ir.Value, int] = {}
     for node in model.graph:
-        reads = [value for value in node.inputs if value is not None and not is_initializer(value)]
+        reads = [value for value in node.inputs if value is not None and not value.is_initializer()]
         level = 0
         for value in reads:
             after = region_of.get(value)
@@ -129,7 +129,7 @@ def _closure(
             continue
         if node not in nodes:
             nodes.add(node)
-            queue.extend(v for v in node.inputs if v is not None and not is_initializer(v))
+            queue.extend(v for v in node.inputs if v is not None and not v.is_initializer())
     return nodes
 
 
@@ -146,7 +146,7 @@ def _recompute(value: ir.Value, small: int, keep: tuple[str, ...]) -> bool:
         # Hand over the bf16 value, not its fp32 copy of twice the size.
         return nbytes(node.inputs[0]) < nbytes(value) or nbytes(value) <= small
     # A slice of something large is handed over rather than what it is cut from.
-    reads = [v for v in node.inputs if v is not None and not is_initializer(v)]
+    reads = [v for v in node.inputs if v is not None and not v.is_initializer()]
     return all(0 < nbytes(v) <= small for v in (value, *reads))
 
 

@@ -16,9 +16,28 @@ def copy_value(value: ir.Value) -> ir.Value:
     )
 
 
-def is_initializer(value: ir.Value) -> bool:
-    """Whether a value is a weight or constant, whether or not its data is attached yet."""
-    return value.is_initializer()
+def copy_node(
+    node: ir.Node, values: dict[ir.Value, ir.Value], name: str | None, prefix: str = ""
+) -> ir.Node:
+    """A copy of `node` that reads what `values` has for its inputs; its outputs join `values`.
+
+    Args:
+        name: of the copy.
+        prefix: before the names of its outputs.
+    """
+    copy = ir.Node(
+        node.domain,
+        node.op_type,
+        [None if value is None else values[value] for value in node.inputs],
+        list(node.attributes.values()),
+        num_outputs=len(node.outputs),
+        name=name,
+    )
+    for source, target in zip(node.outputs, copy.outputs, strict=True):
+        target.name = f"{prefix}{source.name}"
+        target.type, target.shape = source.type, source.shape
+        values[source] = target
+    return copy
 
 
 def constants(graph: ir.Graph) -> set[ir.Value]:
@@ -66,30 +85,15 @@ def submodel(
     inputs: list[ir.Value] = []
     graph = ir.Graph([], [], nodes=[], name=name, opset_imports=dict(model.graph.opset_imports))
     for node in nodes:
-        arguments: list[ir.Value | None] = []
         for value in node.inputs:
-            if value is None:
-                arguments.append(None)
+            if value is None or value in copies:
                 continue
-            if value not in copies:
-                copies[value] = copy_value(value)
-                if is_initializer(value):
-                    graph.initializers.add(copies[value])
-                else:
-                    inputs.append(copies[value])
-            arguments.append(copies[value])
-        copy = ir.Node(
-            node.domain,
-            node.op_type,
-            arguments,
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-            name=node.name,
-        )
-        for source, target in zip(node.outputs, copy.outputs, strict=True):
-            target.name, target.type, target.shape = source.name, source.type, source.shape
-            copies[source] = target
-        graph.append(copy)
+            copies[value] = copy_value(value)
+            if value.is_initializer():
+                graph.initializers.add(copies[value])
+            else:
+                inputs.append(copies[value])
+        graph.append(copy_node(node, copies, node.name))
     graph.inputs.extend(inputs)
     graph.outputs.extend(copies[value] for value in outputs)
     return ir.Model(graph, ir_version=model.ir_version)
@@ -157,21 +161,9 @@ def inline(anchor: ir.Node, model: ir.Model, arguments: Sequence[ir.Value], pref
     for name, source in model.graph.initializers.items():
         assert source.const_value is not None, f"{name} has no value"
         values[source] = constant(graph, prefix + name, source.const_value)
-    copies = []
-    for node in model.graph:
-        copy = ir.Node(
-            node.domain,
-            node.op_type,
-            [None if value is None else values[value] for value in node.inputs],
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-            name=f"{prefix}{node.outputs[0].name}",
-        )
-        for source, target in zip(node.outputs, copy.outputs, strict=True):
-            target.name, target.type = f"{prefix}{source.name}", source.type
-            target.shape = source.shape
-            values[source] = target
-        copies.append(copy)
+    copies = [
+        copy_node(node, values, f"{prefix}{node.outputs[0].name}", prefix) for node in model.graph
+    ]
     insert_before(anchor, copies)
     for old, source in zip(anchor.outputs, model.graph.outputs, strict=True):
         new = values[source]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from fastwan.errors import BadInput
 from fastwan.export.passes.expand_nvfp4 import BLOCK, TRT_DOMAIN
-from fastwan.export.passes.graphs import FASTWAN, constant, insert_before, is_initializer
+from fastwan.export.passes.graphs import FASTWAN, constant, insert_before
 from fastwan.export.passes.lower_attention import lower_attention
 from fastwan.export.passes.lower_precision import lower_precision
 from fastwan.plugins.nvfp4 import E2M1_VALUES
@@ -129,7 +129,7 @@ def _lower_linear(graph: ir.Graph, matmul: ir.Node, quantize: bool) -> None:
     assert chain is not None
     build = _Builder(graph, matmul, f"{str(matmul.name).removesuffix('/MatMul')}/lowered")
     codes = chain[-1].inputs[0]
-    if codes is None or not is_initializer(codes):
+    if codes is None or not codes.is_initializer():
         raise BadInput(
             "FP4 weight is no initializer",
             where=str(matmul.name),

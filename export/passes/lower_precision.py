@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from fastwan.export.passes.graphs import insert_before, is_initializer
+from fastwan.export.passes.graphs import insert_before
 
 _LOW = {ir.DataType.BFLOAT16, ir.DataType.FLOAT16}
 _MOVES = {
@@ -121,7 +121,7 @@ def _round_input(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
 
 
 def _widen_initializer(graph: ir.Graph, value: ir.Value) -> None:
-    assert is_initializer(value)
+    assert value.is_initializer()
     if not value.uses():
         return
     widen = ir.node("Cast", [value], {"to": 1}, name=f"{value.name}/widen")

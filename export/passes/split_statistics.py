@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fastwan.export.passes.graphs import constants, insert_before, is_initializer
+from fastwan.export.passes.graphs import constants, insert_before
 
 SUFFIX = "/statistic"
 _WALKED = {"Add", "Cast", "Mul", "Reshape", "Slice"}
@@ -36,7 +36,7 @@ def split_statistics(model: ir.Model) -> tuple[ir.Model, bool]:
         if not _read_elsewhere(_origin(left), square):
             continue
         path = _path(left, fixed)
-        if any(is_initializer(v) for step in path for v in step.inputs[1:] if v is not None):
+        if any(v.is_initializer() for step in path for v in step.inputs[1:] if v is not None):
             own = _copy(model.graph, square, path, fixed)
             square.replace_input_with(0, own)
             square.replace_input_with(1, own)
@@ -87,7 +87,7 @@ def _path(value: ir.Value, fixed: set[ir.Value]) -> list[ir.Node]:
 
 
 def _constant(value: ir.Value, fixed: set[ir.Value]) -> bool:
-    return is_initializer(value) or value in fixed
+    return value.is_initializer() or value in fixed
 
 
 def _copy(graph: ir.Graph, anchor: ir.Node, path: list[ir.Node], fixed: set[ir.Value]) -> ir.Value:

@@ -15,7 +15,7 @@ from fastwan.engines.coverage import QUANTISE
 from fastwan.errors import BadInput
 from fastwan.export.dit_onnx import split
 from fastwan.export.passes.expand_nvfp4 import BLOCK, E4M3
-from fastwan.export.passes.graphs import is_initializer, submodel
+from fastwan.export.passes.graphs import submodel
 from fastwan.plugins.nvfp4 import fake_quantize_activation
 from fastwan.verify.executor import MemoryExecutor
 from fastwan.verify.report import Check
@@ -158,7 +158,7 @@ def _cut_out(model: ir.Model, matmul: ir.Node, source: str) -> ir.Model:
             raise BadInput(f"reads {value.name} beside {source}", where=str(matmul.name))
         elif producer not in wanted:
             wanted.add(producer)
-            queue += [v for v in producer.inputs if v is not None and not is_initializer(v)]
+            queue += [v for v in producer.inputs if v is not None and not v.is_initializer()]
     if start is None or not wanted:
         raise BadInput(f"does not read {source}", where=str(matmul.name))
     nodes = [node for node in model.graph if node in wanted]
