@@ -163,7 +163,10 @@ def _build_and_send(
 ) -> None:
     def work() -> None:
         try:
-            built = builder.build_here(source, options, _Notes(connection))
+            # The builder keeps the path it is given, so a longer one would move what follows it.
+            os.chdir(source.base_dir)
+            here = replace(source, base_dir=Path("."))
+            built = builder.build_here(here, options, _Notes(connection))
             with file.open("wb") as stream:
                 stream.write(built.plan)
             connection.send(("outcome", replace(built, plan=b"")))

@@ -176,7 +176,7 @@ def _build(
     parser = trt.OnnxParser(network, logger)
     check_operators(parser, serialized, source.name, plugin_domains)
     # The path locates the external data; the file itself need not exist.
-    if not parser.parse(serialized, str(Path(source.base_dir).resolve() / f"{source.name}.onnx")):
+    if not parser.parse(serialized, f"{source.base_dir}/{source.name}.onnx"):
         raise _parser_error(parser, source.name)
     del serialized
     config = builder.create_builder_config()
