@@ -30,7 +30,7 @@ DEFAULT_MAX_BYTES = 6 << 30
 _RECORD = "record.json"
 _PAYLOAD = "tensors"
 _ALIGNMENT = 16
-_OF_LINEARS = ("cache.py", "quantize.py", "weights.py")
+_OF_LINEARS = ("cache.py", "code_table.py", "quantize.py", "weights.py")
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "nvidia-modelopt")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastwan.config import Recipe
 from fastwan.errors import EnvironmentLacks
+from fastwan.export.code_table import code_table
 from fastwan.plugins.nvfp4 import E2M1_MAX, E4M3_MAX, PackedWeight, quantize_weight
 
 Quantizer = Callable[[Tensor], PackedWeight]
@@ -49,8 +50,9 @@ def modelopt_config() -> dict[str, Any]:
 def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float]:
     """Quantise one linear with ModelOpt: ``mtq.quantize`` calibrates it, `NVFP4QTensor` packs it.
 
-    ``mtq.compress`` packs with the same function and gives the same bytes; called by rows it works
-    in the cache, needs no copies of the weight's size, and two threads do not wait for each other.
+    ``mtq.compress`` packs with the same function and gives the same bytes. Called by rows it works
+    in the cache, needs no copies of the weight's size, and two threads do not wait for each other;
+    called for a `fastwan.export.code_table` it converts each pair of values once.
 
     Args:
         weight: [N, K] bf16.
@@ -79,15 +81,36 @@ def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float
     scale = qtensor.get_weights_scaling_factor_2_from_quantizer(model[0].weight_quantizer)
     if not scale:
         return quantize_weight(weight), activation
-    packed = torch.empty((weight.shape[0], weight.shape[1] // 2), dtype=torch.uint8)
-    blocks = (weight.shape[0], weight.shape[1] // _BLOCK)
-    block_scale = torch.empty(blocks, dtype=torch.float8_e4m3fn)
-    step = max(1, _CHUNK // weight.shape[1])
-    for begin in range(0, weight.shape[0], step):
-        rows = slice(begin, begin + step)
-        tensor, factor, _ = qtensor.quantize(weight[rows], _BLOCK, weights_scaling_factor_2=scale)
-        packed[rows], block_scale[rows] = tensor._quantized_data, factor
+    packed, block_scale = _pack(qtensor, weight, scale)
     return PackedWeight(packed, block_scale, scale.reshape(())), activation
+
+
+def _pack(qtensor: Any, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed codes and block scales of a weight under its global scale, by ModelOpt."""
+    step = max(1, _CHUNK // weight.shape[1])
+    starts = range(0, weight.shape[0], step)
+    block_scale = torch.empty(
+        (weight.shape[0], weight.shape[1] // _BLOCK), dtype=torch.float8_e4m3fn
+    )
+    for begin in starts:
+        rows = slice(begin, begin + step)
+        block_scale[rows], _ = qtensor.get_weights_scaling_factor(weight[rows], _BLOCK, scale)
+
+    def convert(values: Tensor, factors: Tensor) -> Tensor:
+        tensor, _, _ = qtensor.quantize(
+            values, _BLOCK, weights_scaling_factor=factors, weights_scaling_factor_2=scale
+        )
+        codes: Tensor = tensor._quantized_data
+        return codes
+
+    table = code_table(weight, block_scale, scale, convert)
+    if table is not None:
+        return table.pack(weight, block_scale), block_scale
+    packed = torch.empty((weight.shape[0], weight.shape[1] // 2), dtype=torch.uint8)
+    for begin in starts:
+        rows = slice(begin, begin + step)
+        packed[rows] = convert(weight[rows], block_scale[rows])
+    return packed, block_scale
 
 
 def _modelopt() -> tuple[Any, Any]:
