@@ -83,8 +83,11 @@ class Backend(Protocol):
             KeyboardInterrupt: the user pressed Ctrl-C; the build was cancelled cleanly.
         """
 
+    def jobs(self) -> int:
+        """Calls of `build` that may run at once, on threads of their own."""
+
     def close(self) -> None:
-        """Give back what builds needed; a later build takes it again."""
+        """End the builds that run and give back what they needed; a later one takes it again."""
 
 
 _BACKENDS: dict[str, str] = {

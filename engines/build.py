@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import onnx
 
 from fastwan import __version__
 from fastwan.bundle import (
@@ -31,17 +34,22 @@ from fastwan.engines.backend import Backend, BuildOptions, BuiltEngine
 from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, content_key
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
 from fastwan.engines.layers import LayerRecord
-from fastwan.engines.onnx_guard import checked_model
+from fastwan.engines.onnx_guard import checked_model, external_bytes
 from fastwan.engines.plan import EngineSource
 from fastwan.engines.regions import region_records
 from fastwan.errors import BadInput
 from fastwan.export.passes.cut_at_regions import Region as RegionGraph
 from fastwan.files import atomic_dir, confined_file, sha256_file
+from fastwan.parallel import in_order
 from fastwan.progress import Progress, Quiet, stage
 
 ONNX_FOLDER = "onnx"
 PLUGIN_FOLDER = "plugins"
 _SUFFIX = ".engine"
+
+CONCURRENT_WEIGHTS = 256 << 20
+"""Bytes of weights in an engine up to which others are built at the same time: a build holds its
+weights several times."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,16 @@ def build_bundle(
     return manifest
 
 
+@dataclass(frozen=True)
+class _Built:
+    """What the manifest says of one engine."""
+
+    engine: Engine
+    layers: tuple[LayerRecord, ...]
+    file: FileRecord
+    cached: bool
+
+
 class _Builder:
     """Builds sources into a folder and collects what the manifest says of them."""
 
@@ -183,10 +201,25 @@ class _Builder:
         component = sources[0].component
         (self._folder / component).mkdir()
         begin = time.monotonic()
+        models = {
+            source.name: checked_model(source.serialized(), source.base_dir, source.name)
+            for source in sources
+        }
+        largest = max(external_bytes(models[source.name], source.base_dir) for source in sources)
+        backend = self._request.backend
+        jobs = backend.jobs() if largest <= CONCURRENT_WEIGHTS else 1
+
+        def build_one(source: EngineSource) -> _Built:
+            built = self._build_one(source, models[source.name])
+            self._progress.advance(1, source.name)
+            return built
+
         with stage(self._progress, f"build {component}", len(sources), "engines"):
-            for source in sources:
-                self._build_one(source)
-                self._progress.advance(1, source.name)
+            for source, built in in_order(build_one, sources, jobs, stop=backend.close):
+                self.engines[source.name], self.layers[source.name] = built.engine, built.layers
+                self.files[built.engine.file] = built.file
+                if built.cached:
+                    self.cached.append(source.name)
         self.stages[f"build {component}"] = time.monotonic() - begin
 
     def add_file(self, name: str) -> None:
@@ -194,30 +227,32 @@ class _Builder:
         path = self._folder / name
         self.files[name] = FileRecord(sha256=sha256_file(path), bytes=path.stat().st_size)
 
-    def _build_one(self, source: EngineSource) -> None:
-        model = checked_model(source.serialized(), source.base_dir, source.name)
+    def _build_one(self, source: EngineSource, model: onnx.ModelProto) -> _Built:
         elements = check_onnx_linears(model, source.linears)
         file = f"{source.component}/{source.name}{_SUFFIX}"
+        path = self._folder / file
+        cached = False
+        found: BuiltEngine | CachedEngine
         if self._cache is None:
-            built = self._compile(source, elements)
-            with (self._folder / file).open("wb") as stream:
-                stream.write(built.plan)
-            self.add_file(file)
-            found: BuiltEngine | CachedEngine = built
+            found = self._compile(source, elements)
+            with path.open("wb") as stream:
+                stream.write(found.plan)
+            record = FileRecord(
+                sha256=hashlib.sha256(found.plan).hexdigest(), bytes=found.plan.nbytes
+            )
         else:
             key = content_key(model, source.base_dir, self._hasher, self._key(source))
             with self._cache.lock(key):
                 entry = self._cache.get(key)
+                cached = entry is not None
                 if entry is None:
                     entry = self._cache.put(key, self._compile(source, elements))
                 else:
                     check_coverage(entry.layers, source.linears, elements).require(source.name)
-                    self.cached.append(source.name)
-                shutil.copyfile(entry.plan, self._folder / file)
-            self.files[file] = FileRecord(sha256=entry.sha256, bytes=entry.bytes)
+                shutil.copyfile(entry.plan, path)
+            record = FileRecord(sha256=entry.sha256, bytes=entry.bytes)
             found = entry
-        self.layers[source.name] = found.layers
-        self.engines[source.name] = Engine(
+        engine = Engine(
             file=file,
             component=source.component,
             inputs=found.inputs,
@@ -227,6 +262,7 @@ class _Builder:
             runs=source.cadence,
             profiles={name: tuple(shapes) for name, shapes in (source.profiles or {}).items()},
         )
+        return _Built(engine, found.layers, record, cached)
 
     def _compile(self, source: EngineSource, elements: dict[str, int]) -> BuiltEngine:
         built = self._request.backend.build(source, self._options, self._progress)

@@ -119,6 +119,15 @@ def external_range(tensor: TensorProto, folder: Path, where: str) -> DataRange:
     return DataRange(path, numbers["offset"], numbers["length"])
 
 
+def external_bytes(model: onnx.ModelProto, folder: Path) -> int:
+    """Bytes of external data that a checked model refers to."""
+    return sum(
+        external_range(tensor, folder, tensor.name).length
+        for tensor in all_tensors(model)
+        if tensor.data_location == TensorProto.EXTERNAL
+    )
+
+
 def tensor_bytes(tensor: TensorProto, where: str) -> int:
     """Bytes that dtype and shape of a tensor call for.
 

@@ -64,6 +64,9 @@ class TensorRT:
             plugin_domains=domains,
         )
 
+    def jobs(self) -> int:
+        return 1  # it times kernels on the GPU, which builds may not share
+
     def close(self) -> None:
         pass
 

@@ -6,6 +6,7 @@ knows no plugins: graphs with nodes of the domain ``fastwan`` are cut or lowered
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from fastwan.config import BackendName, Target
@@ -14,7 +15,11 @@ from fastwan.engines.isolated import Worker, can_isolate
 from fastwan.engines.network import build_network, import_builder
 from fastwan.engines.plan import EngineSource
 from fastwan.errors import EnvironmentLacks
+from fastwan.parallel import processors
 from fastwan.progress import Progress
+
+MAX_JOBS = 4
+"""Builds at once; each holds its engine and its weights."""
 
 
 class TensorRTRTX:
@@ -24,7 +29,9 @@ class TensorRTRTX:
     takes_plugins = False
 
     def __init__(self) -> None:
-        self._worker: Worker | None = None
+        self._workers: list[Worker] = []
+        self._idle: list[Worker] = []
+        self._lock = threading.Lock()
 
     def version(self) -> str:
         return str(self._module().__version__)
@@ -37,18 +44,36 @@ class TensorRTRTX:
         if not can_isolate():
             return self.build_here(source, options, progress)
         self._capability(self._module(), options.target)
-        if self._worker is None:
-            self._worker = Worker(self.name)
+        worker = self._worker()
         try:
-            return self._worker.build(source, options, progress)
+            built = worker.build(source, options, progress)
         except BaseException:
-            self.close()  # whatever it was doing, the next build starts afresh
+            worker.close()  # whatever it was doing, the next build starts afresh
+            with self._lock:
+                self._workers = [other for other in self._workers if other is not worker]
             raise
+        with self._lock:
+            self._idle.append(worker)
+        return built
+
+    def jobs(self) -> int:
+        return min(processors(), MAX_JOBS) if can_isolate() else 1
 
     def close(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        with self._lock:
+            workers = list(self._workers)
+            self._workers.clear()
+            self._idle.clear()
+        for worker in workers:
+            worker.close()
+
+    def _worker(self) -> Worker:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            worker = Worker(self.name)
+            self._workers.append(worker)
+            return worker
 
     def build_here(
         self, source: EngineSource, options: BuildOptions, progress: Progress

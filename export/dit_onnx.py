@@ -29,6 +29,7 @@ from fastwan.export.weights import (
     tensor_digest,
     weight_groups,
 )
+from fastwan.parallel import collector_paused
 from fastwan.progress import Progress, Quiet, stage
 
 CPU_REFERENCE_TOKENS = 2048
@@ -83,7 +84,7 @@ def export_dit(
     if found is not None:
         model = _load(*found, folder)
     else:
-        with stage(progress, "trace transformer"):
+        with stage(progress, "trace transformer"), collector_paused():
             model = build_dit_graph(config, shape, recipe.linears)
             expand_nvfp4(model, activation_global_scale=recipe.activation_global_scale)
     digests = _write_weights(model, source, config, shape, recipe, folder / DATA, cache, progress)

@@ -21,6 +21,7 @@ from torch import Tensor
 from fastwan.config import Recipe
 from fastwan.errors import EnvironmentLacks
 from fastwan.export.code_table import code_table
+from fastwan.parallel import collector_paused
 from fastwan.plugins.nvfp4 import E2M1_MAX, E4M3_MAX, PackedWeight, quantize_weight
 
 Quantizer = Callable[[Tensor], PackedWeight]
@@ -116,7 +117,7 @@ def _pack(qtensor: Any, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 def _modelopt() -> tuple[Any, Any]:
     """``modelopt.torch.quantization`` and its class of NVFP4 tensors."""
     try:
-        with _LOCK, warnings.catch_warnings():
+        with _LOCK, collector_paused(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import modelopt.torch.quantization as mtq
             from modelopt.torch.quantization.qtensor import NVFP4QTensor

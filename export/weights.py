@@ -8,10 +8,8 @@ module take their weights from here, with ModelOpt's quantiser or with the refer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,9 +20,11 @@ from fastwan.export.models.layers import rope_tables, timestep_frequencies
 from fastwan.export.models.wan import WanDiT
 from fastwan.export.onnx_io import TensorSource
 from fastwan.export.quantize import Quantizer
+from fastwan.parallel import in_order
 from fastwan.plugins.nvfp4 import quantize_weight
 
-T = TypeVar("T")
+_AHEAD = 4
+"""Small groups made while a large one before them is not finished."""
 
 
 @dataclass(frozen=True)
@@ -152,34 +152,10 @@ def load_weights(
         format: of the targeted linears.
         quantize: from a bf16 weight to NVFP4; the reference's by default.
         dtype: of everything that is neither quantised nor held in fp32.
-        workers: threads; at most one group more than these is in memory.
+        workers: threads; finished groups that wait for a larger one before them are few and packed.
     """
     load = GroupLoader(source, format, quantize, dtype)
-    yield from _in_order(load, weight_groups(config), workers)
-
-
-def _in_order(
-    load: Callable[[Group], T], groups: Sequence[Group], workers: int
-) -> Iterator[tuple[Group, T]]:
-    """Map `load` over `groups` on threads, with at most one result more than these in memory."""
-    if workers <= 1:
-        for group in groups:
-            yield group, load(group)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        pending = [(group, pool.submit(load, group)) for group in groups[:workers]]
-        try:
-            for following in [*groups[workers:], *([None] * workers)]:
-                if not pending:
-                    return
-                group, future = pending.pop(0)
-                made = future.result()
-                if following is not None:
-                    pending.append((following, pool.submit(load, following)))
-                yield group, made
-        finally:
-            for _, future in pending:  # the caller stopped: do not begin what is not needed
-                future.cancel()
+    yield from in_order(load, weight_groups(config), workers, ahead=_AHEAD)
 
 
 @dataclass(frozen=True)
@@ -245,7 +221,7 @@ def make_weights(
             cache.put_tensors(key, made.tensors, {"digests": digests})
         return made
 
-    yield from _in_order(make, weight_groups(config), workers)
+    yield from in_order(make, weight_groups(config), workers, ahead=_AHEAD)
 
 
 def tensor_digest(tensor: Tensor) -> str:

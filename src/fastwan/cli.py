@@ -169,10 +169,13 @@ def make_checkpoint(
 @_report_errors
 def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any) -> None:
     """Build an engine bundle from a checkpoint."""
-    from fastwan.build import BuildSpec, parse_components
-    from fastwan.build import build_engine as build
-    from fastwan.bundle import open_bundle
-    from fastwan.engines.report import build_report, inspect_bundle
+    from fastwan.parallel import collector_paused
+
+    with collector_paused():
+        from fastwan.build import BuildSpec, parse_components
+        from fastwan.build import build_engine as build
+        from fastwan.bundle import open_bundle
+        from fastwan.engines.report import build_report, inspect_bundle
 
     spec = BuildSpec(components=parse_components(components), use_cache=not no_cache, **options)
     manifest = build(spec, _progress())

@@ -231,6 +231,8 @@ class FakeBackend:
         self.plan = plan
         self.built: list[str] = []
         self.fail_on: str | None = None
+        self.at_once = 1
+        self.closed = 0
 
     def version(self) -> str:
         return "0.fake"
@@ -238,8 +240,11 @@ class FakeBackend:
     def check(self, target: Target) -> None:
         pass
 
+    def jobs(self) -> int:
+        return self.at_once
+
     def close(self) -> None:
-        pass
+        self.closed += 1
 
     def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
         if source.name == self.fail_on:

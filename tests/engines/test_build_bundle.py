@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,49 @@ def test_a_temporary_onnx_bundle_is_moved(
     build_bundle(onnx_bundle, tmp_path / "out", [bundle_source()], wanted, cache=cache)
     assert (tmp_path / "out/onnx/dit.data").stat().st_ino == inode
     assert files_under(onnx_bundle) == set()
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_engines_built_at_once_make_the_same_bundle(
+    onnx_bundle: Path, bundle_source: Source, fake_backend: Any, cache: EngineCache,
+    tmp_path: Path, use_cache: bool,
+) -> None:  # fmt: skip
+    sources = [bundle_source(f"segment_0{i}", io_formats={f"{i}": "hwc8"}) for i in range(7)]
+    manifests = []
+    for jobs, caches in ((1, cache), (3, EngineCache(tmp_path / "other"))):
+        fake_backend.at_once = jobs
+        wanted = request(fake_backend, use_cache=use_cache)
+        output = tmp_path / f"out{jobs}"
+        manifests.append(build_bundle(onnx_bundle, output, sources, wanted, cache=caches))
+    one, three = (json.loads(m.model_dump_json(exclude={"build"})) for m in manifests)
+    assert list(one["engines"]) == list(three["engines"]) == [s.name for s in sources]
+    assert one == three
+    for name in one["files"]:
+        assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out3" / name).read_bytes()
+
+
+def test_large_engines_are_built_one_at_a_time(
+    onnx_bundle: Path, bundle_source: Source, fake_backend: Any, cache: EngineCache,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    fake_backend.at_once = 2
+    threads: set[str] = set()
+    build = fake_backend.build
+
+    def spy(*args: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return build(*args)
+
+    monkeypatch.setattr(fake_backend, "build", spy)
+    sources = [bundle_source(f"segment_0{i}") for i in range(3)]
+    size = (onnx_bundle / "dit.data").stat().st_size
+    main = {threading.main_thread().name}
+    for limit, alone in ((size, False), (size - 1, True)):
+        threads.clear()
+        monkeypatch.setattr("fastwan.engines.build.CONCURRENT_WEIGHTS", limit)
+        wanted = request(fake_backend, use_cache=False)
+        build_bundle(onnx_bundle, tmp_path / f"out{limit}", sources, wanted)
+        assert (threads == main) is alone
 
 
 class TestCache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ from onnx import helper as oh
 
 from fastwan.config import TARGETS, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, load_backend
-from fastwan.engines.tensorrt_rtx import TensorRTRTX
+from fastwan.engines.tensorrt_rtx import MAX_JOBS, TensorRTRTX
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.parallel import in_order, processors
 from fastwan.progress import Quiet
 
 pytestmark = pytest.mark.trt
@@ -223,7 +225,7 @@ def test_ctrl_c_in_the_parent_ends_the_child(
     options = BuildOptions(TARGETS["rtx5090"])
     with pytest.raises(KeyboardInterrupt):
         backend.build(source, options, Interrupting())
-    assert backend._worker is None
+    assert backend._workers == backend._idle == []
     assert backend.build(source, options, Quiet()).plan.nbytes > 1000
 
 
@@ -235,9 +237,44 @@ def test_a_builder_that_dies_is_an_error_and_not_the_end(
 
     class Killing(Quiet):
         def advance(self, amount: int = 1, note: str = "") -> None:
-            assert backend._worker is not None
-            os.kill(backend._worker.child, signal.SIGKILL)
+            (worker,) = backend._workers
+            os.kill(worker.child, signal.SIGKILL)
 
     with pytest.raises(BadInput, match="the builder ended with SIGKILL"):
         backend.build(source, options, Killing())
     assert backend.build(source, options, Quiet()).plan.nbytes > 1000
+
+
+def test_builds_at_once_give_the_bytes_of_builds_in_a_row(
+    kit: SimpleNamespace, backend: TensorRTRTX, tmp_path: Path
+) -> None:
+    options = BuildOptions(TARGETS["rtx5090"])
+    source = kit.source(two_outputs(kit), tmp_path)
+    alone = bytes(backend.build(source, options, Quiet()).plan)
+    together = in_order(lambda _: backend.build(source, options, Quiet()), range(4), 2)
+    assert {bytes(built.plan) for _, built in together} == {alone}
+    assert len(backend._workers) == len(backend._idle) == 2
+    assert backend.jobs() == min(processors(), MAX_JOBS)
+
+
+def test_close_ends_a_build_of_another_thread(
+    kit: SimpleNamespace, backend: TensorRTRTX, tmp_path: Path
+) -> None:
+    source = kit.source(kit.graph(), tmp_path)
+    closed: list[int] = []
+
+    class Closing(Quiet):
+        def advance(self, amount: int = 1, note: str = "") -> None:
+            if not closed:
+                (worker,) = backend._workers
+                closed.append(worker.child)
+                other = threading.Thread(target=backend.close)
+                other.start()
+                other.join()
+
+    with pytest.raises(BadInput, match="the build process ended by itself"):
+        backend.build(source, BuildOptions(TARGETS["rtx5090"]), Closing())
+    with pytest.raises(ProcessLookupError):
+        os.kill(closed[0], 0)
+    assert backend._workers == []
+    assert backend.build(source, BuildOptions(TARGETS["rtx5090"]), Quiet()).plan.nbytes > 1000

@@ -112,7 +112,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 
 COMMON = {"fastwan", *(f"fastwan.{name}" for name in ("bundle", "config", "errors", "files"))}
-COMMON |= {"fastwan.progress"}
+COMMON |= {"fastwan.parallel", "fastwan.progress"}
 MAY_IMPORT = {
     "plugins": {"fastwan.plugins"},
     "export": {"fastwan.export", "fastwan.plugins"},
