@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -140,7 +141,9 @@ def serve(backend: str, descriptor: int) -> None:
 
     def stop(_signal: int, _frame: object) -> None:
         if child:
-            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError, ChildProcessError):  # it may have ended by itself
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, stop)
