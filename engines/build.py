@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -12,10 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import onnx
 
 from fastwan import __version__
 from fastwan.bundle import (
@@ -23,58 +19,23 @@ from fastwan.bundle import (
     MANIFEST,
     ONNX_MANIFEST,
     BuildRecord,
-    Engine,
     FileRecord,
     Manifest,
     OnnxManifest,
     parse_manifest,
 )
-from fastwan.config import AttentionName, SamplerName, Target
-from fastwan.engines.backend import Backend, BuildOptions, BuiltEngine
-from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, content_key
-from fastwan.engines.coverage import check_coverage, check_onnx_linears
+from fastwan.engines.builder import BuildRequest, BundleBuilder
+from fastwan.engines.cache import EngineCache
 from fastwan.engines.layers import LayerRecord
-from fastwan.engines.onnx_guard import checked_model, external_bytes
 from fastwan.engines.plan import EngineSource
 from fastwan.engines.regions import region_records
 from fastwan.errors import BadInput
 from fastwan.export.passes.cut_at_regions import Region as RegionGraph
 from fastwan.files import atomic_dir, confined_file, sha256_file
-from fastwan.parallel import in_order
 from fastwan.progress import Progress, Quiet, stage
 
 ONNX_FOLDER = "onnx"
 PLUGIN_FOLDER = "plugins"
-_SUFFIX = ".engine"
-
-CONCURRENT_WEIGHTS = 256 << 20
-"""Bytes of weights in an engine up to which others are built at the same time: a build holds its
-weights several times."""
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What an engine bundle is built for.
-
-    Attributes:
-        components: parts of the model that the bundle holds.
-        plugin_library: copied into the bundle; given to a backend that takes plugins.
-        use_cache: take finished engines from the cache and leave new ones there.
-        move_onnx: the ONNX bundle is temporary; move it instead of copying it.
-        started: ``time.monotonic()`` when the command began; by default when the build begins.
-        stages: seconds that stages before this one took, for the manifest.
-    """
-
-    target: Target
-    backend: Backend
-    attention: AttentionName
-    sampler: SamplerName
-    components: tuple[str, ...]
-    plugin_library: Path | None = None
-    use_cache: bool = True
-    move_onnx: bool = False
-    started: float | None = None
-    stages: tuple[tuple[str, float], ...] = ()
 
 
 def build_bundle(
@@ -112,7 +73,7 @@ def build_bundle(
     exported = parse_manifest(onnx_bundle / ONNX_MANIFEST, OnnxManifest)
     _check_files(onnx_bundle, exported)
     with atomic_dir(output, replace_marker=MANIFEST) as folder:
-        builder = _Builder(request, folder, progress, cache)
+        builder = BundleBuilder(request, folder, progress, cache)
         try:
             for component in dict.fromkeys(source.component for source in sources):
                 builder.build([source for source in sources if source.component == component])
@@ -158,123 +119,6 @@ def build_bundle(
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         _bring(onnx_bundle, folder / ONNX_FOLDER, names, move=request.move_onnx)
     return manifest
-
-
-@dataclass(frozen=True)
-class _Built:
-    """What the manifest says of one engine."""
-
-    engine: Engine
-    layers: tuple[LayerRecord, ...]
-    file: FileRecord
-    cached: bool
-
-
-class _Builder:
-    """Builds sources into a folder and collects what the manifest says of them."""
-
-    def __init__(
-        self, request: BuildRequest, folder: Path, progress: Progress, cache: EngineCache | None
-    ) -> None:
-        self.engines: dict[str, Engine] = {}
-        self.layers: dict[str, tuple[LayerRecord, ...]] = {}
-        self.files: dict[str, FileRecord] = {}
-        self.stages: dict[str, float] = {}
-        self.cached: list[str] = []
-        self._request = request
-        self._folder = folder
-        self._progress = progress
-        self._hasher = ContentHasher()
-        self._cache = (cache or EngineCache()) if request.use_cache else None
-        plugin = request.plugin_library if request.backend.takes_plugins else None
-        self._options = BuildOptions(request.target, plugin)
-        self._fixed_key: dict[str, object] = {
-            "tool": __version__,
-            "backend": request.backend.name,
-            "version": request.backend.version(),
-            "compute_capability": request.target.compute_capability,
-            "plugin": None if plugin is None else sha256_file(plugin),
-        }
-
-    def build(self, sources: Sequence[EngineSource]) -> None:
-        """Build the engines of one component."""
-        component = sources[0].component
-        (self._folder / component).mkdir()
-        begin = time.monotonic()
-        models = {
-            source.name: checked_model(source.serialized(), source.base_dir, source.name)
-            for source in sources
-        }
-        largest = max(external_bytes(models[source.name], source.base_dir) for source in sources)
-        backend = self._request.backend
-        jobs = backend.jobs() if largest <= CONCURRENT_WEIGHTS else 1
-
-        def build_one(source: EngineSource) -> _Built:
-            built = self._build_one(source, models[source.name])
-            self._progress.advance(1, source.name)
-            return built
-
-        with stage(self._progress, f"build {component}", len(sources), "engines"):
-            for source, built in in_order(build_one, sources, jobs, stop=backend.close):
-                self.engines[source.name], self.layers[source.name] = built.engine, built.layers
-                self.files[built.engine.file] = built.file
-                if built.cached:
-                    self.cached.append(source.name)
-        self.stages[f"build {component}"] = time.monotonic() - begin
-
-    def add_file(self, name: str) -> None:
-        """Record a file of the bundle."""
-        path = self._folder / name
-        self.files[name] = FileRecord(sha256=sha256_file(path), bytes=path.stat().st_size)
-
-    def _build_one(self, source: EngineSource, model: onnx.ModelProto) -> _Built:
-        elements = check_onnx_linears(model, source.linears)
-        file = f"{source.component}/{source.name}{_SUFFIX}"
-        path = self._folder / file
-        cached = False
-        found: BuiltEngine | CachedEngine
-        if self._cache is None:
-            found = self._compile(source, elements)
-            with path.open("wb") as stream:
-                stream.write(found.plan)
-            record = FileRecord(
-                sha256=hashlib.sha256(found.plan).hexdigest(), bytes=found.plan.nbytes
-            )
-        else:
-            key = content_key(model, source.base_dir, self._hasher, self._key(source))
-            with self._cache.lock(key):
-                entry = self._cache.get(key)
-                cached = entry is not None
-                if entry is None:
-                    entry = self._cache.put(key, self._compile(source, elements))
-                else:
-                    check_coverage(entry.layers, source.linears, elements).require(source.name)
-                shutil.copyfile(entry.plan, path)
-            record = FileRecord(sha256=entry.sha256, bytes=entry.bytes)
-            found = entry
-        engine = Engine(
-            file=file,
-            component=source.component,
-            inputs=found.inputs,
-            outputs=found.outputs,
-            scratch_bytes=found.scratch_bytes,
-            linears=source.linears,
-            runs=source.cadence,
-            profiles={name: tuple(shapes) for name, shapes in (source.profiles or {}).items()},
-        )
-        return _Built(engine, found.layers, record, cached)
-
-    def _compile(self, source: EngineSource, elements: dict[str, int]) -> BuiltEngine:
-        built = self._request.backend.build(source, self._options, self._progress)
-        check_coverage(built.layers, source.linears, elements).require(source.name)
-        return built
-
-    def _key(self, source: EngineSource) -> dict[str, object]:
-        return {
-            **self._fixed_key,
-            "profiles": {name: list(shapes) for name, shapes in (source.profiles or {}).items()},
-            "io_formats": dict(source.io_formats or {}),
-        }
 
 
 def peak_rss_bytes() -> int:

@@ -25,7 +25,8 @@ from fastwan.config import (
     lookup,
 )
 from fastwan.engines.backend import check_served, load_backend
-from fastwan.engines.build import BuildRequest, build_bundle
+from fastwan.engines.build import build_bundle
+from fastwan.engines.builder import BuildRequest
 from fastwan.engines.cache import default_cache_dir
 from fastwan.engines.sources import plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks

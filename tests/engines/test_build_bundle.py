@@ -14,7 +14,8 @@ import pytest
 
 from fastwan.bundle import open_bundle
 from fastwan.config import TARGETS
-from fastwan.engines.build import BuildRequest, build_bundle
+from fastwan.engines.build import build_bundle
+from fastwan.engines.builder import BuildRequest
 from fastwan.engines.cache import EngineCache
 from fastwan.engines.plan import EngineSource
 from fastwan.engines.regions import region_records
@@ -127,7 +128,7 @@ def test_large_engines_are_built_one_at_a_time(
     main = {threading.main_thread().name}
     for limit, alone in ((size, False), (size - 1, True)):
         threads.clear()
-        monkeypatch.setattr("fastwan.engines.build.CONCURRENT_WEIGHTS", limit)
+        monkeypatch.setattr("fastwan.engines.builder.CONCURRENT_WEIGHTS", limit)
         wanted = request(fake_backend, use_cache=False)
         build_bundle(onnx_bundle, tmp_path / f"out{limit}", sources, wanted)
         assert (threads == main) is alone

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import TARGETS
-from fastwan.engines.build import BuildRequest, build_bundle
+from fastwan.engines.build import build_bundle
+from fastwan.engines.builder import BuildRequest
 from fastwan.engines.plan import EngineSource
 from fastwan.engines.report import LABELS, build_report, inspect_bundle
 from fastwan.engines.report_text import render

@@ -13,7 +13,8 @@ from onnx import helper as oh
 from fastwan.bundle import Graph, Model, OnnxManifest, Shape, TensorSpec, open_bundle
 from fastwan.config import TARGETS
 from fastwan.engines.backend import load_backend
-from fastwan.engines.build import BuildRequest, build_bundle
+from fastwan.engines.build import build_bundle
+from fastwan.engines.builder import BuildRequest
 from fastwan.engines.report import inspect_bundle
 from fastwan.engines.sources import plan_sources
 from fastwan.errors import BadInput
