@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastwan.bundle import Manifest, Region, RegionNode, TensorSpec
+from fastwan.bundle import Cadence, Manifest, Region, RegionNode, TensorSpec
 from fastwan.config import AttentionName
 from fastwan.engines.gpus import GpuRates
 from fastwan.engines.layers import LayerRecord
@@ -177,14 +177,16 @@ class VideoCost:
     Attributes:
         engines: one run of each engine.
         regions: one launch of each region.
+        timestep: tables of a timestep of the schedule, computed when a bundle is loaded.
         prompt: text encoder and text keys and values.
         step: one denoising step.
         latent: decoding one latent frame.
-        video: prompt, three steps and all latent frames; no copies to the host.
+        video: prompt, three steps and all latent frames; no tables, no copies to the host.
     """
 
     engines: Mapping[str, Cost]
     regions: Mapping[str, Cost]
+    timestep: Cost
     prompt: Cost
     step: Cost
     latent: Cost
@@ -212,17 +214,16 @@ def price(
         name: region_cost(region, gpu, manifest.attention)
         for name, region in manifest.regions.items()
     }
-    parts = {
-        cadence: sum(
-            (cost for name, cost in engines.items() if manifest.engines[name].runs == cadence),
-            empty,
-        )
-        for cadence in ("prompt", "step", "latent")
-    }
-    step = sum(regions.values(), parts["step"])
+
+    def once(cadence: Cadence) -> Cost:
+        chosen = (engines[name] for name, e in manifest.engines.items() if e.runs == cadence)
+        return sum(chosen, empty)
+
+    prompt, latent = once("prompt"), once("latent")
+    step = sum(regions.values(), once("step"))
     latents = (manifest.onnx.model.shape.num_frames - 1) // 4 + 1
-    video = parts["prompt"] + step * STEPS + parts["latent"] * latents
-    return VideoCost(engines, regions, parts["prompt"], step, parts["latent"], video)
+    video = prompt + step * STEPS + latent * latents
+    return VideoCost(engines, regions, once("schedule"), prompt, step, latent, video)
 
 
 def _usual_size(manifest: Manifest, engine: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fastwan.bundle import Engine, Manifest, TensorSpec
+from fastwan.engines.cost import STEPS
 
 _BITS = {
     "float4_e2m1fn": 4, "float8_e4m3fn": 8, "uint8": 8, "int8": 8, "bool": 8, "float16": 16,
@@ -42,7 +43,7 @@ def device_bytes(manifest: Manifest) -> dict[str, int]:
 
 @dataclass
 class _Call:
-    """One launch; `keeps`: what it makes is read again in every later step."""
+    """One launch or, of tables, one for each step; `keeps`: what it makes is read in every step."""
 
     reads: dict[str, int] = field(default_factory=dict)
     writes: dict[str, int] = field(default_factory=dict)
@@ -58,8 +59,8 @@ def _calls(manifest: Manifest, component: str) -> list[_Call]:
         calls.append(
             _Call(
                 _sizes(engine.inputs, longest),
-                _sizes(engine.outputs, longest),
-                keeps=component == "dit" and engine.runs == "prompt",
+                _sizes(engine.outputs, longest, STEPS if engine.runs == "schedule" else 1),
+                keeps=component == "dit" and engine.runs in ("schedule", "prompt"),
             )
         )
         calls += [
@@ -81,7 +82,7 @@ def _peak(calls: list[_Call]) -> int:
             # What no call makes comes from outside and is there before the first one.
             span = spans.setdefault(name, [index if name in made else 0, index])
             span[1] = last if call.keeps and name in call.writes else max(span[1], index)
-            sizes[name] = size
+            sizes[name] = max(sizes.get(name, 0), size)
     return max(
         (
             sum(sizes[name] for name, (begin, end) in spans.items() if begin <= index <= end)
@@ -91,8 +92,8 @@ def _peak(calls: list[_Call]) -> int:
     )
 
 
-def _sizes(specs: Iterable[TensorSpec], dynamic: int = 1) -> dict[str, int]:
-    return {spec.name: spec_bytes(spec, dynamic) for spec in specs}
+def _sizes(specs: Iterable[TensorSpec], dynamic: int = 1, copies: int = 1) -> dict[str, int]:
+    return {spec.name: spec_bytes(spec, dynamic) * copies for spec in specs}
 
 
 def _longest(engine: Engine) -> int:

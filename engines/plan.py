@@ -16,7 +16,7 @@ IoFormat = Literal["hwc8"]
 Dimensions = tuple[int, ...]
 
 _CADENCE: dict[str, Cadence] = {"dit": "step", "decoder": "latent", "text_encoder": "prompt"}
-_TEXT_ENGINES = {"text_kv"}
+_APART: dict[str, Cadence] = {"time_tables": "schedule", "text_kv": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class EngineSource:
         io_formats: inputs and outputs that are not linear in memory; ``hwc8`` is channels last,
             channels padded to 8 (fp16 only).
         runs: how often the engine runs; by default once a step for ``dit``, once a latent frame
-            for ``decoder``, once a prompt for ``text_encoder`` and an engine named ``text_kv``.
+            for ``decoder``, once a prompt for ``text_encoder``; ``time_tables`` once a timestep
+            of the schedule and ``text_kv`` once a prompt, by their names.
     """
 
     name: str
@@ -50,7 +51,7 @@ class EngineSource:
         """`runs`, or what follows from component and name."""
         if self.runs is not None:
             return self.runs
-        return "prompt" if self.name in _TEXT_ENGINES else _CADENCE[self.component]
+        return _APART.get(self.name, _CADENCE[self.component])
 
     def serialized(self) -> bytes:
         """The graph as protobuf bytes; external data stays where it is."""

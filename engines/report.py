@@ -41,8 +41,8 @@ def inspect_bundle(bundle: Bundle) -> Report:
     """Everything ``inspect --json`` prints.
 
     Figures of a component are for one run: of ``dit`` a denoising step (and, apart, the text key
-    and value engine once a prompt), of ``decoder`` one latent frame, of ``text_encoder`` one prompt
-    at the usual length of its profile.
+    and value engine once a prompt and the tables of one timestep, which loading computes), of
+    ``decoder`` one latent frame, of ``text_encoder`` one prompt at the usual length of its profile.
 
     Raises:
         BadInput: no bundle of this tool, or malformed layer records.
@@ -86,7 +86,10 @@ def inspect_bundle(bundle: Bundle) -> Report:
             "video_floor_ms": _ms(costs.video.floor_seconds),
             "published_step_ms": PUBLISHED_STEP_SECONDS * 1e3 if published else None,
             "published_video_ms": PUBLISHED_VIDEO_SECONDS * 1e3 if published else None,
-            "covers": f"text encoder, text_kv, {STEPS} steps, decoder; no copies to the host",
+            "covers": (
+                f"text encoder, text_kv, {STEPS} steps, decoder; no copies to the host, and not "
+                "the time tables, which are computed at loading"
+            ),
         },
         "labels": dict(LABELS),
     }
@@ -121,8 +124,9 @@ def component_report(
         **_cost_fields(main, kernels=False),
     }
     if component == "dit":
-        apart = [n for n, e in engines.items() if e.runs != "step"]
-        report["per_prompt"] = _cost_fields(sum((costs.engines[n] for n in apart), Cost()))
+        text = (costs.engines[name] for name, e in engines.items() if e.runs == "prompt")
+        report["per_prompt"] = _cost_fields(sum(text, Cost()))
+        report["per_timestep"] = _cost_fields(costs.timestep)
     return report
 
 

@@ -49,8 +49,8 @@ def plan_sources(
         graph = _record(exported, "text_encoder")
         sources += _text_encoder(onnx_bundle, graph, exported)
     if "dit" in components:
-        records = [_record(exported, name) for name in ("text_kv", "dit")]
-        model = ir.from_proto(checked_model(*_read(onnx_bundle, records[1])))
+        records = [_record(exported, name) for name in ("time_tables", "text_kv", "dit")]
+        model = ir.from_proto(checked_model(*_read(onnx_bundle, records[-1])))
         _locate(model, onnx_bundle)
         linears = [linear for record in records for linear in record.linears]
         plan = plan_dit(model, linears, attention=attention, backend=backend)

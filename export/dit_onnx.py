@@ -21,7 +21,7 @@ from fastwan.export.onnx_io import DataWriter, TensorSource, data_file, save_mod
 from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
 from fastwan.export.passes.graphs import clone, nbytes
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
-from fastwan.export.passes.split_text import split_text
+from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.quantize import modelopt_quantizer
 from fastwan.export.weights import (
     constant_tensors,
@@ -65,7 +65,7 @@ def export_dit(
     """Export the transformer.
 
     Writes ``dit.onnx`` and ``dit.data`` and, up to `CPU_REFERENCE_TOKENS`, the CPU reference
-    ``text_kv.cpu.onnx`` and ``dit.cpu.onnx`` over the same data file.
+    (``time_tables.cpu.onnx``, ``text_kv.cpu.onnx``, ``dit.cpu.onnx``) over the same data file.
 
     Args:
         source: checkpoint tensors under diffusers' names.
@@ -156,19 +156,13 @@ def _attach(value: ir.Value, tensor: Tensor, writer: DataWriter) -> None:
     value.const_value = written
 
 
-def split(model: ir.Model) -> dict[str, ir.Model]:
-    """The two graphs of a generation: ``text_kv``, once a prompt, and ``dit``, once a step."""
-    text, dit = split_text(model)
-    return {"text_kv": text, "dit": dit}
-
-
 def _write_cpu_reference(
     model: ir.Model, shape: VideoShape, attention: AttentionName, folder: Path
 ) -> dict[str, str]:
     if shape.num_tokens > CPU_REFERENCE_TOKENS:
         return {}
     files = {}
-    for name, part in split(model).items():
+    for name, part in split_dit(model).items():
         lowered, _ = lower_for_onnxruntime(
             clone(part), attention="fp4" if attention == "sage3" else "exact"
         )
@@ -182,7 +176,7 @@ def _records(
 ) -> dict[str, Graph]:
     linears = targeted_linears(config, recipe.linears)
     records = {}
-    for name, part in split(model).items():
+    for name, part in split_dit(model).items():
         nodes = {node.name for node in part.graph}
         records[name] = Graph(
             file=GRAPH,

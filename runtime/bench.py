@@ -26,7 +26,8 @@ from fastwan.runtime.session import Session
 DEFAULT_PROMPT = "A curious raccoon peers through a vibrant field of yellow sunflowers."
 COVERS = (
     "text encoding at the prompt's own length, keys and values, {steps} steps, decoding, frames in "
-    "pinned host memory; after warm-up, without drawing noise and without writing a file"
+    "pinned host memory; after warm-up, without the time tables, which loading computes, without "
+    "drawing noise and without writing a file"
 )
 REGION_KERNELS = 2
 """Launches of one attention region: the prologue and the attention."""

@@ -10,7 +10,7 @@ from fastwan.bundle import Bundle
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.runtime.decode import Decoder
-from fastwan.runtime.dit import DiT
+from fastwan.runtime.dit import DIT_GRAPHS, DiT
 from fastwan.runtime.executors import Array
 from fastwan.runtime.loop import combine, denoise
 from fastwan.runtime.ort_executor import cpu_executor
@@ -46,7 +46,7 @@ class Components(Protocol):
         """[F, H, W, 3]."""
 
     def load(self, schedule: Schedule, *, text: bool, decoder: bool) -> None:
-        """Open what a video needs, where that is not done yet."""
+        """Open what a video needs and compute the schedule's tables, where that is not done."""
 
     def prepare(self, prompt_embeds: Array, schedule: Schedule) -> None:
         """Compute the keys and values of a prompt for the calls that follow."""
@@ -109,10 +109,7 @@ class CpuComponents:
 
     @cached_property
     def dit(self) -> DiT[Array]:
-        dit = DiT(
-            cpu_executor(self._bundle, "text_kv", threads=self._threads),
-            cpu_executor(self._bundle, "dit", threads=self._threads),
-        )
+        dit = DiT(*(cpu_executor(self._bundle, name, threads=self._threads) for name in DIT_GRAPHS))
         channels = dit.latents_shape[1]
         if dit.latents_shape != self.shape.latents(channels):
             raise BadInput(
@@ -142,6 +139,8 @@ class CpuComponents:
     def load(self, schedule: Schedule, *, text: bool, decoder: bool) -> None:
         for name in ["dit", *["text_encoder"] * text, *["decoder"] * decoder]:
             getattr(self, name)
+        for step in schedule.steps:
+            self.dit.tables(step.timestep)
 
     def prepare(self, prompt_embeds: Array, schedule: Schedule) -> None:
         self._context = self.dit.prepare(prompt_embeds)

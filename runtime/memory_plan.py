@@ -33,7 +33,7 @@ class MemoryPlan:
         scratch: the one buffer that every engine and region uses while it runs.
         workspace: the part of `scratch` that the largest region wants.
         arena: tensors that share memory where their lifetimes allow.
-        fixed: constants, and keys and values of the prompt.
+        fixed: constants, tables of the schedule, and keys and values of the prompt.
         pinned: host memory.
         offsets: place of each arena buffer in the arena.
         unshared: what the arena's tensors would take side by side.

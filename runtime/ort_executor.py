@@ -166,7 +166,7 @@ def _first_line(error: Exception) -> str:
 
 
 def cpu_executor(bundle: Bundle, graph: str, *, threads: int = 1) -> OnnxRuntimeExecutor:
-    """Executor of graph `graph` ("dit", "text_kv", "decoder", "text_encoder") on the CPU.
+    """Executor of graph `graph`, by its name in the manifest, on the CPU.
 
     That is its CPU twin, or the graph itself where it needs none. It and every data file the
     manifest lists for it are hash-checked before they are parsed; a graph that reads any other

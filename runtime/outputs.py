@@ -23,8 +23,8 @@ OUTPUT_TYPES = ("np", "pil", "pt", "latent")
 class Timings(dict[str, float]):
     """Measured wall-clock seconds by stage.
 
-    ``load`` (opening components, near 0 from the second call on), ``text``, ``text_kv``,
-    ``step_0`` .., ``decode`` and, where files are written, ``write``.
+    ``load`` (opening components and computing the schedule's tables, near 0 from the second call
+    on), ``text``, ``text_kv``, ``step_0`` .., ``decode`` and, where files are written, ``write``.
     """
 
     @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 
-from fastwan.bundle import Engine, Manifest, TensorSpec
+from fastwan.bundle import Cadence, Engine, Manifest, TensorSpec
 from fastwan.errors import BadInput
 from fastwan.runtime.decode import Decoder
 from fastwan.runtime.dit import DiT
@@ -20,10 +20,15 @@ from fastwan.runtime.sampler import Schedule
 from fastwan.runtime.tensors import Tensor, allocate, row_major
 from fastwan.runtime.text_buffers import TextBuffers, text_buffers
 
+_BEFORE_VIDEO = ("tables", "text", "text_kv")
+
 
 @dataclass
 class Recording:
-    """A video as stages: ``text``, ``text_kv``, ``step_0`` .., ``decode``; those it has parts for.
+    """A video as stages, those it has parts for.
+
+    ``tables`` runs once, when the bundle is loaded, and its results stay; ``text`` and ``text_kv``
+    run once a prompt; ``step_0`` .. and ``decode`` are the video.
 
     Attributes:
         calls: components in the order in which they are called, and each combination.
@@ -56,7 +61,7 @@ class Recording:
     @property
     def video(self) -> list[Stage]:
         """What one launch covers: every step and the decoder."""
-        return [stage for stage in self.stages if stage.name not in ("text", "text_kv")]
+        return [stage for stage in self.stages if stage.name not in _BEFORE_VIDEO]
 
 
 def record(manifest: Manifest, schedule: Schedule) -> Recording:
@@ -66,11 +71,15 @@ def record(manifest: Manifest, schedule: Schedule) -> Recording:
         BadInput: no transformer in the bundle, or parts that do not fit together.
     """
     recorder = Recorder()
+    dit = _dit(manifest, recorder)
+    recorder.begin("tables")
+    for step in schedule.steps:
+        dit.tables(step.timestep)
+    recorder.end()
     encoder = _engines(manifest, "text_encoder")
     text = text_buffers(encoder) if encoder else None
     if text is not None:
         text.record(recorder, text.longest)
-    dit = _dit(manifest, recorder)
     recorder.begin("text_kv")
     embeds = allocate(
         TensorSpec(name="prompt_embeds", dtype=dit.text_spec.dtype, shape=dit.text_shape)
@@ -124,11 +133,14 @@ def _dit(manifest: Manifest, recorder: Recorder) -> DiT[Tensor]:
     engines = _engines(manifest, "dit")
     if not engines:
         raise BadInput("bundle has no transformer", where="manifest.json", fix="build it with dit")
-    prompt = {name: engine for name, engine in engines.items() if engine.runs == "prompt"}
-    step = {name: engine for name, engine in engines.items() if engine.runs == "step"}
+
+    def those(cadence: Cadence) -> dict[str, Engine]:
+        return {name: engine for name, engine in engines.items() if engine.runs == cadence}
+
     return DiT(
-        RecordingExecutor(recorder, "text_kv", prompt, keep=True),
-        RecordingExecutor(recorder, "dit", step, manifest.regions),
+        RecordingExecutor(recorder, "time_tables", those("schedule"), keep=True),
+        RecordingExecutor(recorder, "text_kv", those("prompt"), keep=True),
+        RecordingExecutor(recorder, "dit", those("step"), manifest.regions),
     )
 
 

@@ -62,7 +62,7 @@ class Session:
         return self._player.eager_reason if self._player else ""
 
     def load(self) -> Player:
-        """Allocate, open the engines, run once to warm up and capture the video's graph.
+        """Allocate, open the engines, compute the tables, warm up and capture the video's graph.
 
         Does nothing when that was done.
 
@@ -102,8 +102,10 @@ class Session:
         memory.upload(self._bundle, player.streams[COMPUTE])
         for tensor in (*recording.inputs, recording.latents):
             memory.clear(tensor)
-        # Once eagerly: libraries load their kernels on first use, which no capture allows.
-        player.enqueue(recording.stages)
+        # The tables of the schedule, once: they stay, and no video has to compute them again.
+        player.enqueue(self._stage("tables"))
+        # The rest once eagerly: libraries load their kernels on first use, which no capture allows.
+        player.enqueue([stage for stage in recording.stages if stage.name != "tables"])
         player.synchronize()
         if recording.frames is not None:
             player.graph(recording.video)

@@ -28,8 +28,9 @@ class Buffer:
     Attributes:
         size: in bytes.
         space: ``host`` is pinned memory.
-        fixed: keeps its place and content from one video to the next (keys and values of a
-            prompt, constants); others may share memory with buffers that live at other times.
+        fixed: keeps its place and content from one video to the next (constants, tables of a
+            schedule, keys and values of a prompt); others may share memory with buffers that live
+            at other times.
         content: what is written once, when the memory is allocated: bytes, or the name of an
             initializer of the transformer's ONNX file; None for nothing.
     """

@@ -144,8 +144,8 @@ def build(checkpoint: Checkpoint, shape: VideoShape, device: str = "cuda") -> Bu
         hidden = module.text_embed(embeds)
         return [value for block in module.text_kv for value in block(hidden)]
 
-    def velocity(latents: Tensor, timestep: Tensor, *kv: Tensor) -> list[Tensor]:
-        hidden, temb, timestep_proj = module.embed(latents, timestep)
+    def velocity(latents: Tensor, temb: Tensor, timestep_proj: Tensor, *kv: Tensor) -> list[Tensor]:
+        hidden = module.embed.tokens(latents)
         for index, block in enumerate(module.blocks):
             hidden = block(hidden, timestep_proj, kv[2 * index], kv[2 * index + 1], *tables)
         return [module.head(hidden, temb)]
@@ -184,14 +184,18 @@ def build(checkpoint: Checkpoint, shape: VideoShape, device: str = "cuda") -> Bu
     built.engines["text_encoder"] = row.model_copy(
         update={**dynamic, "profiles": {"embeddings": profile}}
     )
+    modulation = built.add(
+        "time_tables",
+        module.embed.time_tables,
+        {"timestep": zeros(1, dtype=torch.float32)},
+        ["temb", "timestep_proj"],
+        component="dit",
+        runs="schedule",
+    )
     names = [f"blocks.{i}.attn2.{part}" for i in range(config.num_layers) for part in "kv"]
     embeds = {"encoder_hidden_states": zeros(1, length, config.text_dim)}
     kv = built.add("text_kv", text_kv, embeds, names, component="dit", runs="prompt")
-    step = {
-        "latents": zeros(*shape.latents(config.in_channels)),
-        "timestep": zeros(1, dtype=torch.float32),
-        **kv,
-    }
+    step = {"latents": zeros(*shape.latents(config.in_channels)), **modulation, **kv}
     built.add("dit", velocity, step, ["velocity"], component="dit", runs="step")
 
     assert checkpoint.decoder is not None

@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 
 def check(path: Path) -> Record:
-    """Run text_kv and dit of a bundle in native attention and bf16 against the torch module.
+    """Run the transformer of a bundle in native attention and bf16 against the torch module.
 
     The bundle is built from ``make-checkpoint --size tiny`` with seed 0; the module gets the same
     weights here.

@@ -74,8 +74,8 @@ def torch_dit(checkpoint: Checkpoint, shape: VideoShape) -> DiT[Tensor]:
         hidden = module.text_embed(embeds.to(torch.bfloat16))
         return [value for block in module.text_kv for value in block(hidden)]
 
-    def velocity(latents: Tensor, timestep: Tensor, *kv: Tensor) -> list[Tensor]:
-        hidden, temb, timestep_proj = module.embed(latents.to(torch.bfloat16), timestep)
+    def velocity(latents: Tensor, temb: Tensor, timestep_proj: Tensor, *kv: Tensor) -> list[Tensor]:
+        hidden = module.embed.tokens(latents.to(torch.bfloat16))
         for index, block in enumerate(module.blocks):
             hidden = block(hidden, timestep_proj, kv[2 * index], kv[2 * index + 1], cos, sin)
         return [module.head(hidden, temb)]
@@ -83,14 +83,17 @@ def torch_dit(checkpoint: Checkpoint, shape: VideoShape) -> DiT[Tensor]:
     text_shape = (1, config.text_length, config.text_dim)
     latents = shape.latents(config.in_channels)
     text_spec = TensorSpec(name="encoder_hidden_states", dtype="float32", shape=text_shape)
-    step_inputs = [
-        TensorSpec(name="latents", dtype="float32", shape=latents),
-        TensorSpec(name="timestep", dtype="float32", shape=(1,)),
-        *pairs,
+    time_spec = TensorSpec(name="timestep", dtype="float32", shape=(1,))
+    tables = [
+        TensorSpec(name="temb", dtype="bfloat16", shape=(1, config.width)),
+        TensorSpec(name="timestep_proj", dtype="float32", shape=(1, 6, config.width)),
     ]
+    latents_spec = TensorSpec(name="latents", dtype="float32", shape=latents)
     out = TensorSpec(name="velocity", dtype="bfloat16", shape=latents)
     return DiT(
-        TorchExecutor([text_spec], pairs, text_kv), TorchExecutor(step_inputs, [out], velocity)
+        TorchExecutor([time_spec], tables, module.embed.time_tables),
+        TorchExecutor([text_spec], pairs, text_kv),
+        TorchExecutor([latents_spec, *tables, *pairs], [out], velocity),
     )
 
 

@@ -85,18 +85,24 @@ class Embed(nn.Module):
         self.time_proj = Dense(config.width, 6 * config.width, dtype)
 
     def forward(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.tokens(latents), *self.time_tables(timestep)
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """hidden, which follows from the latents alone."""
         frames, rows, columns = self.shape.patches
         batch, channels = latents.shape[0], self.config.in_channels
         patches = latents.reshape(batch, channels, frames, rows, 2, columns, 2)
         patches = patches.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, channels * 4)
         patches = F.pad(patches, (0, 0, 0, self.shape.padded_tokens - self.shape.num_tokens))
-        hidden = self.patch_embedding(patches)
+        return cast(Tensor, self.patch_embedding(patches))
 
+    def time_tables(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """temb and timestep_proj, which follow from the timestep alone."""
         angle = timestep[:, None] * self.frequency[None, :]
         embedding = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.dtype)
         temb = self.time_linear_2(F.silu(self.time_linear_1(embedding)))
         projected = self.time_proj(F.silu(temb)).float()
-        return hidden, temb, projected.reshape(batch, 6, self.config.width)
+        return temb, projected.reshape(timestep.shape[0], 6, self.config.width)
 
 
 class SelfAttention(nn.Module):

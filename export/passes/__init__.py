@@ -1,5 +1,5 @@
 """Named graph passes, one a file.
 
 A pass takes a model and returns ``(model, changed)``; its docstring says what it requires and what
-it ensures. `split_text` and `cut_at_regions` divide one graph into several and return those.
+it ensures. `hoist`, `split_dit` and the cuts divide one graph into several and return those.
 """

@@ -30,19 +30,18 @@ class Cut:
     regions: tuple[Region, ...]
 
 
-def cut_at_regions(model: ir.Model, keep: tuple[str, ...] = ("timestep_proj", "temb")) -> Cut:
+def cut_at_regions(model: ir.Model) -> Cut:
     """Divide a graph into segments with the regions between them.
 
     A value that several segments read is handed over by its name. Small values made by cheap
     operators (a block's modulation) are computed again where they are read, so that they fuse
     there instead of becoming kernels and bindings of an earlier segment.
 
-    Requires: what depends on the prompt alone was hoisted (`split_text`).
+    Requires: what depends on the prompt or the timestep alone was hoisted (`split_dit`).
     Ensures: no segment holds a node of the domain; every region reads and writes whole values.
 
     Args:
         model: left unchanged.
-        keep: names of values that are handed over although they are small.
     """
     stage: dict[ir.Value, int] = {}
     segments: dict[int, list[ir.Node]] = {0: []}
@@ -76,7 +75,7 @@ def cut_at_regions(model: ir.Model, keep: tuple[str, ...] = ("timestep_proj", "t
             for value in node.outputs
             if value in graph_outputs or value in wanted[level] or _read_by_region(value)
         }
-        nodes = _closure(results, level, stage, region_of, small, keep, wanted, fixed)
+        nodes = _closure(results, level, stage, region_of, small, wanted, fixed)
         plans[level] = sorted(nodes, key=position.__getitem__)
         wanted[level] = results
     return Cut(
@@ -112,7 +111,6 @@ def _closure(
     stage: dict[ir.Value, int],
     region_of: dict[ir.Value, int],
     small: int,
-    keep: tuple[str, ...],
     wanted: dict[int, set[ir.Value]],
     fixed: set[ir.Value],
 ) -> set[ir.Node]:
@@ -124,7 +122,7 @@ def _closure(
         node = value.producer()
         if node is None or value in region_of:
             continue
-        if stage[value] < level and value not in fixed and not _recompute(value, small, keep):
+        if stage[value] < level and value not in fixed and not _recompute(value, small):
             wanted[stage[value]].add(value)
             continue
         if node not in nodes:
@@ -133,11 +131,9 @@ def _closure(
     return nodes
 
 
-def _recompute(value: ir.Value, small: int, keep: tuple[str, ...]) -> bool:
+def _recompute(value: ir.Value, small: int) -> bool:
     """Whether a later segment makes `value` itself from what it is made of."""
     node = _producer(value)
-    if value.name in keep:
-        return False
     if _moved_input(value):
         return True
     if node.op_type not in _CHEAP:

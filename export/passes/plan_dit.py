@@ -13,8 +13,8 @@ from fastwan.export.passes.cut_at_blocks import cut_every
 from fastwan.export.passes.cut_at_regions import Region, cut_at_regions
 from fastwan.export.passes.graphs import FASTWAN, clone, nbytes
 from fastwan.export.passes.lower_attention import lower_attention
+from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.passes.split_statistics import split_statistics
-from fastwan.export.passes.split_text import split_text
 
 NATIVE_BLOCKS = 1
 """Blocks in an engine where nothing else divides the transformer. More of them save a norm's pass
@@ -50,16 +50,17 @@ def plan_dit(
 ) -> DitPlan:
     """Divide the transformer's graph for a backend and an attention mode.
 
-    The prompt's part (``text_kv``) is an engine of its own in every mode, run once a prompt. The
-    rest is one engine (``dit``) with the plugin (`tensorrt`) or with native attention (one a block
-    where the hidden state is large), or the segments between the attention nodes where the backend
-    has no plugins.
+    What a timestep alone (``time_tables``) and the prompt alone (``text_kv``) decide are engines of
+    their own in every mode, see `split_dit`. The rest is one engine (``dit``) with the plugin
+    (`tensorrt`) or with native attention (one a block where the hidden state is large), or the
+    segments between the attention nodes where the backend has no plugins.
 
     Args:
         model: as ``dit.onnx`` holds it; left unchanged.
         linears: all targeted linears of the graph.
     """
-    text, dit = split_text(model)
+    apart = split_dit(model)
+    dit = apart.pop("dit")
     regions: tuple[Region, ...] = ()
     if attention == "native":
         lowered = lower_attention(clone(dit), "native")[0]
@@ -73,7 +74,7 @@ def plan_dit(
     for part in models:
         split_statistics(part)
     parts = []
-    for part in (text, *models):
+    for part in (*apart.values(), *models):
         nodes = {node.name for node in part.graph}
         inside = tuple(linear for linear in linears if linear.node in nodes)
         parts.append(GraphPart(str(part.graph.name), part, inside))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import confined_file, sha256_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 ONNX_MANIFEST = "export.json"
 LAYERS = "layers.json"
@@ -28,8 +28,9 @@ class _Record(BaseModel):
 
 
 T = TypeVar("T", bound=_Record)
-Cadence = Literal["prompt", "step", "latent"]
-"""How often an engine runs: once a prompt, a denoising step or a latent frame."""
+Cadence = Literal["schedule", "prompt", "step", "latent"]
+"""How often an engine runs: once a prompt, a denoising step or a latent frame; ``schedule`` is once
+for each timestep of the sampler's schedule, when the bundle is loaded."""
 
 
 class TensorSpec(_Record):
@@ -101,13 +102,14 @@ class OnnxManifest(_Record):
     """Contents of ``export.json`` in an ONNX bundle.
 
     Attributes:
-        graphs: by graph name: ``dit``, ``text_kv``, ``decoder``, ``text_encoder``.
+        graphs: by graph name: ``dit``, ``time_tables``, ``text_kv``, ``decoder``,
+            ``text_encoder``.
         tensor_digests: by checkpoint tensor, the SHA-256 of what the reference quantiser (not the
             one that wrote the file) makes of it; `verify` compares the file's bytes with these.
         extra_files: further files the runtime needs, e.g. the tokenizer and the embedding table.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tool_version: str
     model: Model
     graphs: dict[str, Graph]
@@ -185,14 +187,14 @@ class Manifest(_Record):
     """Contents of ``manifest.json`` in an engine bundle.
 
     Attributes:
-        engines: by engine name, in the order in which a step runs them.
+        engines: by engine name, in the order in which they run.
         regions: by region name, what the runtime launches between engines.
         attention: ``sage3`` (engines cut at the attention node) or ``native``.
         onnx: the ONNX bundle the engines were made of, kept under ``onnx/`` as the CPU reference.
         files: every other file of the bundle.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tool_version: str
     versions: dict[str, str]
     target: str

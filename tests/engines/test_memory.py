@@ -84,6 +84,17 @@ def test_text_keys_and_values_stay_for_every_step() -> None:
     assert device_bytes(manifest(chain))["tensors"] == 1000 + 10
 
 
+def test_tables_of_every_step_stay_and_keep_their_size_where_one_is_read() -> None:
+    chain = {
+        "time_tables": engine("t", {"timestep": 4}, {"table": 1000}, runs="schedule"),
+        "first": engine("a", {"table": 1000}, {"h": 10}),
+        "second": engine("b", {"h": 10}, {"y": 100}),
+    }
+    assert device_bytes(manifest(chain))["tensors"] == 3 * 1000 + 10 + 100
+    chain["time_tables"] = engine("t", {"timestep": 4}, {"table": 1000}, runs="prompt")
+    assert device_bytes(manifest(chain))["tensors"] == 1000 + 10 + 100
+
+
 def test_regions_stand_where_they_run() -> None:
     chain = {"a": engine("a", {}, {"qkv": 300}), "b": engine("b", {"out": 100}, {"y": 1})}
     region = Region(

@@ -37,7 +37,7 @@ def make_bundle(
             outputs=[("FP4E2M1", (1, 128, 256)), ("FP8", (1, 1, 4, 32, 4, 4))],
         )  # fmt: skip
         fake_backend.layers = (quantise, *fake_backend.layers)
-        sources = [bundle_source("text_kv"), bundle_source("dit")]
+        sources = [bundle_source(name) for name in ("time_tables", "text_kv", "dit")]
         sources.append(bundle_source("decoder", component="decoder", linears=()))
         request = BuildRequest(
             target=TARGETS[target], backend=fake_backend, attention="native", sampler="unipc",
@@ -49,6 +49,7 @@ def make_bundle(
     return make
 
 
+PLANS = b"plantime_tables" + b"plantext_kv" + b"plandit"
 QUANTISE_BYTES = 128 * 256 * 2 + 128 * 256 // 2 + 2048
 GEMM_BYTES = 128 * 256 // 2 + 2048 + 256 * 512 // 2 + 4 + 256 * 512 // 16 + 128 * 512 * 2
 
@@ -58,20 +59,23 @@ def test_figures_of_a_component(make_bundle: Callable[..., Bundle]) -> None:
     assert set(report["components"]) == {"dit", "decoder"}
     dit = report["components"]["dit"]
     assert set(dit) >= FIELDS
-    assert (dit["files"], dit["bytes"]) == (2, len(b"plantext_kv") + len(b"plandit"))
-    assert (dit["linears"], dit["fp4_linears"], dit["kernels"]) == (2, 2, 4)
+    assert (dit["files"], dit["bytes"]) == (3, len(PLANS))
+    assert (dit["linears"], dit["fp4_linears"], dit["kernels"]) == (3, 3, 6)
     assert dit["fp4_gemm_share"] == 1.0
-    assert dit["kinds"] == {"memory": 2, "gemm": 2}
-    assert dit["dtypes"] == {"FP4E2M1": 4}
+    assert dit["kinds"] == {"memory": 3, "gemm": 3}
+    assert dit["dtypes"] == {"FP4E2M1": 6}
     assert dit["scratch_bytes"] == 1024  # shared by all engines, so the largest
-    # One step runs `dit` and not `text_kv`.
+    # One step runs `dit`, and neither `time_tables` nor `text_kv`.
     assert dit["bytes_moved"] == QUANTISE_BYTES + GEMM_BYTES
     assert dit["memory_bound_bytes"] == QUANTISE_BYTES
     assert dit["flops"] == 2 * 128 * 256 * 512
     assert dit["predicted_ms"] == pytest.approx(
         (QUANTISE_BYTES + GEMM_BYTES) / 1.79e12 * 1e3 + 2 * 2e-3
     )
-    assert dit["per_prompt"]["bytes_moved"] == dit["bytes_moved"]
+    # The three fake engines move as much.
+    for apart in ("per_prompt", "per_timestep"):
+        assert dit[apart]["bytes_moved"] == dit["bytes_moved"]
+        assert dit[apart]["predicted_ms"] == dit["predicted_ms"]
     assert report["components"]["decoder"]["linears"] == 0
 
 
@@ -80,8 +84,9 @@ def test_a_video_is_its_parts(make_bundle: Callable[..., Bundle]) -> None:
     run = report["components"]["dit"]["predicted_ms"]
     prediction = report["prediction"]
     assert prediction["step_ms"] == pytest.approx(run)
-    # text_kv once, three steps, 9 frames = 3 latents.
+    # text_kv once, three steps, 9 frames = 3 latents; tables are there before the video.
     assert prediction["video_ms"] == pytest.approx(run * (1 + 3 + 3))
+    assert "not the time tables" in prediction["covers"]
     assert prediction["published_step_ms"] is None  # another size than the published one
     floor = 2 * 128 * 256 * 512 / 1676e12 * 1e3
     assert prediction["step_floor_ms"] == pytest.approx(floor)
@@ -98,9 +103,10 @@ def test_a_gpu_without_rates_has_no_prediction(make_bundle: Callable[..., Bundle
 def test_device_memory(make_bundle: Callable[..., Bundle]) -> None:
     memory: Any = inspect_bundle(make_bundle())["device_bytes"]
     assert memory["scratch"] == 1024
-    assert memory["weights"] == len(b"plantext_kv" + b"plandit" + b"plandecoder")
-    # The fake engines read and write one tensor each; the text's stays while the step runs.
-    assert memory["tensors"] == 2 * 128 * 256 * 2
+    assert memory["weights"] == len(PLANS + b"plandecoder")
+    # The fake engines read and write one tensor each; the text's and three of the time's stay
+    # while the step runs.
+    assert memory["tensors"] == (1 + 3 + 1) * 128 * 256 * 2
     assert memory["total"] == memory["weights"] + memory["scratch"] + memory["tensors"]
 
 
@@ -109,7 +115,7 @@ def test_every_figure_is_labelled(make_bundle: Callable[..., Bundle]) -> None:
     assert report["labels"] == dict(LABELS)
     assert set(LABELS.values()) <= {"measured", "emulated", "predicted"}
     for figures in report["components"].values():
-        assert set(figures) - {"kinds", "per_prompt"} <= set(LABELS)
+        assert set(figures) - {"kinds", "per_prompt", "per_timestep"} <= set(LABELS)
     assert json.loads(json.dumps(report)) == report
 
 
@@ -118,7 +124,7 @@ def test_the_report_of_a_build(make_bundle: Callable[..., Bundle]) -> None:
     report: dict[str, Any] = build_report("out", bundle.manifest, inspect_bundle(bundle))
     assert set(report) >= {"bundle", "target", "backend", "attention", "seconds", "peak_rss_bytes"}
     assert report["components"]["dit"] == {
-        "files": 2, "bytes": 18, "linears": 2, "fp4_linears": 2, "kernels": 4,
+        "files": 3, "bytes": len(PLANS), "linears": 3, "fp4_linears": 3, "kernels": 6,
         "scratch_bytes": 1024,
     }  # fmt: skip
     json.dumps(report)
@@ -132,7 +138,7 @@ def text_of(report: dict[str, Any]) -> str:
 
 def test_the_text_has_the_same_figures(make_bundle: Callable[..., Bundle]) -> None:
     text = text_of(inspect_bundle(make_bundle()))
-    for part in ("dit (one step)", "decoder (one latent frame)", "FP4E2M1:4", "100%"):
+    for part in ("dit (one step)", "decoder (one latent frame)", "FP4E2M1:6", "100%"):
         assert part in text
     assert text.count("predicted") >= 5
     assert "measured" in text

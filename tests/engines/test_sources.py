@@ -24,12 +24,13 @@ ALL = ("dit", "decoder", "text_encoder")
 
 
 def dit_graph(kit: SimpleNamespace) -> onnx.ModelProto:
-    """One attention between two FP4 linears, and a part that reads the prompt alone."""
+    """One attention between two FP4 linears; parts that read the prompt or a timestep alone."""
     graph = kit.GraphBuilder()
     graph.inputs += [kit.value("x", [1, TOKENS, WIDTH])]
-    graph.inputs += [kit.value("encoder_hidden_states", [1, 1, WIDTH])]
+    graph.inputs += [kit.value(n, [1, 1, WIDTH]) for n in ("encoder_hidden_states", "timestep")]
     graph.outputs.append(kit.value("y", [1, TOKENS, WIDTH]))
     graph.node("Relu", ["encoder_hidden_states"], ["text"], "text/relu")
+    graph.node("Relu", ["timestep"], ["table"], "time/relu")
     graph.quantise("x", "xq", "first")
     graph.linear("qkv", "xq", "qkv.out", 3 * WIDTH, WIDTH)
     fp32 = onnx.TensorProto.FLOAT
@@ -40,10 +41,12 @@ def dit_graph(kit: SimpleNamespace) -> onnx.ModelProto:
     )  # fmt: skip
     graph.quantise("attended", "aq", "second")
     graph.linear("out", "aq", "out.out", WIDTH, WIDTH)
-    graph.node("Add", ["out.out", "text"], ["y"], "add")
+    graph.node("Add", ["out.out", "text"], ["shifted"], "add")
+    graph.node("Add", ["shifted", "table"], ["y"], "head.add")
     model = graph.model("dit")
     model.opset_import.append(oh.make_opsetid("fastwan", 1))
-    values = [kit.value("text", [1, 1, WIDTH]), kit.value("attended", [1, TOKENS, WIDTH])]
+    values = [kit.value(name, [1, 1, WIDTH]) for name in ("text", "table")]
+    values += [kit.value(name, [1, TOKENS, WIDTH]) for name in ("attended", "shifted")]
     values += [kit.value("qkv.out", [1, TOKENS, 3 * WIDTH])]
     values += [kit.value("out.out", [1, TOKENS, WIDTH])]
     model.graph.value_info.extend(values)
@@ -95,6 +98,7 @@ def exported(kit: SimpleNamespace, tmp_path: Path) -> tuple[Path, OnnxManifest]:
     frames = [spec(n, half, 1, 16, 8, 8) for n in ("frames", "memory_0_out")]
     embeddings = [spec("embeddings", bf16, 1, "length", 32)]
     graphs = {
+        "time_tables": graph("dit.onnx", [], []),
         "text_kv": graph("dit.onnx", [], []),
         "dit": graph("dit.onnx", [], [], "qkv", "out"),
         "decoder": graph("decoder.onnx", latents, frames),
@@ -129,8 +133,10 @@ def test_the_dit_becomes_segments_with_regions_between(
 ) -> None:
     sources, regions = plan(exported)
     names = [source.name for source in sources]
-    assert names == ["text_encoder", "text_kv", "segment_00", "segment_01", "decoder"]
-    assert [source.cadence for source in sources] == ["prompt", "prompt", "step", "step", "latent"]
+    segments = ["segment_00", "segment_01"]
+    assert names == ["text_encoder", "time_tables", "text_kv", *segments, "decoder"]
+    cadences = ["prompt", "schedule", "prompt", "step", "step", "latent"]
+    assert [source.cadence for source in sources] == cadences
     linears = {source.name: [linear.name for linear in source.linears] for source in sources}
     assert (linears["segment_00"], linears["segment_01"]) == (["qkv"], ["out"])
     assert [region.name for region in regions] == ["region_00"]
@@ -187,5 +193,7 @@ def test_the_whole_way_to_a_bundle(exported: tuple[Path, OnnxManifest], tmp_path
     assert (dit["linears"], dit["fp4_linears"]) == (2, 2)
     step = sum(report["engines"][name]["bytes_moved"] for name in ("segment_00", "segment_01"))
     assert dit["bytes_moved"] == step + report["regions"]["region_00"]["bytes_moved"]
+    table = 2 * 2 * WIDTH  # read and written, bf16
+    assert dit["per_timestep"]["bytes_moved"] == table
     assert report["components"]["text_encoder"]["bytes_moved"] == 2 * 64 * 32 * 2
     assert bundle.manifest.engines["decoder"].inputs[1].format == "hwc8"

@@ -11,21 +11,21 @@ import torch
 
 from fastwan.config import AttentionName
 from fastwan.export.dit_graph import build_dit_graph, linear_node, targeted_linears
-from fastwan.export.dit_onnx import split
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.passes.plan_dit import plan_dit
+from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.weights import constant_tensors, load_module, load_weights
 
 
 def _on_onnx_runtime(model: ir.Model, inputs: Any, kit: SimpleNamespace, **options: Any) -> Any:
-    """velocity of a transformer's graph, text and step run one after the other."""
+    """velocity of a transformer's graph, its parts run one after the other."""
     values = {
         "latents": inputs.latents,
         "timestep": inputs.timestep,
         "encoder_hidden_states": inputs.text,
     }
-    for part in split(model).values():
+    for part in split_dit(model).values():
         values |= kit.run(lower_for_onnxruntime(clone(part), **options)[0], values)
     return values["velocity"]
 
@@ -64,7 +64,7 @@ def test_cpu_files_run_with_the_quantisers_on(
     inputs = kit.inputs(tiny.config, tiny.shape)
     values = {"latents": inputs.latents, "timestep": inputs.timestep}
     values["encoder_hidden_states"] = inputs.text
-    for name in ("text_kv", "dit"):
+    for name in ("time_tables", "text_kv", "dit"):
         values |= kit.run(ir.load(exported.folder / f"{name}.cpu.onnx"), values)
     module = load_module(tiny.weights, tiny.config, tiny.shape)
     with torch.no_grad():
@@ -114,8 +114,10 @@ def test_bf16_recipe_can_be_planned_and_lowered(
 ) -> None:
     linears = targeted_linears(tiny.config, "bf16")
     plan = plan_dit(plain, linears, attention=attention, backend="tensorrt-rtx")
-    names = ["text_kv", "dit"] if attention == "native" else ["text_kv"]
-    if attention == "sage3":
+    names = ["time_tables", "text_kv"]
+    if attention == "native":
+        names.append("dit")
+    else:
         names += [f"segment_{i:02d}" for i in range(tiny.config.num_layers + 1)]
     assert [part.name for part in plan.parts] == names
     assert len(plan.regions) == (0 if attention == "native" else tiny.config.num_layers)

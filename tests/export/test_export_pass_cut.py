@@ -16,7 +16,7 @@ from onnx.reference.op_run import OpRun
 from fastwan.export.passes.cut_at_regions import Cut, cut_at_regions
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
-from fastwan.export.passes.split_text import split_text
+from fastwan.export.passes.split_dit import split_dit
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -33,14 +33,14 @@ class Twice(OpRun):
 def graph(kit: SimpleNamespace) -> ir.Model:
     """Two regions, the first of two nodes.
 
-    `wide` is the fp32 copy of `a`; `m` and `timestep_proj` are small; `corner` is a small slice of
-    a large value; `c` follows from a weight alone. All are read on both sides of a cut.
+    `wide` is the fp32 copy of `a`; `m` and `n` are small; `corner` is a small slice of a large
+    value; `c` follows from a weight alone. All are read on both sides of a cut.
     """
     model: ir.Model = kit.graph(
         """g (bfloat16[32, 16] x, float[1, 16] t, float[32, 16] w, int64[1] zero, int64[1] one)
              => (float[32, 16] y)
            <bfloat16[32, 16] c, bfloat16[32, 16] a, float[32, 16] wide, float[1, 16] m,
-            float[1, 16] timestep_proj, float[32, 16] wall, float[1, 16] corner,
+            float[1, 16] n, float[32, 16] wall, float[1, 16] corner,
             bfloat16[32, 16] r0, bfloat16[32, 16] r1, float[32, 16] b, float[32, 16] b2,
             float[32, 16] b3, bfloat16[32, 16] d, bfloat16[32, 16] d2, bfloat16[32, 16] r2,
             float[32, 16] e, float[32, 16] f, float[32, 16] h, float[32, 16] i>
@@ -49,7 +49,7 @@ def graph(kit: SimpleNamespace) -> ir.Model:
             a = Add (x, c)
             wide = Cast <to: int = 1> (a)
             m = Mul (t, t)
-            timestep_proj = Add (t, m)
+            n = Add (t, m)
             wall = Relu (wide)
             corner = Slice (wall, zero, one, zero)
             r0 = fastwan.Twice (a)
@@ -64,7 +64,7 @@ def graph(kit: SimpleNamespace) -> ir.Model:
             f = Add (e, wide)
             h = Add (f, m)
             i = Add (h, corner)
-            y = Add (i, timestep_proj)
+            y = Add (i, n)
         }""",
         w=ir.tensor(np.arange(512, dtype=np.float32).reshape(32, 16) % 7),
         zero=ir.tensor(np.array([0])),
@@ -122,25 +122,15 @@ def test_neighbours_form_one_region(kit: SimpleNamespace) -> None:
 
 def test_what_is_handed_over(kit: SimpleNamespace) -> None:
     first, second, third = (segment.graph for segment in cut_at_regions(graph(kit)).segments)
-    # The bf16 `a` and not its fp32 copy; the slice and not what it is cut from; no constant.
-    assert names(first.outputs) == {"a", "timestep_proj", "corner"}
+    # The bf16 `a` and not its fp32 copy; the slice and not what it is cut from; no constant, and
+    # no small value that a graph input makes.
+    assert names(first.outputs) == {"a", "corner"}
     assert names(second.inputs) == {"r1", "a", "t"}
     assert names(second.outputs) == {"d2"}
-    assert names(third.inputs) == {"r2", "a", "t", "timestep_proj", "corner"}
+    assert names(third.inputs) == {"r2", "a", "t", "corner"}
     assert names(third.outputs) == {"y"}
-    for segment, made in ((second, {"wide", "m", "c"}), (third, {"wide", "m"})):
+    for segment, made in ((second, {"wide", "m", "c"}), (third, {"wide", "m", "n"})):
         assert made <= {str(node.outputs[0].name) for node in segment}
-
-
-def test_keep_decides_which_small_values_are_handed_over(kit: SimpleNamespace) -> None:
-    cut = cut_at_regions(graph(kit), keep=("m",))
-    first, second, third = (segment.graph for segment in cut.segments)
-    assert names(first.outputs) == {"a", "m", "corner"}
-    assert names(second.inputs) == {"r1", "a", "m"}
-    assert names(third.inputs) == {"r2", "a", "t", "m", "corner"}
-    assert np.array_equal(
-        evaluate_cut(cut, small_inputs())["y"], evaluate(graph(kit), small_inputs())["y"]
-    )
 
 
 def test_graph_without_regions_is_one_segment(kit: SimpleNamespace) -> None:
@@ -175,18 +165,20 @@ def _lowered(model: ir.Model) -> ir.Model:
 
 
 def test_transformer_in_segments_is_the_whole(exported: Any, tiny: Any, kit: Any) -> None:
-    text, dit = split_text(exported.model())
+    time, text, dit = split_dit(exported.model()).values()
     cut = cut_at_regions(dit)
     assert len(cut.segments) == tiny.config.num_layers + 1
     assert len(cut.regions) == tiny.config.num_layers
     inputs = kit.inputs(tiny.config, tiny.shape)
-    values = {"latents": inputs.latents, "timestep": inputs.timestep}
+    values = {"latents": inputs.latents}
+    values |= kit.run(_lowered(time), {"timestep": inputs.timestep})
     values |= kit.run(_lowered(text), {"encoder_hidden_states": inputs.text})
     expected = kit.run(_lowered(dit), values)["velocity"]
     for index, segment in enumerate(cut.segments):
         if index < len(cut.regions):
-            # qkv and the residual stream, at first also what the timestep decides.
-            assert len(segment.graph.outputs) == (4 if index == 0 else 2)
+            # qkv and the residual stream; a block makes its modulation of the tables it reads.
+            assert len(segment.graph.outputs) == 2
+            assert "timestep_proj" in names(segment.graph.inputs)
         values |= kit.run(_lowered(segment), values)
         if index < len(cut.regions):
             values |= kit.run(_lowered(cut.regions[index].model), values)

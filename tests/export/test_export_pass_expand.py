@@ -1,4 +1,4 @@
-"""`expand_nvfp4` and `split_text` on small graphs."""
+"""`expand_nvfp4` on small graphs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from fastwan.errors import BadInput
 from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
-from fastwan.export.passes.split_text import split_text
 from fastwan.plugins.nvfp4 import dequantize_weight, fake_quantize_activation, quantize_weight
 
 WEIGHTS = [
@@ -128,56 +126,3 @@ def test_expanding_a_copy_leaves_the_original_alone(kit: SimpleNamespace) -> Non
     assert model.graph.initializers["w0"].dtype == ir.DataType.UINT8
     assert str(model.graph.initializers["w0"].shape) == "[16,16]"
     assert _count(model, "NVFP4Linear") == 2
-
-
-def prompt_graph(kit: SimpleNamespace) -> ir.Model:
-    """k depends on the prompt and a constant, y on it, the latents and the same constant."""
-    model: ir.Model = kit.graph(
-        """g (float[2, 4] latents, float[2, 4] encoder_hidden_states, float16[4] w)
-             => (float[2, 4] y) <float[2, 4] e, float[2, 4] k>
-        {
-            wide = Cast <to: int = 1> (w)
-            twice = Add (wide, wide)
-            moved = Sub (latents, twice)
-            e = Mul (encoder_hidden_states, twice)
-            k = Relu (e)
-            z = Mul (moved, k)
-            y = Add (z, e)
-        }""",
-        w=ir.tensor(np.array([1, -2, 3, 0.5], np.float16)),
-    )
-    return model
-
-
-def test_only_what_the_prompt_decides_is_hoisted(kit: SimpleNamespace) -> None:
-    model = prompt_graph(kit)
-    before = [node.name for node in model.graph]
-    text, dit = split_text(model)
-    assert [value.name for value in text.graph.inputs] == ["encoder_hidden_states"]
-    assert {value.name for value in text.graph.outputs} == {"e", "k"}
-    assert {value.name for value in dit.graph.inputs} == {"latents", "e", "k"}
-    assert [value.name for value in dit.graph.outputs] == ["y"]
-    ops = {name: [node.op_type for node in m.graph] for name, m in (("t", text), ("d", dit))}
-    # The constant chain is in both, everything else in one.
-    assert ops == {
-        "t": ["Cast", "Add", "Mul", "Relu"],
-        "d": ["Cast", "Add", "Sub", "Mul", "Add"],
-    }
-    assert [node.name for node in model.graph] == before
-    inputs = {
-        name: torch.randn(2, 4, generator=torch.Generator().manual_seed(index))
-        for index, name in enumerate(("latents", "encoder_hidden_states"))
-    }
-    expected = kit.run(model, inputs)["y"]
-    crossing = kit.run(text, inputs)
-    assert torch.equal(kit.run(dit, inputs | crossing)["y"], expected)
-
-
-@pytest.mark.parametrize("name", ["encoder_hidden_states", "prompt"])
-def test_a_graph_without_the_text_input_is_refused(kit: SimpleNamespace, name: str) -> None:
-    model = prompt_graph(kit)
-    if name == "encoder_hidden_states":
-        split_text(model, name)
-    else:
-        with pytest.raises(BadInput, match=name):
-            split_text(model, name)

@@ -39,8 +39,8 @@ def test_parts_build_in_fp4_to_the_same_bytes(
         coverage = check_coverage(built.layers, part.linears)
         assert coverage.lost == ()
         covered += coverage.covered
-        if attention == "native" and part.name == "text_kv":
-            continue  # the same graph in both modes
+        if attention == "native" and part.name in ("time_tables", "text_kv"):
+            continue  # the same graphs in both modes
         again = TensorRTRTX().build(replace(source, base_dir=elsewhere), options, Quiet())
         assert bytes(again.plan) == bytes(built.plan), part.name
     assert sorted(linear.name for linear in covered) == sorted(linear.name for linear in linears)

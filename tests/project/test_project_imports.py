@@ -169,7 +169,7 @@ def test_imports_point_one_way(root: Path, tracked: list[Path]) -> None:
     [
         ("runtime", "fastwan.export.models.wan", "fastwan.bundle"),
         ("runtime", "fastwan.engines.layers", "fastwan.plugins.loader"),
-        ("engines", "fastwan.export.quantize", "fastwan.export.passes.split_text"),
+        ("engines", "fastwan.export.quantize", "fastwan.export.passes.split_dit"),
         ("export", "fastwan.engines.layers", "fastwan.plugins.nvfp4"),
         ("plugins", "fastwan.export.ops", "fastwan.errors"),
         ("src", "fastwan.cli", "fastwan.engines.build"),

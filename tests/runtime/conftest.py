@@ -56,9 +56,10 @@ class FakeBundle:
     def write(self) -> FakeBundle:
         (self.onnx / "tokenizer").mkdir(parents=True, exist_ok=True)
         onnx.save(decoder_graph(*self.latents[-2:]), self.onnx / "decoder.cpu.onnx")
+        onnx.save(time_tables_graph(self.timestep_type), self.onnx / "time_tables.cpu.onnx")
         onnx.save(text_kv_graph(self.float_type), self.onnx / "text_kv.cpu.onnx")
         onnx.save(
-            dit_graph(self.latents, self.float_type, self.timestep_type),
+            dit_graph(self.latents, self.float_type),
             self.onnx / "dit.cpu.onnx",
             save_as_external_data=True,
             location="dit.data",
@@ -73,7 +74,8 @@ class FakeBundle:
         return self
 
     def write_manifest(self) -> None:
-        names = ["dit", "text_kv", "decoder"] + ["text_encoder"] * self.text_encoder
+        names = ["dit", "time_tables", "text_kv", "decoder"]
+        names += ["text_encoder"] * self.text_encoder
         graphs = {
             name: Graph(
                 file=f"{name}.onnx",
@@ -119,7 +121,8 @@ class FakeBundle:
     def engine(self, name: str) -> Engine:
         """Record of an engine that has the names, dtypes and shapes of the CPU graph."""
         model = onnx.load(self.onnx / f"{name}.cpu.onnx", load_external_data=False)
-        component = "dit" if name == "text_kv" else name
+        component = "dit" if name in ("time_tables", "text_kv") else name
+        cadences = {"dit": "step", "decoder": "latent", "time_tables": "schedule"}
         path = self.root / component / f"{name}.engine"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(f"engine {name}".encode())
@@ -131,7 +134,7 @@ class FakeBundle:
             inputs=tuple(map(spec_of, model.graph.input)),
             outputs=tuple(map(spec_of, model.graph.output)),
             scratch_bytes={"dit": 4096, "decoder": 1000}.get(name, 100),
-            runs={"dit": "step", "decoder": "latent"}.get(name, "prompt"),
+            runs=cadences.get(name, "prompt"),
             profiles={"embeddings": shapes} if dynamic else {},
         )
 
@@ -210,6 +213,15 @@ def text_encoder_graph(dtype: int) -> onnx.ModelProto:
     )
 
 
+def time_tables_graph(timestep_type: int) -> onnx.ModelProto:
+    """temb = timestep in fp32."""
+    return model_of(
+        [helper.make_node("Cast", ["timestep"], ["temb"], to=FLOAT)],
+        [("timestep", timestep_type, [1])],
+        [("temb", FLOAT, [1])],
+    )
+
+
 def text_kv_graph(dtype: int) -> onnx.ModelProto:
     shape = [1, TEXT_LENGTH, TEXT_DIM]
     return model_of(
@@ -225,19 +237,18 @@ def text_kv_graph(dtype: int) -> onnx.ModelProto:
     )
 
 
-def dit_graph(latents: tuple[int, ...], dtype: int, timestep_type: int) -> onnx.ModelProto:
-    """velocity = latents * w + timestep / 1000 * mean(k + v), w by channel, in external data."""
+def dit_graph(latents: tuple[int, ...], dtype: int) -> onnx.ModelProto:
+    """velocity = latents * w + temb / 1000 * mean(k + v), w by channel, in external data."""
     weight = np.random.default_rng(2).standard_normal((1, latents[1], 1, 1, 1)) * 0.5
     text = [1, TEXT_LENGTH, TEXT_DIM]
     return model_of(
         [
             helper.make_node("Cast", ["latents"], ["x"], to=FLOAT),
-            helper.make_node("Cast", ["timestep"], ["t"], to=FLOAT),
             helper.make_node("Cast", ["blocks.0.attn2.k"], ["k"], to=FLOAT),
             helper.make_node("Cast", ["blocks.0.attn2.v"], ["v"], to=FLOAT),
             helper.make_node("Add", ["k", "v"], ["kv"]),
             helper.make_node("ReduceMean", ["kv"], ["mean"], keepdims=0),
-            helper.make_node("Div", ["t", "thousand"], ["time"]),
+            helper.make_node("Div", ["temb", "thousand"], ["time"]),
             helper.make_node("Mul", ["time", "mean"], ["shift"]),
             helper.make_node("Mul", ["x", "w"], ["scaled"]),
             helper.make_node("Add", ["scaled", "shift"], ["sum"]),
@@ -245,7 +256,7 @@ def dit_graph(latents: tuple[int, ...], dtype: int, timestep_type: int) -> onnx.
         ],
         [
             ("latents", dtype, latents),
-            ("timestep", timestep_type, [1]),
+            ("temb", FLOAT, [1]),
             ("blocks.0.attn2.k", dtype, text),
             ("blocks.0.attn2.v", dtype, text),
         ],

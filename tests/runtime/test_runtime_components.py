@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -46,38 +47,57 @@ class FakeExecutor:
         return results
 
 
+def time_tables() -> FakeExecutor:
+    return FakeExecutor({"timestep": (1,)}, {"temb": (1, 8), "timestep_proj": (1, 6, 8)})
+
+
 def text_kv() -> FakeExecutor:
     kv = {"blocks.0.attn2.k": (1, 6, 8), "blocks.0.attn2.v": (1, 6, 8)}
     return FakeExecutor({"encoder_hidden_states": (1, 6, 8)}, kv)
 
 
 def dit(**more: tuple[int, ...]) -> FakeExecutor:
-    inputs = {"latents": (1, 16, 3, 2, 4), "timestep": (1,), **more}
+    inputs = {"latents": (1, 16, 3, 2, 4), "temb": (1, 8), "timestep_proj": (1, 6, 8), **more}
     return FakeExecutor(
         {**inputs, "blocks.0.attn2.k": (1, 6, 8), "blocks.0.attn2.v": (1, 6, 8)},
         {"velocity": (1, 16, 3, 2, 4)},
     )
 
 
-def test_text_keys_are_computed_once_a_prompt_and_timesteps_once_a_schedule() -> None:
-    kv, net = text_kv(), dit()
-    model = DiT(kv, net)
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_text_keys_are_computed_once_a_prompt_and_tables_once_a_timestep(
+    asked_before: bool,
+) -> None:
+    time, kv, net = time_tables(), text_kv(), dit()
+    model = DiT(time, kv, net)
+    if asked_before:
+        model.tables(999)
+        model.tables(857)
+        assert len(time.reads) == 2
     context = model.prepare(np.zeros((1, 6, 8), np.float32))
     latents = np.zeros((1, 16, 3, 2, 4), np.float32)
     for _ in range(2):
         for timestep in (999, 857):
             model.velocity(latents, timestep, context)
-    assert (len(kv.reads), len(net.reads), net.fills) == (1, 4, 2)
+    assert (len(kv.reads), len(net.reads), len(time.reads), time.fills) == (1, 4, 2, 2)
+    # Each step reads the tables of its own timestep.
+    first, second = time.results
+    for read, made in zip(net.reads, (first, second, first, second), strict=True):
+        assert {name: read[name] for name in made} == made
 
 
 def test_graphs_that_do_not_fit_together_are_refused() -> None:
-    DiT(text_kv(), dit())
+    DiT(time_tables(), text_kv(), dit())
     with pytest.raises(BadInput, match=r"nothing provides blocks\.1\.attn2\.k"):
-        DiT(text_kv(), dit(**{"blocks.1.attn2.k": (1, 6, 8)}))
-    net = dit()
-    del net.inputs["blocks.0.attn2.v"]
-    with pytest.raises(BadInput, match=r"graph lacks blocks\.0\.attn2\.v"):
-        DiT(text_kv(), net)
+        DiT(time_tables(), text_kv(), dit(**{"blocks.1.attn2.k": (1, 6, 8)}))
+    # A transformer that still makes its tables itself, and tables that nobody reads.
+    with pytest.raises(BadInput, match="nothing provides timestep"):
+        DiT(time_tables(), text_kv(), dit(timestep=(1,)))
+    for name in ("blocks.0.attn2.v", "timestep_proj"):
+        net = dit()
+        del net.inputs[name]
+        with pytest.raises(BadInput, match=f"graph lacks {re.escape(name)}"):
+            DiT(time_tables(), text_kv(), net)
 
 
 def step(memory_out: tuple[int, ...] = (1, 5)) -> FakeExecutor:

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import TensorProto
 from PIL import Image
 
+from fastwan.bundle import MANIFEST, SCHEMA_VERSION, open_bundle
+from fastwan.cli import main
 from fastwan.errors import BadInput, EnvironmentLacks, VerificationFailed
 from fastwan.runtime import device
 from fastwan.runtime.generate import generate
@@ -197,6 +200,18 @@ def test_cuda_that_cannot_be_used_says_why_and_auto_takes_the_cpu(
     assert message in pipe.device.note
     with pytest.raises(EnvironmentLacks, match=message):
         FastWanPipeline.from_bundle(bundle.root, "cuda")
+
+
+def test_a_bundle_of_an_older_schema_is_refused_in_one_line(bundle: Any) -> None:
+    path = bundle.root / MANIFEST
+    fields = json.loads(path.read_text())
+    assert open_bundle(bundle.root).manifest.schema_version == SCHEMA_VERSION
+    path.write_text(json.dumps({**fields, "schema_version": 1}))
+    done = CliRunner().invoke(main, ["bench", str(bundle.root), "--device", "null"])
+    assert done.exit_code == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert f"schema version 1, this tool reads {SCHEMA_VERSION}" in line
+    assert "build the bundle again" in line
 
 
 def test_an_unknown_device_is_refused(bundle: Any) -> None:

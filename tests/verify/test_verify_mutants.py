@@ -225,7 +225,7 @@ def test_both_samplers_have_published_constants(mutant: Any, name: str) -> None:
 
 
 def test_a_changed_timestep_embedding_fails_the_steps(mutant: Any) -> None:
-    with mutant.graph("dit.cpu.onnx") as graph:
+    with mutant.graph("time_tables.cpu.onnx") as graph:
         (node,) = (node for node in graph.node if node.op_type == "Cos" and "embed" in node.name)
         node.op_type = "Sin"
     mutant.rehash()

@@ -9,12 +9,12 @@ from typing import Literal
 import onnx_ir as ir
 
 from fastwan.errors import BadInput
-from fastwan.export.dit_onnx import split
 from fastwan.export.onnx_io import strip
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_attention import lower_attention
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
-from fastwan.runtime.dit import DiT
+from fastwan.export.passes.split_dit import split_dit
+from fastwan.runtime.dit import DIT_GRAPHS, DiT
 from fastwan.runtime.executors import Array
 from fastwan.runtime.ort_executor import OnnxRuntimeExecutor
 
@@ -76,8 +76,8 @@ class LoweredDiT:
 
     @cached_property
     def parts(self) -> dict[str, ir.Model]:
-        """``text_kv`` and ``dit`` with the numerics of the model."""
-        parts = {name: clone(part) for name, part in split(self._model).items()}
+        """The graphs of `split_dit` with the numerics of the model."""
+        parts = {name: clone(part) for name, part in split_dit(self._model).items()}
         return {
             name: lower_for_onnxruntime(part, attention=self._attention)[0]
             for name, part in parts.items()
@@ -85,13 +85,12 @@ class LoweredDiT:
 
     def executors(self, parts: dict[str, ir.Model]) -> DiT[Array]:
         """The runtime's component over lowered graphs."""
-        text, dit = (MemoryExecutor(parts[name], self._folder) for name in ("text_kv", "dit"))
-        return DiT(text, dit)
+        return DiT(*(MemoryExecutor(parts[name], self._folder) for name in DIT_GRAPHS))
 
     def unquantised(self, dtype: Literal["fp32", "bf16"]) -> DiT[Array]:
         """Without activation quantisers and with exact attention, rounding as `dtype` does."""
         if not self._exact:
-            for name, part in split(self._model).items():
+            for name, part in split_dit(self._model).items():
                 self._exact[name] = lower_attention(clone(part), "exact")[0]
         lowered = {
             name: lower_for_onnxruntime(

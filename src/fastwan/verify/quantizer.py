@@ -13,9 +13,9 @@ from onnx import numpy_helper
 
 from fastwan.engines.coverage import QUANTISE
 from fastwan.errors import BadInput
-from fastwan.export.dit_onnx import split
 from fastwan.export.passes.expand_nvfp4 import BLOCK, E4M3
 from fastwan.export.passes.graphs import submodel
+from fastwan.export.passes.split_dit import split_dit
 from fastwan.plugins.nvfp4 import fake_quantize_activation
 from fastwan.verify.executor import MemoryExecutor
 from fastwan.verify.report import Check
@@ -69,7 +69,7 @@ def check_quantizer(subject: Subject, lowered: Mapping[str, ir.Model]) -> Check:
     """The quantiser of every linear, cut out of the CPU graphs, against `nvfp4`.
 
     Args:
-        lowered: ``text_kv`` and ``dit`` of the CPU reference.
+        lowered: the transformer's graphs of the CPU reference.
     """
     sources = quantised_values(subject.dit_graph)
     generator = np.random.default_rng(0)
@@ -211,11 +211,11 @@ def edge_cases() -> Array:
 
 
 def lowered_parts(subject: Subject) -> dict[str, ir.Model]:
-    """``text_kv`` and ``dit`` of the CPU reference: as shipped, or lowered now at a small shape."""
+    """The transformer's CPU graphs: as shipped, or lowered now at a small shape."""
     if subject.check_shape != subject.shape:
         return subject.lowered.parts
     parts = {}
-    for name in split(subject.dit_graph):
+    for name in split_dit(subject.dit_graph):
         file = subject.graphs[name].cpu_file
         if file is None:
             raise BadInput("bundle has no CPU reference", where=name, fix="build it again")

@@ -88,7 +88,7 @@ def dit_pieces(bundle: Any) -> dict[str, onnx.ModelProto]:
     for node in nodes.values():
         node.input[:] = ["rope_cos.shared" if n == "thousand" else n for n in node.input]
     share = helper.make_node("Reshape", ["thousand", "one"], ["rope_cos.shared"])
-    middle = [nodes[n] for n in ("t", "k", "v", "kv", "mean", "time", "shift")]
+    middle = [nodes[n] for n in ("k", "v", "kv", "mean", "time", "shift")]
     return {
         "dit_00": model(
             [share, nodes["x"], nodes["scaled"]],
@@ -97,7 +97,7 @@ def dit_pieces(bundle: Any) -> dict[str, onnx.ModelProto]:
             one=np.array([1], np.int64),
             **constants,
         ),
-        "dit_01": model(middle, [("timestep", FLOAT, [1]), *KV, SHARED], [SHIFT]),
+        "dit_01": model(middle, [("temb", FLOAT, [1]), *KV, SHARED], [SHIFT]),
         "dit_02": model(
             [nodes["sum"], nodes["velocity"]], [SCALED, SHIFT], [("velocity", BF16, LATENTS)]
         ),
@@ -154,13 +154,14 @@ def pieces(bundle: Any) -> Manifest:
         graphs[name] = Graph(file=path.name, cpu_file=path.name, data=(), inputs=(), outputs=())
         if name != "text_encoder":
             made[name] = engine(name, each.graph, file)
-    kept = {n: manifest.engines[n] for n in ("text_kv", "decoder")}
+    kept = {n: manifest.engines[n] for n in ("time_tables", "text_kv", "decoder")}
+    decoder = kept.pop("decoder")
     text = {n: e for n, e in made.items() if n.startswith("text")}
     dit = {n: e for n, e in made.items() if n.startswith("dit")}
     changed = manifest.model_copy(
         update={
             "attention": "native",
-            "engines": {**text, "text_kv": kept["text_kv"], **dit, "decoder": kept["decoder"]},
+            "engines": {**text, **kept, **dit, "decoder": decoder},
             "files": files,
             "onnx": manifest.onnx.model_copy(update={"graphs": graphs}),
         }
@@ -271,7 +272,8 @@ def test_a_value_that_is_made_too_late_is_named(
 ) -> None:
     record(pieces, schedule_for("unipc"))
     reverse = dict(reversed(pieces.engines.items()))
-    moved = {n: e for n, e in reverse.items() if e.component == component and n != "text_kv"}
+    apart = ("time_tables", "text_kv")
+    moved = {n: e for n, e in reverse.items() if e.component == component and n not in apart}
     kept = {n: e for n, e in pieces.engines.items() if n not in moved}
     with pytest.raises(BadInput, match=f"nothing provides .*{missing}"):
         record(pieces.model_copy(update={"engines": {**kept, **moved}}), schedule_for("unipc"))

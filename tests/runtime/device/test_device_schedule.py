@@ -63,7 +63,7 @@ def segmented(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     opened = open_bundle(bundle.root)
     engines = dict(opened.manifest.engines)
     whole = engines.pop("dit")
-    latents, timestep, k, v = whole.inputs
+    latents, temb, k, v = whole.inputs
     hidden = spec("hidden", 1, LENGTH, WIDTH)
     (velocity,) = whole.outputs
 
@@ -73,7 +73,7 @@ def segmented(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     regions = {f"region_{i:02d}": region(i) for i in range(2)}
     qkv, out = zip(*((r.inputs[0], r.outputs[0]) for r in regions.values()), strict=True)
     segments = {
-        "segment_00": segment([latents, timestep], [hidden, qkv[0]]),
+        "segment_00": segment([latents, temb], [hidden, qkv[0]]),
         "segment_01": segment([hidden, out[0], k, v], [spec("hidden_1", 1, LENGTH, WIDTH), qkv[1]]),
         "segment_02": segment([spec("hidden_1", 1, LENGTH, WIDTH), out[1], k, v], [velocity]),
     }
@@ -168,10 +168,11 @@ def test_constants_are_shared_and_written_once(segmented: Bundle) -> None:
     written = {t.buffer for op in operations(recording) for t in op.writes}
     constants = {b for b in layout.fixed_buffers if b.content is not None}
     assert not written & constants
-    # What stays without a content is what text_kv writes.
-    assert {b.name for b in set(layout.fixed_buffers) - constants} == {
-        "blocks.0.attn2.k",
-        "blocks.0.attn2.v",
+    # What stays without a content is what time_tables writes for each timestep, and text_kv once.
+    assert Counter(b.name for b in set(layout.fixed_buffers) - constants) == {
+        "temb": 3,
+        "blocks.0.attn2.k": 1,
+        "blocks.0.attn2.v": 1,
     }
 
 
@@ -225,6 +226,7 @@ def test_a_video_is_one_launch_without_an_allocation_or_a_wait_in_it(
     noises = 1 if sampler == "unipc" else 3
     assert [c.kind for c in calls] == ["host"] * noises + ["launch", "synchronize", "host"]
     (graph,) = (call.graph for call in calls if call.kind == "launch")
+    assert "time_tables" not in {call.name for call in graph}
     kinds = Counter(call.kind for call in graph)
     # 3 steps of 3 segments and 2 regions; 3 latents.
     assert kinds["engine"] == 9 + 3
@@ -236,6 +238,33 @@ def test_a_video_is_one_launch_without_an_allocation_or_a_wait_in_it(
     assert not set(kinds) - {*ENQUEUES, "record", "wait", "mark"}
     assert find_races(device.calls) == []
     assert any(call.kind == "allocate" for call in device.calls)
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "dmd"])
+def test_tables_are_computed_at_loading_once_for_each_timestep_and_never_again(
+    segmented: Bundle, open_session: Callable[..., Session], sampler: str
+) -> None:
+    device = NullDevice()
+    session = open_session(device, sampler=sampler, manifest=segmented.manifest)
+    session.load()
+    loaded = [call for call in device.calls if call.kind == "engine"]
+    steps = session.recording.schedule.steps
+    runs = [call for call in loaded if call.name == "time_tables"]
+    assert len(runs) == len(steps) == 3
+    # Before anything else runs, each from a timestep of its own to a table of its own.
+    assert loaded[:3] == runs
+    assert len({call.reads for call in runs}) == len({call.writes[0] for call in runs}) == 3
+    begin = len(device.calls)
+    play(session, device)
+    session.denoise([np.zeros(session.recording.latents.shape)] * len(session.recording.noises))
+    after = [inner for call in device.calls[begin:] for inner in (call, *call.graph)]
+    assert "time_tables" not in {call.name for call in after}
+    # Each step reads the table of its own timestep, which nothing else has written since.
+    segments = [call for call in after if call.name == "segment_00"]
+    assert [call.reads[1] for call in segments] == [call.writes[0] for call in runs] * 2
+    tables = {call.writes[0] for call in runs}
+    assert not [call for call in after if tables & set(call.writes)]
+    assert find_races(device.calls) == []
 
 
 def test_what_the_null_device_hands_out_is_what_was_planned(
