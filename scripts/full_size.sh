@@ -5,7 +5,7 @@
 # FASTWAN_TEXT_ENCODER  1: with the 5.7 B text encoder (needs 60 GB of disk)
 # FASTWAN_VENV, FASTWAN_PYTHON: see environment.sh
 #
-# Prints, for each build, seconds, CPU-seconds and peak memory by the operating system's account.
+# Prints, for each build and for `verify`, seconds, CPU-seconds and peak memory by the operating system's account.
 # Memory, sizes and coverage fail the script; times depend on the machine and are only printed.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
@@ -58,8 +58,12 @@ build decoder 2 --components decoder
 bundles=(cut native decoder)
 if [[ ${text[0]} == --text-encoder ]]; then
     build text-encoder 12 --components text_encoder
-    bundles+=(text-encoder)
+    build text-encoder-nvfp4 12 --components text_encoder --text-encoder-recipe nvfp4
+    bundles+=(text-encoder text-encoder-nvfp4)
+    "$bin/python" "$root/scripts/text_encoder_error.py" "$out/checkpoint" | tail -n 1
 fi
+# Minutes: the 30 blocks on a CPU, at a small number of tokens.
+measure verify 10 "$bin/fastwan-export" verify "$out/cut"
 for name in "${bundles[@]}"; do
     "$bin/fastwan-export" inspect "$out/$name" --json >"$out/$name.json"
 done
