@@ -225,7 +225,7 @@ class _Builder:
             scratch_bytes=found.scratch_bytes,
             linears=source.linears,
             runs=source.cadence,
-            profiles={name: tuple(shapes) for name, shapes in (source.profiles or {}).items()},
+            profiles=dict(source.profiles or {}),
         )
 
     def _compile(self, source: EngineSource, elements: dict[str, int]) -> BuiltEngine:
@@ -236,7 +236,7 @@ class _Builder:
     def _key(self, source: EngineSource) -> dict[str, object]:
         return {
             **self._fixed_key,
-            "profiles": {name: list(shapes) for name, shapes in (source.profiles or {}).items()},
+            "profiles": dict(source.profiles or {}),
             "io_formats": dict(source.io_formats or {}),
         }
 

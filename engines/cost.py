@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastwan.bundle import Manifest, Region, RegionNode, TensorSpec
+from fastwan.bundle import Engine, Manifest, Region, RegionNode, TensorSpec
 from fastwan.config import AttentionName
 from fastwan.engines.gpus import GpuRates
 from fastwan.engines.layers import LayerRecord
@@ -18,6 +18,8 @@ from fastwan.errors import BadInput
 
 STEPS = 3
 HEAD_DIM = 128
+USUAL_TEXT_LENGTH = 128
+"""Tokens of the prompt that is priced: a few sentences."""
 
 
 @dataclass(frozen=True)
@@ -201,13 +203,11 @@ def price(
         gpu: row of the table for the bundle's target, or None.
     """
     empty = Cost() if gpu is not None else Cost(seconds=None, floor_seconds=None)
-    engines = {
-        name: sum(
-            (kernel_cost(record, gpu, _usual_size(manifest, name)) for record in layers[name]),
-            empty,
-        )
-        for name in manifest.engines
-    }
+    engines = {}
+    for name, engine in manifest.engines.items():
+        size = usual_size(engine)
+        records = usual_records(engine, layers[name])
+        engines[name] = sum((kernel_cost(record, gpu, size) for record in records), empty)
     regions = {
         name: region_cost(region, gpu, manifest.attention)
         for name, region in manifest.regions.items()
@@ -225,12 +225,24 @@ def price(
     return VideoCost(engines, regions, parts["prompt"], step, parts["latent"], video)
 
 
-def _usual_size(manifest: Manifest, engine: str) -> int:
-    """Length of a dynamic axis in the usual (opt) shape of an engine's profile; 1 without."""
-    record = manifest.engines[engine]
-    for spec in record.inputs:
-        profile = record.profiles.get(spec.name)
-        for axis, size in enumerate(spec.shape):
-            if isinstance(size, str) and profile is not None:
-                return profile[1][axis]
-    return 1
+def usual_size(engine: Engine) -> int:
+    """Length of a dynamic axis when an engine runs a prompt of the usual length; 1 without one."""
+    sizes = [
+        profile[-1][axis]
+        for spec in engine.inputs
+        for axis, size in enumerate(spec.shape)
+        for profile in engine.profiles.get(spec.name, ())
+        if isinstance(size, str)
+    ]
+    return min(USUAL_TEXT_LENGTH, max(sizes)) if sizes else 1
+
+
+def usual_records(engine: Engine, records: Sequence[LayerRecord]) -> list[LayerRecord]:
+    """The kernels that run a prompt of the usual length: those of one profile."""
+    size = usual_size(engine)
+    shapes = {
+        spec.name: tuple(size if isinstance(axis, str) else axis for axis in spec.shape)
+        for spec in engine.inputs
+    }
+    profile = engine.profile_for(shapes)
+    return [record for record in records if record.profile == profile]

@@ -14,7 +14,7 @@ from fastwan.runtime.memory import DeviceMemory, check_fit
 from fastwan.runtime.memory_plan import plan
 from fastwan.runtime.operations import Copy
 from fastwan.runtime.player import BEGIN, Player
-from fastwan.runtime.recorder import COMPUTE, Recorder, Stage
+from fastwan.runtime.recorder import COMPUTE, Stage
 from fastwan.runtime.recording import record
 from fastwan.runtime.sampler import Schedule
 from fastwan.runtime.tensors import Tensor
@@ -104,6 +104,10 @@ class Session:
             memory.clear(tensor)
         # Once eagerly: libraries load their kernels on first use, which no capture allows.
         player.enqueue(recording.stages)
+        if recording.text is not None:
+            # Each profile of the text encoder has kernels of its own.
+            for length in recording.text.buckets[:-1]:
+                player.enqueue(recording.text.stages(length))
         player.synchronize()
         if recording.frames is not None:
             player.graph(recording.video)
@@ -129,11 +133,10 @@ class Session:
             raise BadInput(
                 f"prompt has {length} tokens, the engine takes {longest}", where="prompt"
             )
-        recorder = Recorder()
-        text.record(recorder, length)
+        stages = text.stages(length)
         with self._running() as player:
             player.memory.write(text.host_in[:, :length], embeddings)
-            player.enqueue(recorder.stages)
+            player.enqueue(stages)
             player.synchronize()
             return player.memory.view(text.host_out[:, :length]).copy()
 

@@ -56,6 +56,7 @@ class TensorRTEngine:
         }
         self._bound: dict[str, Binding] = {}
         self._scratch = (0, 0)
+        self._profile = 0  # a new context has the first one
 
     @property
     def scratch_bytes(self) -> int:
@@ -63,8 +64,20 @@ class TensorRTEngine:
         return int(self._engine.device_memory_size_v2)
 
     def enqueue(
-        self, bindings: Mapping[str, Binding], scratch: int, scratch_bytes: int, stream: int
+        self,
+        bindings: Mapping[str, Binding],
+        scratch: int,
+        scratch_bytes: int,
+        stream: int,
+        profile: int = 0,
     ) -> None:
+        if self._profile != profile:
+            switched = self._context.set_optimization_profile_async(profile, stream)
+            self._require(switched, f"optimization profile {profile}")
+            self._profile = profile
+            # The context now knows neither the shapes nor, for another profile, the scratch.
+            self._bound.clear()
+            self._scratch = (0, 0)
         if self._scratch != (scratch, scratch_bytes):
             self._context.set_device_memory(scratch, scratch_bytes)
             self._scratch = (scratch, scratch_bytes)

@@ -8,6 +8,7 @@ manifest strictly; a file of it is used only after `Bundle.file` has checked its
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -122,7 +123,8 @@ class Engine(_Record):
         scratch_bytes: device memory its context needs while it runs.
         linears: targeted linears it covers.
         runs: how often it runs.
-        profiles: for each input with a dynamic axis its (min, opt, max) shape.
+        profiles: for each input with a dynamic axis its (min, opt, max) shape in every
+            optimization profile; all inputs have equally many.
     """
 
     file: str
@@ -132,7 +134,26 @@ class Engine(_Record):
     scratch_bytes: int
     linears: tuple[Linear, ...] = ()
     runs: Cadence = "step"
-    profiles: dict[str, tuple[tuple[int, ...], ...]] = Field(default_factory=dict)
+    profiles: dict[str, tuple[tuple[tuple[int, ...], ...], ...]] = Field(default_factory=dict)
+
+    def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """Index of the first profile that takes inputs of these shapes; None without one.
+
+        Args:
+            shapes: by input name; those of inputs without a dynamic axis are left alone.
+        """
+        if not self.profiles:
+            return 0
+        for index, profile in enumerate(zip(*self.profiles.values(), strict=True)):
+            bounds = zip(self.profiles, profile, strict=True)
+            if all(_within(shapes[name], shape[0], shape[-1]) for name, shape in bounds):
+                return index
+        return None
+
+
+def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
+    sizes = zip(least, shape, most, strict=True)
+    return len(shape) == len(most) and all(low <= size <= high for low, size, high in sizes)
 
 
 class RegionNode(_Record):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from fastwan.bundle import Region, RegionNode, TensorSpec
+from fastwan.bundle import Engine, Region, RegionNode, TensorSpec
 from fastwan.engines.cost import (
     Cost,
     flops,
@@ -14,6 +15,8 @@ from fastwan.engines.cost import (
     region_cost,
     sage_attention_cost,
     total,
+    usual_records,
+    usual_size,
 )
 from fastwan.engines.gpus import GPUS
 from fastwan.errors import BadInput
@@ -140,6 +143,37 @@ def test_a_region_is_priced_by_its_node() -> None:
     assert region_cost(region("SageAttention3"), GPU, "sage3") == expected
     with pytest.raises(BadInput, match="no cost is known for Other"):
         region_cost(region("Other"), GPU, "sage3")
+
+
+@pytest.mark.parametrize(
+    ("uppers", "size", "profile"),
+    [((64, 128, 256, 512), 128, 1), ((64, 512), 128, 1), ((64,), 64, 0), ((128, 512), 128, 0)],
+)
+def test_a_prompt_is_priced_in_its_own_profile(
+    kit: SimpleNamespace, uppers: tuple[int, ...], size: int, profile: int
+) -> None:
+    lowers = (1, *(upper + 1 for upper in uppers[:-1]))
+    bounds = zip(lowers, uppers, strict=True)
+    engine = Engine(
+        file="t",
+        component="text_encoder",
+        inputs=(TensorSpec(name="x", dtype="bfloat16", shape=(1, "length", 4)),),
+        outputs=(),
+        scratch_bytes=0,
+        profiles={"x": tuple(((1, a, 4), (1, b, 4), (1, b, 4)) for a, b in bounds)},
+    )
+    one = kit.record("k", "kgen", inputs=[], outputs=[("BFloat16", (1, -1, 4))])
+    records = [replace(one, profile=index) for index in range(len(uppers))]
+    assert usual_size(engine) == size
+    assert usual_records(engine, records) == [records[profile]]
+
+
+def test_a_fixed_engine_is_priced_whole(kit: SimpleNamespace) -> None:
+    spec = TensorSpec(name="x", dtype="bfloat16", shape=(1, 4))
+    engine = Engine(file="t", component="dit", inputs=(spec,), outputs=(), scratch_bytes=0)
+    records = [kit.record("k", "kgen", inputs=[], outputs=[("BFloat16", (1, 4))])] * 2
+    assert usual_size(engine) == 1
+    assert usual_records(engine, records) == records
 
 
 def test_without_a_gpu_there_are_bytes_but_no_time(kit: SimpleNamespace) -> None:
