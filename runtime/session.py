@@ -16,6 +16,7 @@ from fastwan.runtime.operations import Copy
 from fastwan.runtime.player import BEGIN, Player
 from fastwan.runtime.recorder import COMPUTE, Stage
 from fastwan.runtime.recording import record
+from fastwan.runtime.runtime_cache import RuntimeCache
 from fastwan.runtime.sampler import Schedule
 from fastwan.runtime.tensors import Tensor
 
@@ -30,11 +31,13 @@ class Platform:
     Attributes:
         kernels: the launches of the plugin library.
         open_engines: the engines of a bundle, deserialised after their hashes were checked.
+        runtime_cache: kernels that are compiled for these engines; None where none are.
     """
 
     device: Device
     kernels: Kernels
     open_engines: Callable[[Bundle], Mapping[str, DeviceEngine]]
+    runtime_cache: RuntimeCache | None = None
 
 
 class Session:
@@ -109,6 +112,8 @@ class Session:
             for length in recording.text.buckets[:-1]:
                 player.enqueue(recording.text.stages(length))
         player.synchronize()
+        if self._platform.runtime_cache is not None:
+            self._platform.runtime_cache.save()
         if recording.frames is not None:
             player.graph(recording.video)
         return player

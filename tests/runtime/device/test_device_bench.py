@@ -99,6 +99,7 @@ def test_stages_are_measured_on_a_device(
     monkeypatch.setattr(module, "cuda_platform", lambda _bundle: host_platform(host_device))
     report = bench(bundle.root, runs=2, warmup=1, prompt="red fox")
     assert report["device"] == "NULL device"
+    assert report["runtime_cache"] == "unused"
     steps = ["step_0", "step_1", "step_2"]
     assert list(report["times"]) == ["text", "text_kv", "video", *steps, "decode", "copy", "total"]
     # The first video is not counted: its five stages took 0 .. 4.
