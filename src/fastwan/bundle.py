@@ -255,7 +255,9 @@ def parse_manifest(path: Path, kind: type[T]) -> T:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise BadInput(
-            f"{path.name}: {first['msg']} in {field!r}", where=str(path.parent)
+            f"{path.name}: {first['msg']} in {field!r}",
+            where=str(path.parent),
+            fix="if another version wrote it, build the bundle again",
         ) from None
 
 
