@@ -9,13 +9,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from fastwan.bundle import Cadence, Linear
+from fastwan.bundle import Cadence, Linear, Profile
 
 Component = Literal["dit", "decoder", "text_encoder"]
 IoFormat = Literal["hwc8"]
-Dimensions = tuple[int, ...]
-Profile = tuple[Dimensions, Dimensions, Dimensions]
-"""(min, opt, max) shape of an input."""
 
 _CADENCE: dict[str, Cadence] = {"dit": "step", "decoder": "latent", "text_encoder": "prompt"}
 _TEXT_ENGINES = {"text_kv"}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fastwan.bundle import Graph, OnnxManifest
+from fastwan.bundle import Graph, OnnxManifest, Profile
 from fastwan.config import AttentionName, BackendName
 from fastwan.engines.onnx_guard import checked_model
-from fastwan.engines.plan import EngineSource, IoFormat, Profile
+from fastwan.engines.plan import EngineSource, IoFormat
 from fastwan.errors import BadInput
 from fastwan.export.passes.cut_at_blocks import cut_at_blocks
 from fastwan.export.passes.cut_at_regions import Region

@@ -204,7 +204,7 @@ class NullEngine:
         """Refuse a shape outside the selected profile, as TensorRT does."""
         for name, profiles in self._record.profiles.items():
             shape = bindings[name][1]
-            least, *_, most = profiles[profile]
+            least, _, most = profiles[profile]
             if not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
                 raise DeviceError(
                     f"{self._name}: {name} has shape {shape}, profile {profile} takes {least} to "

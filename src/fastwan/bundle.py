@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import confined_file, sha256_file
@@ -29,6 +29,9 @@ class _Record(BaseModel):
 
 
 T = TypeVar("T", bound=_Record)
+Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""(min, opt, max) shape of an engine's input."""
+
 Cadence = Literal["prompt", "step", "latent"]
 """How often an engine runs: once a prompt, a denoising step or a latent frame."""
 
@@ -134,7 +137,21 @@ class Engine(_Record):
     scratch_bytes: int
     linears: tuple[Linear, ...] = ()
     runs: Cadence = "step"
-    profiles: dict[str, tuple[tuple[tuple[int, ...], ...], ...]] = Field(default_factory=dict)
+    profiles: dict[str, tuple[Profile, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_profiles(self) -> Engine:
+        ranks = {spec.name: len(spec.shape) for spec in self.inputs}
+        counts = {len(profiles) for profiles in self.profiles.values()}
+        fits = all(
+            len(shape) == ranks.get(name)
+            for name, profiles in self.profiles.items()
+            for profile in profiles
+            for shape in profile
+        )
+        if len(counts) > 1 or 0 in counts or not fits:
+            raise ValueError("profiles do not fit the inputs")
+        return self
 
     def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """Index of the first profile that takes inputs of these shapes; None without one.
@@ -152,8 +169,9 @@ class Engine(_Record):
 
 
 def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
-    sizes = zip(least, shape, most, strict=True)
-    return len(shape) == len(most) and all(low <= size <= high for low, size, high in sizes)
+    return len(shape) == len(most) and all(
+        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+    )
 
 
 class RegionNode(_Record):

@@ -117,6 +117,24 @@ def test_a_wrong_profile_is_refused(
         build(kit.source(kit.graph(tokens="length"), tmp_path, profiles=profiles))
 
 
+def test_inputs_have_equally_many_profiles(
+    kit: SimpleNamespace, build: Build, tmp_path: Path
+) -> None:
+    graph = kit.GraphBuilder()
+    graph.inputs += [kit.value("x", ["length", 4]), kit.value("y", ["length", 4])]
+    graph.outputs.append(kit.value("z", ["length", 4]))
+    graph.node("Add", ["x", "y"], ["z"], "add")
+    short, long = ((1, 4), (8, 4), (8, 4)), ((9, 4), (16, 4), (16, 4))
+    for other in ((short, long), (short,)):
+        profiles = {"x": (short, long), "y": other}
+        source = kit.source(graph.model(), tmp_path, linears=(), profiles=profiles)
+        if len(other) == 2:
+            assert {record.profile for record in build(source).layers} == {0, 1}
+        else:
+            with pytest.raises(BadInput, match="different numbers of profiles"):
+                build(source)
+
+
 def convolution(kit: SimpleNamespace) -> onnx.ModelProto:
     graph = kit.GraphBuilder()
     half = onnx.TensorProto.FLOAT16
