@@ -164,7 +164,7 @@ class BundleBuilder:
             scratch_bytes=found.scratch_bytes,
             linears=source.linears,
             runs=source.cadence,
-            profiles={name: tuple(shapes) for name, shapes in (source.profiles or {}).items()},
+            profiles=dict(source.profiles or {}),
         )
         return _Built(engine, found.layers, record, cached)
 
@@ -176,6 +176,6 @@ class BundleBuilder:
     def _key(self, source: EngineSource) -> dict[str, object]:
         return {
             **self._fixed_key,
-            "profiles": {name: list(shapes) for name, shapes in (source.profiles or {}).items()},
+            "profiles": dict(source.profiles or {}),
             "io_formats": dict(source.io_formats or {}),
         }

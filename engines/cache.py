@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,9 +25,8 @@ from fastwan.bundle import TensorSpec
 from fastwan.engines.backend import BuiltEngine
 from fastwan.engines.layers import LayerRecord, layer_from_json
 from fastwan.engines.onnx_guard import DataRange, all_nodes, all_tensors, external_range
-from fastwan.files import atomic_dir, sha256_file
+from fastwan.files import atomic_dir, default_cache_dir, sha256_file
 
-DIRECTORY_VARIABLE = "FASTWAN_CACHE_DIR"
 SIZE_VARIABLE = "FASTWAN_CACHE_MAX_BYTES"
 DEFAULT_MAX_BYTES = 20 << 30
 SCHEMA = 1
@@ -48,18 +46,6 @@ class CachedEngine:
     scratch_bytes: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-
-
-def default_cache_dir() -> Path:
-    """``$FASTWAN_CACHE_DIR``, or ``engines`` in the user's cache folder for this tool."""
-    named = os.environ.get(DIRECTORY_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fastwan-export" / "engines"
 
 
 class ContentHasher:
@@ -138,7 +124,7 @@ class EngineCache:
     """Finished engines by key.
 
     Args:
-        folder: where entries lie; by default `default_cache_dir`.
+        folder: where entries lie; by default `fastwan.files.default_cache_dir`.
         max_bytes: size above which the entries that were used longest ago are removed; by default
             ``$FASTWAN_CACHE_MAX_BYTES`` or 20 GiB.
     """

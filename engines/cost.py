@@ -10,14 +10,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastwan.bundle import Cadence, Manifest, Region, RegionNode, TensorSpec
+from fastwan.bundle import Cadence, Engine, Manifest, Region, RegionNode, TensorSpec
 from fastwan.config import AttentionName
 from fastwan.engines.gpus import GpuRates
-from fastwan.engines.layers import LayerRecord
+from fastwan.engines.layers import LayerRecord, TensorRecord
 from fastwan.errors import BadInput
+from fastwan.plugins.cost import (
+    HEAD_DIM,
+    attention_operations,
+    attention_traffic,
+    prologue_traffic,
+)
+from fastwan.plugins.region import SageRegion
 
 STEPS = 3
-HEAD_DIM = 128
+USUAL_TEXT_LENGTH = 128
+"""Tokens of the prompt that is priced: a few sentences."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +85,22 @@ def flops(record: LayerRecord, dynamic: int = 1) -> int:
     operands = record.operands
     if record.kind not in ("gemm", "attention", "convolution") or len(operands) < 2:
         return 0
-    written = sum(tensor.elements(dynamic) for tensor in record.outputs)
     if record.kind == "gemm":
-        return 2 * written * operands[0].shape[-1]
+        # Of the operands and not of the outputs: one GEMM may write its result twice.
+        left, right = (_sizes(tensor, dynamic) for tensor in operands)
+        batch = max(math.prod(left[:-2]), math.prod(right[:-2]))
+        return 2 * batch * left[-2] * left[-1] * right[-1]
     if record.kind == "convolution":
         largest = max(tensor.elements(dynamic) for tensor in record.outputs)
         return 2 * largest * math.prod(operands[1].shape[1:])
     # Inputs are q [H, L, D], k [H, D, Lk], v [H, Lk, D]; the output is as large as q.
+    written = sum(tensor.elements(dynamic) for tensor in record.outputs)
     keys = record.inputs[-1].shape[-2]
     return 4 * written * (dynamic if keys < 0 else keys)
+
+
+def _sizes(tensor: TensorRecord, dynamic: int) -> list[int]:
+    return [dynamic if size < 0 else size for size in tensor.shape]
 
 
 def kernel_cost(record: LayerRecord, gpu: GpuRates | None, dynamic: int = 1) -> Cost:
@@ -136,37 +151,28 @@ def _node_cost(
 ) -> Cost:
     if node.op != "SageAttention3":
         raise BadInput(f"no cost is known for {node.op}", where="engines/cost.py")
-    qkv = specs[node.inputs[0]]
-    batch, length, channels = (size for size in qkv.shape if isinstance(size, int))
-    tokens = int(node.attributes.get("num_tokens", length))
-    return sage_attention_cost(batch, length, channels // 3, tokens, gpu, attention)
+    batch, length, channels = (int(size) for size in specs[node.inputs[0]].shape)
+    sage = SageRegion(
+        batch=batch,
+        length=length,
+        num_tokens=int(node.attributes.get("num_tokens", length)),
+        num_heads=channels // (3 * HEAD_DIM),
+        eps=float(node.attributes.get("eps", 0.0)),
+        softmax_scale=float(node.attributes.get("softmax_scale", 1.0)),
+    )
+    return sage_attention_cost(sage, gpu, attention)
 
 
 def sage_attention_cost(
-    batch: int,
-    length: int,
-    width: int,
-    num_tokens: int,
-    gpu: GpuRates | None,
-    attention: AttentionName = "sage3",
+    region: SageRegion, gpu: GpuRates | None, attention: AttentionName = "sage3"
 ) -> Cost:
-    """Prologue and FP4 attention of one block.
-
-    The prologue reads qkv [B, L, 3C] bf16 and the RoPE tables [L, 64] fp32 once for q and once for
-    k, and writes q, k, v as FP4 with one e4m3 scale for 16 values; the attention reads those and
-    writes [B, L, C] bf16. 420 MB and 185 MB at 32,760 tokens and 1,536 channels.
-    """
-    qkv = batch * length * 3 * width * 2
-    tables = 2 * 2 * num_tokens * (HEAD_DIM // 2) * 4
-    padded = -(-num_tokens // 128) * 128
-    packed = batch * 3 * padded * width * 9 // 16  # half a byte a value, a byte for 16
-    out = batch * length * width * 2
-    operations = 4 * batch * num_tokens * num_tokens * width
+    """Prologue and FP4 attention of one block, as `fastwan.plugins.cost` counts them."""
+    prologue = sum(prologue_traffic(region).values())
+    moved = sum(attention_traffic(region).values())
     rate = None if gpu is None else gpu.attention[attention]
     prologue_rate = None if gpu is None else gpu.matrix_rate("BFloat16")
-    prologue = qkv + tables + packed
     return _priced(prologue, 0, prologue_rate, gpu, prologue) + _priced(
-        packed + out, operations, rate, gpu, 0
+        moved, attention_operations(region), rate, gpu, 0
     )
 
 
@@ -203,13 +209,11 @@ def price(
         gpu: row of the table for the bundle's target, or None.
     """
     empty = Cost() if gpu is not None else Cost(seconds=None, floor_seconds=None)
-    engines = {
-        name: sum(
-            (kernel_cost(record, gpu, _usual_size(manifest, name)) for record in layers[name]),
-            empty,
-        )
-        for name in manifest.engines
-    }
+    engines = {}
+    for name, engine in manifest.engines.items():
+        size = usual_size(engine)
+        records = usual_records(engine, layers[name])
+        engines[name] = sum((kernel_cost(record, gpu, size) for record in records), empty)
     regions = {
         name: region_cost(region, gpu, manifest.attention)
         for name, region in manifest.regions.items()
@@ -226,12 +230,24 @@ def price(
     return VideoCost(engines, regions, once("schedule"), prompt, step, latent, video)
 
 
-def _usual_size(manifest: Manifest, engine: str) -> int:
-    """Length of a dynamic axis in the usual (opt) shape of an engine's profile; 1 without."""
-    record = manifest.engines[engine]
-    for spec in record.inputs:
-        profile = record.profiles.get(spec.name)
-        for axis, size in enumerate(spec.shape):
-            if isinstance(size, str) and profile is not None:
-                return profile[1][axis]
-    return 1
+def usual_size(engine: Engine) -> int:
+    """Length of a dynamic axis when an engine runs a prompt of the usual length; 1 without one."""
+    sizes = [
+        profile[-1][axis]
+        for spec in engine.inputs
+        for axis, size in enumerate(spec.shape)
+        for profile in engine.profiles.get(spec.name, ())
+        if isinstance(size, str)
+    ]
+    return min(USUAL_TEXT_LENGTH, max(sizes)) if sizes else 1
+
+
+def usual_records(engine: Engine, records: Sequence[LayerRecord]) -> list[LayerRecord]:
+    """The kernels that run a prompt of the usual length: those of one profile."""
+    size = usual_size(engine)
+    shapes = {
+        spec.name: tuple(size if isinstance(axis, str) else axis for axis in spec.shape)
+        for spec in engine.inputs
+    }
+    profile = engine.profile_for(shapes)
+    return [record for record in records if record.profile == profile]

@@ -63,7 +63,7 @@ def check_coverage(
     linears: Sequence[Linear],
     weight_elements: Mapping[str, int] | None = None,
 ) -> Coverage:
-    """Match targeted linears with the FP4 GEMMs of an engine.
+    """Match targeted linears with the FP4 GEMMs of an engine, in each of its profiles.
 
     A fused kernel may name the MatMul of a neighbour that really runs elsewhere. So a node named
     by an FP4 GEMM is covered only if no GEMM of another kind names it, and if the FP4 weights of
@@ -75,7 +75,26 @@ def check_coverage(
         weight_elements: by MatMul node the elements of its weight, from `check_onnx_linears`.
             Without it the second condition is left out.
     """
+    by_profile: dict[int, list[LayerRecord]] = {0: []}
+    for record in records:
+        by_profile.setdefault(record.profile, []).append(record)
     targeted = {linear.node: linear for linear in linears if linear.format == "nvfp4"}
+    reasons: dict[str, str] = {}
+    for profile, kernels in sorted(by_profile.items()):
+        for node, reason in _lost(kernels, targeted, weight_elements or {}).items():
+            reasons.setdefault(node, f"{reason} in profile {profile}" if profile else reason)
+    return Coverage(
+        tuple(linear for node, linear in targeted.items() if node not in reasons),
+        tuple((linear, reasons[node]) for node, linear in targeted.items() if node in reasons),
+    )
+
+
+def _lost(
+    records: Sequence[LayerRecord],
+    targeted: Mapping[str, Linear],
+    weight_elements: Mapping[str, int],
+) -> dict[str, str]:
+    """By MatMul node of each targeted linear that no FP4 GEMM computes what was found instead."""
     gemms = [record for record in records if record.kind == "gemm"]
     fp4 = [record for record in gemms if is_fp4_gemm(record)]
     others: dict[str, LayerRecord] = {}
@@ -83,22 +102,20 @@ def check_coverage(
         if not is_fp4_gemm(record):
             others.update((node, record) for node in record.nodes if node in targeted)
     groups = _groups(fp4, targeted)
-    covered, lost = [], []
-    for node, linear in targeted.items():
+    lost: dict[str, str] = {}
+    for node in targeted:
         group = groups.get(node)
         if node in others:
-            lost.append((linear, f"{others[node].precision} GEMM {others[node].name}"))
+            lost[node] = f"{others[node].precision} GEMM {others[node].name}"
         elif group is None:
-            lost.append((linear, "no GEMM names it"))
+            lost[node] = "no GEMM names it"
         else:
             have = sum(record.operands[1].elements() for record in group.kernels)
-            need = sum((weight_elements or {}).get(name, 0) for name in group.nodes)
+            need = sum(weight_elements.get(name, 0) for name in group.nodes)
             if have < need:
                 names = ", ".join(record.name for record in group.kernels)
-                lost.append((linear, f"{names} holds {have} of {need} FP4 weights"))
-            else:
-                covered.append(linear)
-    return Coverage(tuple(covered), tuple(lost))
+                lost[node] = f"{names} holds {have} of {need} FP4 weights"
+    return lost
 
 
 @dataclass

@@ -38,6 +38,8 @@ _TENSOR = re.compile(
 _NEXT_TENSOR = re.compile(r"(?<= \}), (?=\{ Name: )")
 # Nodes stand between unit separators; a node that the builder derived has a suffix after it.
 _NODE = re.compile(r"\[ONNX Layer: (.*)\][^\]]*")
+_PROFILE = re.compile(r" \[profile (\d+)\]")
+_PART = re.compile(r"_(myl\d+)_\d+$")
 _FULLY_CONNECTED = re.compile(r"^__myl_[A-Za-z]*Fc")
 
 
@@ -81,6 +83,7 @@ class LayerRecord:
         tactic: name of the implementation; a stub where it is compiled on the GPU at load.
         nodes: names of the ONNX nodes behind it. A kernel that only rearranges the operand of a
             MatMul names that MatMul too.
+        profile: optimization profile of the engine that runs it; each has kernels of its own.
     """
 
     name: str
@@ -90,6 +93,7 @@ class LayerRecord:
     outputs: tuple[TensorRecord, ...]
     tactic: str
     nodes: tuple[str, ...]
+    profile: int = 0
 
     @property
     def kind(self) -> Kind:
@@ -175,36 +179,62 @@ def layer_from_json(raw: dict[str, object]) -> LayerRecord:
             outputs=tensors("outputs"),
             tactic=str(raw["tactic"]),
             nodes=tuple(str(node) for node in cast(list[str], raw["nodes"])),
+            profile=int(cast(int, raw.get("profile", 0))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"a layer record is malformed: {error!r}", where="layers.json") from None
 
 
-def parse_layers(messages: Iterable[str], engine: str) -> tuple[LayerRecord, ...]:
-    """Records from the builder's log messages.
+def parse_layers(
+    messages: Iterable[str], engine: str, profiles: int = 1
+) -> tuple[LayerRecord, ...]:
+    """Records from the builder's log messages, those of all optimization profiles.
 
     Args:
         messages: verbose log of one build.
         engine: name of the engine, for the error.
+        profiles: how many optimization profiles it was built with.
 
     Raises:
         VerificationFailed: there is no block ``Layers:``, it is empty, or a line of it is not
-            understood. Without records nothing could be said of the engine, so it is refused.
+            understood, or a profile has no records. Without records nothing could be said of the
+            engine, so it is refused.
     """
     for message in messages:
         if message.startswith("Layers:"):
             block = message.split("\n\n", 1)[0].splitlines()[1:]
-            records = tuple(_parse_line(line, engine) for line in block if line.strip())
-            if records:
+            lines = [line for line in block if line.strip()]
+            owners = _profiles(lines) if profiles > 1 else [0] * len(lines)
+            records = tuple(
+                _parse_line(_PROFILE.sub("", line) if profiles > 1 else line, engine, owner)
+                for line, owner in zip(lines, owners, strict=True)
+            )
+            if {record.profile for record in records} == set(range(profiles)):
                 return records
     raise VerificationFailed(
-        "the builder's log has no layer records",
+        "the builder's log has no layer records" + (" of every profile" if profiles > 1 else ""),
         where=engine,
         fix="report this version of TensorRT; its engines cannot be checked",
     )
 
 
-def _parse_line(line: str, engine: str) -> LayerRecord:
+def _profiles(lines: list[str]) -> list[int]:
+    """Profile of each line.
+
+    From the second profile on, the builder marks the names that come from the graph. A kernel
+    between two tensors of the builder's own names none; it is known by the compiled part that it
+    belongs to, whose number ends the kernel's name.
+    """
+    marks = [_PROFILE.search(line) for line in lines]
+    parts = [_PART.search(line.split(", LayerType:", 1)[0]) for line in lines]
+    known = {part[1]: mark[1] for part, mark in zip(parts, marks, strict=True) if part and mark}
+    return [
+        int(mark[1] if mark else known.get(part[1], 0) if part else 0)
+        for mark, part in zip(marks, parts, strict=True)
+    ]
+
+
+def _parse_line(line: str, engine: str, profile: int) -> LayerRecord:
     values = _split(line, engine)
     nodes = map(_NODE.fullmatch, re.split("[\x1e\x1f]", values["Metadata"]))
     return LayerRecord(
@@ -215,6 +245,7 @@ def _parse_line(line: str, engine: str) -> LayerRecord:
         outputs=_tensors(values["Outputs"], engine, line),
         tactic=values["TacticName"],
         nodes=tuple(match[1] for match in nodes if match),
+        profile=profile,
     )
 
 

@@ -103,5 +103,5 @@ def _longest(engine: Engine) -> int:
         shapes = engine.profiles.get(spec.name, ())
         for axis, size in enumerate(spec.shape):
             if isinstance(size, str):
-                sizes += [shape[axis] for shape in shapes[-1:]]
+                sizes += [profile[-1][axis] for profile in shapes]
     return max(sizes)

@@ -44,15 +44,15 @@ class BuildLog:
     errors: list[str] = field(default_factory=list)
 
     def scratch_bytes(self, engine: str) -> int:
-        """Device memory of an execution context.
+        """Device memory of an execution context in the profile that needs most.
 
         Raises:
             VerificationFailed: the builder did not say.
         """
-        for message in self.facts:
-            match = _SCRATCH.search(message)
-            if match:
-                return int(match[1])
+        # One line a profile.
+        sizes = [int(match[1]) for match in map(_SCRATCH.search, self.facts) if match]
+        if sizes:
+            return max(sizes)
         raise VerificationFailed(
             "the builder's log does not state the scratch memory",
             where=engine,
@@ -183,7 +183,7 @@ def _build(
     config.max_aux_streams = 0
     configure(config)
     _set_formats(trt, network, source)
-    _set_profiles(builder, network, config, source)
+    profiles = _set_profiles(builder, network, config, source)
     inputs = tuple(_spec(network.get_input(i), source) for i in range(network.num_inputs))
     outputs = tuple(_spec(network.get_output(i), source) for i in range(network.num_outputs))
     monitor = progress_monitor(trt, source.name, progress, cancel)
@@ -197,7 +197,7 @@ def _build(
         raise BadInput(f"the builder refused the graph: {reason}", where=source.name)
     return BuiltEngine(
         plan=memoryview(plan),
-        layers=parse_layers(log.facts, source.name),
+        layers=parse_layers(log.facts, source.name, profiles),
         scratch_bytes=log.scratch_bytes(source.name),
         inputs=inputs,
         outputs=outputs,
@@ -255,7 +255,8 @@ def _set_formats(trt: Any, network: Any, source: EngineSource) -> None:
         raise BadInput(f"no input or output named {min(formats)!r} to format", where=source.name)
 
 
-def _set_profiles(builder: Any, network: Any, config: Any, source: EngineSource) -> None:
+def _set_profiles(builder: Any, network: Any, config: Any, source: EngineSource) -> int:
+    """Number of optimization profiles of the engine, 1 where every shape is fixed."""
     profiles = dict(source.profiles or {})
     dynamic = []
     for i in range(network.num_inputs):
@@ -266,16 +267,22 @@ def _set_profiles(builder: Any, network: Any, config: Any, source: EngineSource)
         name = min(set(profiles) ^ set(dynamic))
         fault = "has no profile" if name in dynamic else "has a profile but no dynamic axis"
         raise BadInput(f"input {name!r} {fault}", where=source.name)
-    if not dynamic:
-        return
-    profile = builder.create_optimization_profile()
-    for name, (smallest, usual, largest) in profiles.items():
-        try:
-            profile.set_shape(name, smallest, usual, largest)
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise BadInput(f"profile of {name!r} is refused: {error}", where=source.name) from None
-    if config.add_optimization_profile(profile) < 0:
-        raise BadInput(f"profiles of {sorted(profiles)} are refused", where=source.name)
+    counts = {len(shapes) for shapes in profiles.values()}
+    if len(counts) > 1:
+        raise BadInput("inputs have different numbers of profiles", where=source.name)
+    count = max(counts, default=0)
+    for index in range(count):
+        profile = builder.create_optimization_profile()
+        for name, shapes in profiles.items():
+            try:
+                profile.set_shape(name, *shapes[index])
+            except (ValueError, RuntimeError, TypeError) as error:
+                raise BadInput(
+                    f"profile of {name!r} is refused: {error}", where=source.name
+                ) from None
+        if config.add_optimization_profile(profile) < 0:
+            raise BadInput(f"profiles of {sorted(profiles)} are refused", where=source.name)
+    return max(count, 1)
 
 
 def _spec(tensor: Any, source: EngineSource) -> TensorSpec:

@@ -9,11 +9,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from fastwan.bundle import Cadence, Linear
+from fastwan.bundle import Cadence, Linear, Profile
 
 Component = Literal["dit", "decoder", "text_encoder"]
 IoFormat = Literal["hwc8"]
-Dimensions = tuple[int, ...]
 
 _CADENCE: dict[str, Cadence] = {"dit": "step", "decoder": "latent", "text_encoder": "prompt"}
 _APART: dict[str, Cadence] = {"time_tables": "schedule", "text_kv": "prompt"}
@@ -29,7 +28,8 @@ class EngineSource:
         model: the graph, serialised or not; large weights are external data.
         base_dir: folder that the external data's locations are relative to.
         linears: targeted linears in the graph; the coverage gate holds the engine to them.
-        profiles: for each input with a dynamic axis its (min, opt, max) shape.
+        profiles: for each input with a dynamic axis its (min, opt, max) shape in every
+            optimization profile of the engine.
         io_formats: inputs and outputs that are not linear in memory; ``hwc8`` is channels last,
             channels padded to 8 (fp16 only).
         runs: how often the engine runs; by default once a step for ``dit``, once a latent frame
@@ -42,7 +42,7 @@ class EngineSource:
     model: bytes | ir.Model
     base_dir: Path
     linears: tuple[Linear, ...] = ()
-    profiles: Mapping[str, tuple[Dimensions, Dimensions, Dimensions]] | None = None
+    profiles: Mapping[str, tuple[Profile, ...]] | None = None
     io_formats: Mapping[str, IoFormat] | None = None
     runs: Cadence | None = field(default=None)
 

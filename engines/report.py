@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fastwan.bundle import Bundle, Manifest
-from fastwan.engines.cost import STEPS, Cost, VideoCost, price
+from fastwan.engines.cost import STEPS, Cost, VideoCost, price, usual_records
 from fastwan.engines.coverage import check_coverage, is_fp4_gemm
 from fastwan.engines.gpus import (
     GPUS,
@@ -42,7 +42,8 @@ def inspect_bundle(bundle: Bundle) -> Report:
 
     Figures of a component are for one run: of ``dit`` a denoising step (and, apart, the text key
     and value engine once a prompt and the tables of one timestep, which loading computes), of
-    ``decoder`` one latent frame, of ``text_encoder`` one prompt at the usual length of its profile.
+    ``decoder`` one latent frame, of ``text_encoder`` one prompt of the usual length, in the profile
+    that it falls into.
 
     Raises:
         BadInput: no bundle of this tool, or malformed layer records.
@@ -103,7 +104,7 @@ def component_report(
 ) -> Report:
     """Figures of one component; ``files`` and ``bytes`` are of its engines and their kin."""
     engines = {n: e for n, e in manifest.engines.items() if e.component == component}
-    records = [record for name in engines for record in layers[name]]
+    records = [r for name, e in engines.items() for r in usual_records(e, layers[name])]
     coverage = {name: check_coverage(layers[name], e.linears) for name, e in engines.items()}
     files = [f for name, f in manifest.files.items() if name.startswith(f"{component}/")]
     gemms = [record for record in records if record.kind == "gemm"]

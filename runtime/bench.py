@@ -185,6 +185,7 @@ def _measure(
         "warmup": warmup,
         "times": summarize(measured[warmup:]),
         "load_seconds": load_seconds,
+        "runtime_cache": components.runtime_cache,
         "memory_peak_bytes": before - least,
         "gpu_states": states,
         "eager_reason": components.session(schedule).eager_reason,

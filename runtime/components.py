@@ -15,6 +15,7 @@ from fastwan.runtime.executors import Array
 from fastwan.runtime.loop import combine, denoise
 from fastwan.runtime.ort_executor import cpu_executor
 from fastwan.runtime.outputs import Timings
+from fastwan.runtime.runtime_cache import State
 from fastwan.runtime.sampler import Schedule
 from fastwan.runtime.text import TextEncoder
 
@@ -30,6 +31,10 @@ class Components(Protocol):
     """
 
     fused: bool
+
+    @property
+    def runtime_cache(self) -> State:
+        """Whether kernels compiled by an earlier process were used; see `RuntimeCache`."""
 
     @property
     def shape(self) -> VideoShape:
@@ -96,6 +101,10 @@ class CpuComponents:
         self._bundle = bundle
         self._threads = threads
         self._context: Mapping[str, Array] = {}
+
+    @property
+    def runtime_cache(self) -> State:
+        return "unused"
 
     @cached_property
     def shape(self) -> VideoShape:

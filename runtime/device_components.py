@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastwan.runtime.components import OnStep, bundle_shape, require_text_encode
 from fastwan.runtime.device_protocol import DeviceEngine
 from fastwan.runtime.executors import Array
 from fastwan.runtime.outputs import Timings
+from fastwan.runtime.runtime_cache import State
 from fastwan.runtime.sampler import Schedule, schedule_for
 from fastwan.runtime.session import Platform, Session
 from fastwan.runtime.text import TextEncoder
@@ -46,10 +48,15 @@ class DeviceComponents:
             return self._current
         schedule = schedule or schedule_for(self._bundle.manifest.sampler)
         if schedule.name not in self._sessions:
-            shared = Platform(self._platform.device, self._platform.kernels, self._open_engines)
+            shared = replace(self._platform, open_engines=self._open_engines)
             self._sessions[schedule.name] = Session(shared, self._bundle, schedule)
         self._current = self._sessions[schedule.name]
         return self._current
+
+    @property
+    def runtime_cache(self) -> State:
+        cache = self._platform.runtime_cache
+        return "unused" if cache is None else cache.state
 
     def _open_engines(self, bundle: Bundle) -> Mapping[str, DeviceEngine]:
         if self._engines is None:

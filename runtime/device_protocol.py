@@ -121,9 +121,18 @@ class DeviceEngine(Protocol):
         """Scratch that it needs on this device."""
 
     def enqueue(
-        self, bindings: Mapping[str, Binding], scratch: int, scratch_bytes: int, stream: int
+        self,
+        bindings: Mapping[str, Binding],
+        scratch: int,
+        scratch_bytes: int,
+        stream: int,
+        profile: int = 0,
     ) -> None:
-        """Run on a stream, inputs and outputs by name; allocates and waits for nothing."""
+        """Run on a stream, inputs and outputs by name; allocates and waits for nothing.
+
+        Args:
+            profile: optimization profile whose bounds hold the shapes of the inputs.
+        """
 
 
 class Kernels(Protocol):

@@ -175,6 +175,7 @@ def _report(
         "sampler": pipeline.schedule(sampler).name,
         "device": pipeline.device.name,
         "note": pipeline.device.note,
+        "runtime_cache": pipeline.components.runtime_cache,
         "video": str(video) if video else None,
         "frames_dir": str(images.path) if images else None,
         "first_frame": str(images.frame(0)) if images else None,

@@ -184,15 +184,32 @@ class NullEngine:
         return self._record.scratch_bytes
 
     def enqueue(
-        self, bindings: Mapping[str, Binding], scratch: int, scratch_bytes: int, stream: int
+        self,
+        bindings: Mapping[str, Binding],
+        scratch: int,
+        scratch_bytes: int,
+        stream: int,
+        profile: int = 0,
     ) -> None:
         record = self._record
+        self._check_profile(bindings, profile)
         if scratch_bytes < record.scratch_bytes:
             raise DeviceError(f"{self._name} wants {record.scratch_bytes:,} bytes of scratch")
         reads = [_range(spec, bindings[spec.name]) for spec in record.inputs]
         writes = [_range(spec, bindings[spec.name]) for spec in record.outputs]
         writes.append((scratch, scratch + record.scratch_bytes))
         self._device.add(Call("engine", self._name, stream, tuple(reads), tuple(writes)))
+
+    def _check_profile(self, bindings: Mapping[str, Binding], profile: int) -> None:
+        """Refuse a shape outside the selected profile, as TensorRT does."""
+        for name, profiles in self._record.profiles.items():
+            shape = bindings[name][1]
+            least, _, most = profiles[profile]
+            if not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+                raise DeviceError(
+                    f"{self._name}: {name} has shape {shape}, profile {profile} takes {least} to "
+                    f"{most}"
+                )
 
 
 def _range(spec: TensorSpec, binding: Binding) -> Range:

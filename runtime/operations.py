@@ -56,12 +56,17 @@ class Barrier(Operation):
 
 @dataclass(kw_only=True, eq=False)
 class RunEngine(Operation):
-    """An engine with its inputs and outputs by name and the scratch that all engines share."""
+    """An engine with its inputs and outputs by name and the scratch that all engines share.
+
+    Attributes:
+        profile: optimization profile that takes the shapes of the inputs.
+    """
 
     engine: str
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     scratch: Tensor
+    profile: int = 0
 
     @property
     def reads(self) -> tuple[Tensor, ...]:
@@ -77,7 +82,9 @@ class RunEngine(Operation):
             for name, tensor in (*self.inputs.items(), *self.outputs.items())
         }
         engine = machine.engines[self.engine]
-        engine.enqueue(bindings, machine.address(self.scratch), self.scratch.size, stream)
+        engine.enqueue(
+            bindings, machine.address(self.scratch), self.scratch.size, stream, self.profile
+        )
 
 
 @dataclass(kw_only=True, eq=False)

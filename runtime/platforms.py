@@ -31,7 +31,7 @@ def cuda_platform(bundle: Bundle) -> Platform:
     from fastwan.plugins.loader import PluginLibrary
     from fastwan.runtime.cuda_device import CudaDevice
     from fastwan.runtime.kernels import PluginKernels, library_path
-    from fastwan.runtime.trt_executor import check_target, open_engines
+    from fastwan.runtime.trt_executor import check_target, open_engines, runtime_cache
 
     device = CudaDevice()
     check_target(bundle.manifest.target, device.info)
@@ -39,4 +39,5 @@ def cuda_platform(bundle: Bundle) -> Platform:
     if bundle.manifest.regions:
         library.check_device()
     kernels = PluginKernels(library)
-    return Platform(device, kernels, lambda opened: open_engines(opened, device.info))
+    cache = runtime_cache(bundle, device.info)
+    return Platform(device, kernels, lambda opened: open_engines(opened, device.info, cache), cache)

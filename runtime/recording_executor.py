@@ -82,7 +82,7 @@ class RecordingExecutor:
 
         Raises:
             BadInput: an engine reads what no engine before it makes and nobody gives, or a
-                tensor of another shape or dtype.
+                tensor of another shape or dtype, or of a shape in none of its profiles.
         """
         if missing := self._inputs.keys() - inputs.keys():
             raise BadInput(
@@ -117,12 +117,18 @@ class RecordingExecutor:
             if spec.name not in given:
                 kept = self._keep and spec.name in self._outputs
                 values[spec.name] = allocate(spec, fixed_shape(spec), fixed=kept)
+        shapes = {input_name: tensor.shape for input_name, tensor in read.items()}
+        profile = engine.profile_for(shapes)
+        if profile is None:
+            found = ", ".join(f"{each} {list(shape)}" for each, shape in shapes.items())
+            raise BadInput(f"{name} has no profile for {found}", where=self._call)
         self._recorder.add(
             RunEngine(
                 engine=name,
                 inputs=read,
                 outputs={spec.name: values[spec.name] for spec in engine.outputs},
                 scratch=scratch(engine.scratch_bytes),
+                profile=profile,
             )
         )
 

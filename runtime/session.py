@@ -14,8 +14,9 @@ from fastwan.runtime.memory import DeviceMemory, check_fit
 from fastwan.runtime.memory_plan import plan
 from fastwan.runtime.operations import Copy
 from fastwan.runtime.player import BEGIN, Player
-from fastwan.runtime.recorder import COMPUTE, Recorder, Stage
+from fastwan.runtime.recorder import COMPUTE, Stage
 from fastwan.runtime.recording import record
+from fastwan.runtime.runtime_cache import RuntimeCache
 from fastwan.runtime.sampler import Schedule
 from fastwan.runtime.tensors import Tensor
 
@@ -30,11 +31,13 @@ class Platform:
     Attributes:
         kernels: the launches of the plugin library.
         open_engines: the engines of a bundle, deserialised after their hashes were checked.
+        runtime_cache: kernels that are compiled for these engines; None where none are.
     """
 
     device: Device
     kernels: Kernels
     open_engines: Callable[[Bundle], Mapping[str, DeviceEngine]]
+    runtime_cache: RuntimeCache | None = None
 
 
 class Session:
@@ -106,7 +109,13 @@ class Session:
         player.enqueue(self._stage("tables"))
         # The rest once eagerly: libraries load their kernels on first use, which no capture allows.
         player.enqueue([stage for stage in recording.stages if stage.name != "tables"])
+        if recording.text is not None:
+            # Each profile of the text encoder has kernels of its own.
+            for length in recording.text.buckets[:-1]:
+                player.enqueue(recording.text.stages(length))
         player.synchronize()
+        if self._platform.runtime_cache is not None:
+            self._platform.runtime_cache.save()
         if recording.frames is not None:
             player.graph(recording.video)
         return player
@@ -131,11 +140,10 @@ class Session:
             raise BadInput(
                 f"prompt has {length} tokens, the engine takes {longest}", where="prompt"
             )
-        recorder = Recorder()
-        text.record(recorder, length)
+        stages = text.stages(length)
         with self._running() as player:
             player.memory.write(text.host_in[:, :length], embeddings)
-            player.enqueue(recorder.stages)
+            player.enqueue(stages)
             player.synchronize()
             return player.memory.view(text.host_out[:, :length]).copy()
 

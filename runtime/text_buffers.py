@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fastwan.bundle import Engine, TensorSpec
 from fastwan.errors import BadInput
-from fastwan.runtime.recorder import Recorder
+from fastwan.runtime.recorder import Recorder, Stage
 from fastwan.runtime.recording_executor import RecordingExecutor
 from fastwan.runtime.tensors import Tensor, allocate, resolved, row_major
 
@@ -36,6 +36,23 @@ class TextBuffers:
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         return self.host_in.shape[1]
+
+    @property
+    def buckets(self) -> list[int]:
+        """Tokens of the longest prompt of each optimization profile, in ascending order."""
+        sizes = {self.longest}
+        for engine in self.engines.values():
+            for spec in engine.inputs:
+                for profile in engine.profiles.get(spec.name, ()):
+                    pairs = zip(spec.shape, profile[-1], strict=True)
+                    sizes |= {most for size, most in pairs if isinstance(size, str)}
+        return sorted(size for size in sizes if size <= self.longest)
+
+    def stages(self, length: int) -> list[Stage]:
+        """What encodes a prompt of `length` tokens, recorded by itself."""
+        recorder = Recorder()
+        self.record(recorder, length)
+        return recorder.stages
 
     def record(self, recorder: Recorder, length: int) -> None:
         """Record encoding a prompt of `length` tokens, without padding.
@@ -107,7 +124,7 @@ def _longest(engines: Mapping[str, Engine]) -> int:
                     where="text_encoder",
                     fix="build the bundle again",
                 )
-            limits += [max(shape[axis] for shape in shapes) for axis in axes]
+            limits += [max(profile[-1][axis] for profile in shapes) for axis in axes]
     if not limits:
         raise BadInput(
             "no engine takes prompts of any length",

@@ -10,6 +10,7 @@ from fastwan.bundle import Bundle, Engine
 from fastwan.config import TARGETS, lookup
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.runtime.device_protocol import Binding, DeviceError, DeviceInfo
+from fastwan.runtime.runtime_cache import RuntimeCache, cache_file
 
 MODULES = {
     "tensorrt-rtx": ("tensorrt_rtx", "pip install fastwan-export"),
@@ -26,6 +27,7 @@ class TensorRTEngine:
         runtime: that deserialised it.
         engine: ``ICudaEngine``.
         record: what the manifest says of it.
+        cache: kernels that are compiled here, for TensorRT-RTX; None for TensorRT.
 
     Raises:
         BadInput: inputs or outputs are not those of the manifest.
@@ -33,7 +35,14 @@ class TensorRTEngine:
     """
 
     def __init__(
-        self, trt: Any, runtime: Any, engine: Any, name: str, record: Engine, log: Any
+        self,
+        trt: Any,
+        runtime: Any,
+        engine: Any,
+        name: str,
+        record: Engine,
+        log: Any,
+        cache: RuntimeCache | None = None,
     ) -> None:
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         wanted = {spec.name for spec in (*record.inputs, *record.outputs)}
@@ -43,11 +52,10 @@ class TensorRTEngine:
                 where=record.file,
                 fix="build the bundle again",
             )
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context = engine.create_execution_context(strategy)
+        self._context = _context(trt, engine, cache)
         if self._context is None:
             raise EnvironmentLacks(f"no context for {name}: {log.last}", where=record.file)
-        self._owners = (runtime, log)  # the engine uses what they own
+        self._owners = (runtime, log, cache)  # the engine uses what they own
         self._engine = engine
         self._name = name
         self._log = log
@@ -56,6 +64,7 @@ class TensorRTEngine:
         }
         self._bound: dict[str, Binding] = {}
         self._scratch = (0, 0)
+        self._profile = 0  # a new context has the first one
 
     @property
     def scratch_bytes(self) -> int:
@@ -63,8 +72,20 @@ class TensorRTEngine:
         return int(self._engine.device_memory_size_v2)
 
     def enqueue(
-        self, bindings: Mapping[str, Binding], scratch: int, scratch_bytes: int, stream: int
+        self,
+        bindings: Mapping[str, Binding],
+        scratch: int,
+        scratch_bytes: int,
+        stream: int,
+        profile: int = 0,
     ) -> None:
+        if self._profile != profile:
+            switched = self._context.set_optimization_profile_async(profile, stream)
+            self._require(switched, f"optimization profile {profile}")
+            self._profile = profile
+            # The context now knows neither the shapes nor, for another profile, the scratch.
+            self._bound.clear()
+            self._scratch = (0, 0)
         if self._scratch != (scratch, scratch_bytes):
             self._context.set_device_memory(scratch, scratch_bytes)
             self._scratch = (scratch, scratch_bytes)
@@ -85,8 +106,32 @@ class TensorRTEngine:
             raise DeviceError(f"{self._name}: {what} failed: {self._log.last}")
 
 
-def open_engines(bundle: Bundle, device: DeviceInfo) -> dict[str, TensorRTEngine]:
+def _context(trt: Any, engine: Any, cache: RuntimeCache | None) -> Any:
+    """A context whose scratch belongs to the caller; None where TensorRT refuses."""
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if cache is None:
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    # Only the text encoder's shapes vary. Kernels for each length would be compiled beside the
+    # first videos (lazy) or before a prompt of a new length (eager); the profiles are as fine as
+    # they need to be, and every one is run before the first prompt.
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        trt.DynamicShapesKernelSpecializationStrategy.NONE
+    )
+    # A video is one graph already, of all engines.
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+    cache.attach(config)
+    return engine.create_execution_context(config)
+
+
+def open_engines(
+    bundle: Bundle, device: DeviceInfo, cache: RuntimeCache | None = None
+) -> dict[str, TensorRTEngine]:
     """Every engine of a bundle, deserialised after its hash was checked.
+
+    Args:
+        cache: for the kernels of TensorRT-RTX; see `runtime_cache`.
 
     Raises:
         EnvironmentLacks: a missing package or plugin, or another GPU or TensorRT than the engines
@@ -113,8 +158,22 @@ def open_engines(bundle: Bundle, device: DeviceInfo) -> dict[str, TensorRTEngine
                 where=record.file,
                 fix=f"it was built for {manifest.target}; this is {device.name}",
             )
-        engines[name] = TensorRTEngine(trt, runtime, engine, name, record, log)
+        engines[name] = TensorRTEngine(trt, runtime, engine, name, record, log, cache)
     return engines
+
+
+def runtime_cache(bundle: Bundle, device: DeviceInfo) -> RuntimeCache | None:
+    """Where kernels that are compiled for a bundle's engines stay; None for TensorRT's.
+
+    TensorRT 11 compiles them when it builds an engine.
+
+    Raises:
+        EnvironmentLacks: TensorRT-RTX is not installed.
+    """
+    backend = bundle.manifest.backend
+    if backend != "tensorrt-rtx":
+        return None
+    return RuntimeCache(cache_file(bundle, str(_module(backend).__version__), device))
 
 
 def check_version(backend: str, built: str, installed: str) -> None:

@@ -87,7 +87,12 @@ class TorchEngine:
         self._function = function
 
     def enqueue(
-        self, bindings: Mapping[str, Binding], scratch: int, scratch_bytes: int, stream: int
+        self,
+        bindings: Mapping[str, Binding],
+        scratch: int,
+        scratch_bytes: int,
+        stream: int,
+        profile: int = 0,
     ) -> None:
         inputs, outputs = self._record.inputs, self._record.outputs
         with torch.no_grad(), torch.cuda.stream(torch.cuda.ExternalStream(stream)):
@@ -182,7 +187,7 @@ def build(checkpoint: Checkpoint, shape: VideoShape, device: str = "cuda") -> Bu
     }
     profile = tuple((1, tokens, width) for tokens in (1, 64, length))
     built.engines["text_encoder"] = row.model_copy(
-        update={**dynamic, "profiles": {"embeddings": profile}}
+        update={**dynamic, "profiles": {"embeddings": (profile,)}}
     )
     modulation = built.add(
         "time_tables",

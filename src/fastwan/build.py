@@ -27,12 +27,12 @@ from fastwan.config import (
 from fastwan.engines.backend import check_served, load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
-from fastwan.engines.cache import default_cache_dir
 from fastwan.engines.sources import plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.onnx_bundle import export_onnx_bundle
+from fastwan.files import default_cache_dir
 from fastwan.progress import Progress
 
 

@@ -8,11 +8,12 @@ manifest strictly; a file of it is used only after `Bundle.file` has checked its
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import confined_file, sha256_file
@@ -28,6 +29,9 @@ class _Record(BaseModel):
 
 
 T = TypeVar("T", bound=_Record)
+Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""(min, opt, max) shape of an engine's input."""
+
 Cadence = Literal["schedule", "prompt", "step", "latent"]
 """How often an engine runs: once a prompt, a denoising step or a latent frame; ``schedule`` is once
 for each timestep of the sampler's schedule, when the bundle is loaded."""
@@ -124,7 +128,8 @@ class Engine(_Record):
         scratch_bytes: device memory its context needs while it runs.
         linears: targeted linears it covers.
         runs: how often it runs.
-        profiles: for each input with a dynamic axis its (min, opt, max) shape.
+        profiles: for each input with a dynamic axis its (min, opt, max) shape in every
+            optimization profile; all inputs have equally many.
     """
 
     file: str
@@ -134,7 +139,41 @@ class Engine(_Record):
     scratch_bytes: int
     linears: tuple[Linear, ...] = ()
     runs: Cadence = "step"
-    profiles: dict[str, tuple[tuple[int, ...], ...]] = Field(default_factory=dict)
+    profiles: dict[str, tuple[Profile, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_profiles(self) -> Engine:
+        ranks = {spec.name: len(spec.shape) for spec in self.inputs}
+        counts = {len(profiles) for profiles in self.profiles.values()}
+        fits = all(
+            len(shape) == ranks.get(name)
+            for name, profiles in self.profiles.items()
+            for profile in profiles
+            for shape in profile
+        )
+        if len(counts) > 1 or 0 in counts or not fits:
+            raise ValueError("profiles do not fit the inputs")
+        return self
+
+    def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """Index of the first profile that takes inputs of these shapes; None without one.
+
+        Args:
+            shapes: by input name; those of inputs without a dynamic axis are left alone.
+        """
+        if not self.profiles:
+            return 0
+        for index, profile in enumerate(zip(*self.profiles.values(), strict=True)):
+            bounds = zip(self.profiles, profile, strict=True)
+            if all(_within(shapes[name], shape[0], shape[-1]) for name, shape in bounds):
+                return index
+        return None
+
+
+def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
+    return len(shape) == len(most) and all(
+        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+    )
 
 
 class RegionNode(_Record):
@@ -236,7 +275,9 @@ def parse_manifest(path: Path, kind: type[T]) -> T:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise BadInput(
-            f"{path.name}: {first['msg']} in {field!r}", where=str(path.parent)
+            f"{path.name}: {first['msg']} in {field!r}",
+            where=str(path.parent),
+            fix="if another version wrote it, build the bundle again",
         ) from None
 
 

@@ -196,7 +196,7 @@ def _plugin_library() -> Iterable[Finding]:
 
 
 def _storage() -> Iterable[Finding]:
-    from fastwan.engines.cache import DIRECTORY_VARIABLE, default_cache_dir
+    from fastwan.files import DIRECTORY_VARIABLE, default_cache_dir
 
     folder = default_cache_dir()
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())

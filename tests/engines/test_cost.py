@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from fastwan.bundle import Region, RegionNode, TensorSpec
+from fastwan.bundle import Engine, Region, RegionNode, TensorSpec
 from fastwan.engines.cost import (
     Cost,
     flops,
@@ -14,9 +15,12 @@ from fastwan.engines.cost import (
     region_cost,
     sage_attention_cost,
     total,
+    usual_records,
+    usual_size,
 )
 from fastwan.engines.gpus import GPUS
 from fastwan.errors import BadInput
+from fastwan.plugins.region import SageRegion
 
 GPU = GPUS["rtx5090"]
 L, C, FFN, TEXT = 32768, 1536, 8960, 512
@@ -90,6 +94,29 @@ def test_a_vector_times_a_matrix_is_not_taken_for_its_bias(kit: SimpleNamespace)
     assert flops(record) == 2 * 256 * 9216
 
 
+def test_a_gemm_that_writes_its_result_twice_multiplies_once(kit: SimpleNamespace) -> None:
+    record = kit.record(
+        "__myl_FcAddSilu_myl0_2",
+        "runtime_fusion",
+        inputs=[("BFloat16", (1, C))],
+        constants=[("BFloat16", (1, C)), ("BFloat16", (C, C))],
+        outputs=[("BFloat16", (1, C)), ("BFloat16", (1, C))],
+    )
+    assert flops(record) == 2 * C * C
+    assert kernel_cost(record, GPU).bytes_moved == 2 * (C * C + 4 * C)
+
+
+@pytest.mark.parametrize(("length", "rows"), [(1, 1), (200, 200)])
+def test_a_batched_gemm_of_a_prompt(kit: SimpleNamespace, length: int, rows: int) -> None:
+    record = kit.record(
+        "v/MatMul+k/MatMul+q/MatMul_myl0_2",
+        inputs=[("BFloat16", (1, -1, 64))],
+        constants=[("BFloat16", (3, 64, 32)), ("Float", (1,))],
+        outputs=[("BFloat16", (3, -1, 32))],
+    )
+    assert flops(record, length) == 2 * 3 * rows * 64 * 32
+
+
 def test_a_memory_kernel_costs_its_traffic(kit: SimpleNamespace) -> None:
     record = kit.record(
         "gelu", "kgen", inputs=[("BFloat16", (1, L, FFN))], outputs=[("BFloat16", (1, L, FFN))]
@@ -113,14 +140,15 @@ def test_one_block_by_hand(kit: SimpleNamespace) -> None:
 
 def test_attention_region_by_hand() -> None:
     tokens = 32760
-    cost = sage_attention_cost(1, tokens, C, tokens, GPU)
-    prologue = tokens * 3 * C * 2 + 4 * tokens * 64 * 4 + 3 * L * C * 9 // 16
-    assert prologue == pytest.approx(420e6, rel=2e-3)
+    cost = sage_attention_cost(SageRegion(1, tokens, tokens, 12, 1e-6, 128**-0.5), GPU)
+    # Packed q, k, v and a row of fp32 for each token; the tables of RoPE are read once.
+    exchanged = 3 * L * C * 9 // 16 + 12 * L * 4
+    prologue = tokens * 3 * C * 2 + 2 * tokens * 64 * 4 + 5 * C * 2 + 12 + exchanged
+    assert prologue == pytest.approx(405e6, rel=1e-3)
     assert cost.memory_bound_bytes == prologue
-    attention = 3 * L * C * 9 // 16 + tokens * C * 2
-    assert cost.bytes_moved == prologue + attention
+    assert cost.bytes_moved == prologue + exchanged + tokens * C * 2
     assert cost.flops == 4 * tokens * tokens * C
-    # 0.235 ms of memory traffic, then 8.68 ms of arithmetic; 30 blocks: 0.26 s.
+    # 0.226 ms of memory traffic, then 8.68 ms of arithmetic; 30 blocks: 0.26 s.
     assert cost.seconds == pytest.approx(prologue / 1.79e12 + cost.flops / 760e12 + 4e-6)
     assert (cost * 30).floor_seconds == pytest.approx(0.26, rel=5e-3)
 
@@ -136,10 +164,41 @@ def region(op: str) -> Region:
 
 
 def test_a_region_is_priced_by_its_node() -> None:
-    expected = sage_attention_cost(1, 256, 256, 180, GPU)
+    expected = sage_attention_cost(SageRegion(1, 256, 180, 2, 1e-6, 128**-0.5), GPU)
     assert region_cost(region("SageAttention3"), GPU, "sage3") == expected
     with pytest.raises(BadInput, match="no cost is known for Other"):
         region_cost(region("Other"), GPU, "sage3")
+
+
+@pytest.mark.parametrize(
+    ("uppers", "size", "profile"),
+    [((64, 128, 256, 512), 128, 1), ((64, 512), 128, 1), ((64,), 64, 0), ((128, 512), 128, 0)],
+)
+def test_a_prompt_is_priced_in_its_own_profile(
+    kit: SimpleNamespace, uppers: tuple[int, ...], size: int, profile: int
+) -> None:
+    lowers = (1, *(upper + 1 for upper in uppers[:-1]))
+    bounds = zip(lowers, uppers, strict=True)
+    engine = Engine(
+        file="t",
+        component="text_encoder",
+        inputs=(TensorSpec(name="x", dtype="bfloat16", shape=(1, "length", 4)),),
+        outputs=(),
+        scratch_bytes=0,
+        profiles={"x": tuple(((1, a, 4), (1, b, 4), (1, b, 4)) for a, b in bounds)},
+    )
+    one = kit.record("k", "kgen", inputs=[], outputs=[("BFloat16", (1, -1, 4))])
+    records = [replace(one, profile=index) for index in range(len(uppers))]
+    assert usual_size(engine) == size
+    assert usual_records(engine, records) == [records[profile]]
+
+
+def test_a_fixed_engine_is_priced_whole(kit: SimpleNamespace) -> None:
+    spec = TensorSpec(name="x", dtype="bfloat16", shape=(1, 4))
+    engine = Engine(file="t", component="dit", inputs=(spec,), outputs=(), scratch_bytes=0)
+    records = [kit.record("k", "kgen", inputs=[], outputs=[("BFloat16", (1, 4))])] * 2
+    assert usual_size(engine) == 1
+    assert usual_records(engine, records) == records
 
 
 def test_without_a_gpu_there_are_bytes_but_no_time(kit: SimpleNamespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,6 +76,24 @@ def test_a_renamed_node_is_missing(kit: SimpleNamespace) -> None:
 
 class TestRecords:
     """Coverage by hand-written records."""
+
+    def test_every_profile_has_to_keep_fp4(
+        self, kit: SimpleNamespace, fp4_record: Callable[..., LayerRecord]
+    ) -> None:
+        first, second = fp4_record(), replace(fp4_record(), profile=1)
+        assert check_coverage([first, second], [kit.linear("a")]).lost == ()
+        bf16 = replace(
+            second,
+            inputs=tuple(replace(each, dtype="BFloat16") for each in second.inputs[:1]),
+            constants=tuple(replace(each, dtype="BFloat16") for each in second.constants[:1]),
+        )
+        ((linear, reason),) = check_coverage([first, bf16], [kit.linear("a")]).lost
+        assert linear.name == "a"
+        assert reason.startswith("BFloat16 GEMM")
+        assert reason.endswith("in profile 1")
+        other = replace(second, nodes=())
+        ((_, reason),) = check_coverage([first, other], [kit.linear("a")]).lost
+        assert reason == "no GEMM names it in profile 1"
 
     def test_an_fp4_gemm_covers_its_node(
         self, kit: SimpleNamespace, fp4_record: Callable[..., LayerRecord]

@@ -12,9 +12,10 @@ import onnx
 import pytest
 
 from fastwan.engines.backend import BuiltEngine
-from fastwan.engines.cache import ContentHasher, EngineCache, content_key, default_cache_dir
+from fastwan.engines.cache import ContentHasher, EngineCache, content_key
 from fastwan.engines.layers import LayerRecord
 from fastwan.engines.onnx_guard import DataRange
+from fastwan.files import default_cache_dir
 
 OPTIONS = {"target": 120, "version": "1.7"}
 

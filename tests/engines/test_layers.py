@@ -76,9 +76,45 @@ def test_what_is_not_understood_is_refused(messages: list[str]) -> None:
         parse_layers(messages, "dit")
 
 
+PART = "Name: __mye1_myl{}_0, LayerType: shape_call" + HOST.removeprefix(
+    "Name: shapes, LayerType: shape_call"
+)
+MARKED = GEMM.replace("_myl0_1", " [profile 1]_myl1_1").replace("Name: w,", "Name: w [profile 1],")
+INNER = GEMM.replace("a/MatMul_myl0_1", "__myl_Move_myl1_2")
+
+
+def test_kernels_are_sorted_by_the_profile_that_runs_them() -> None:
+    first, gemm, second, marked, inner = parse_layers(
+        log(PART.format(0), GEMM, PART.format(1), MARKED, INNER), "dit", 2
+    )
+    # Neither the host's call nor the last kernel says its profile: their part is known by another.
+    found = [record.profile for record in (first, gemm, second, marked, inner)]
+    assert found == [0, 0, 1, 1, 1]
+    assert (marked.nodes, marked.inputs, marked.constants) == (
+        gemm.nodes,
+        gemm.inputs,
+        gemm.constants,
+    )
+
+
+def test_an_engine_without_records_of_a_profile_is_refused() -> None:
+    parse_layers(log(GEMM, MARKED), "dit", 2)
+    with pytest.raises(VerificationFailed, match="of every profile"):
+        parse_layers(log(GEMM, MARKED), "dit", 3)
+    with pytest.raises(VerificationFailed, match="of every profile"):
+        parse_layers(log(GEMM), "dit", 2)
+
+
 def test_records_survive_json() -> None:
-    for layer in parse_layers(log(HOST, GEMM), "dit"):
+    for layer in parse_layers(log(HOST, GEMM, MARKED), "dit", 2):
         assert layer_from_json(json.loads(json.dumps(layer.to_json()))) == layer
+
+
+def test_a_record_of_a_bundle_without_profiles_is_of_the_first() -> None:
+    (gemm,) = parse_layers(log(GEMM), "dit")
+    raw = gemm.to_json()
+    del raw["profile"]
+    assert layer_from_json(raw) == gemm
 
 
 def test_a_malformed_json_record_is_refused() -> None:

@@ -146,9 +146,33 @@ def test_formats_and_profiles(exported: tuple[Path, OnnxManifest]) -> None:
     by_name = {source.name: source for source in plan(exported)[0]}
     assert by_name["decoder"].io_formats == {"memory_0": "hwc8", "memory_0_out": "hwc8"}
     assert by_name["text_encoder"].profiles == {
-        "embeddings": ((1, 1, 32), (1, 64, 32), (1, 64, 32))
+        "embeddings": (((1, 1, 32), (1, 64, 32), (1, 64, 32)),)
     }
     assert by_name["segment_00"].profiles is None
+
+
+@pytest.mark.parametrize(
+    ("longest", "buckets"),
+    [
+        (512, [(1, 128), (129, 256), (257, 512)]),
+        (200, [(1, 128), (129, 200)]),
+        (128, [(1, 128)]),
+        (5, [(1, 5)]),
+        (600, [(1, 128), (129, 256), (257, 512), (513, 600)]),
+    ],
+)
+def test_buckets_cover_every_length_once(
+    exported: tuple[Path, OnnxManifest], longest: int, buckets: list[tuple[int, int]]
+) -> None:
+    folder, manifest = exported
+    model = manifest.model.model_copy(update={"dit": {"text_length": longest}})
+    sources, _ = plan((folder, manifest.model_copy(update={"model": model})), "text_encoder")
+    (source,) = sources
+    assert source.profiles is not None
+    profiles = source.profiles["embeddings"]
+    assert [(least[1], most[1]) for least, _, most in profiles] == buckets
+    assert all(usual == most for _, usual, most in profiles)
+    assert {shape[::2] for profile in profiles for shape in profile} == {(1, 32)}
 
 
 def test_components_select(exported: tuple[Path, OnnxManifest]) -> None:

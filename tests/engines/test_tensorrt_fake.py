@@ -40,6 +40,9 @@ class FakeTensor:
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
         self.name, self.shape, self.dtype = name, shape, SimpleNamespace(name="BF16")
 
+    def get_dimension_name(self, axis: int) -> str:
+        return "length"
+
 
 class FakeTensorRT(ModuleType):
     """Records calls; `script` says what the builder logs and returns."""
@@ -52,6 +55,7 @@ class FakeTensorRT(ModuleType):
         self.errors: list[str] = []
         self.plan: bytes | None = b"engine"
         self.parses = True
+        self.input_shape: tuple[int, ...] = (1, 128)
         self.supported = {"MatMul", "SageAttention3", "TRT_FP4DynamicQuantize", "DequantizeLinear"}
         self.supported |= {"Cast", "Transpose"}
         self.ILogger = ILogger
@@ -69,12 +73,22 @@ class FakeTensorRT(ModuleType):
                 return SimpleNamespace(
                     num_inputs=1,
                     num_outputs=1,
-                    get_input=lambda i: FakeTensor("x", (1, 128)),
+                    get_input=lambda i: FakeTensor("x", fake.input_shape),
                     get_output=lambda i: FakeTensor("y", (1, 128)),
                 )
 
             def create_builder_config(self) -> Any:
-                return SimpleNamespace()
+                return SimpleNamespace(add_optimization_profile=self._add)
+
+            def create_optimization_profile(self) -> Any:
+                def set_shape(*shapes: Any) -> None:
+                    fake.calls.append(f"set_shape{shapes}")
+
+                return SimpleNamespace(set_shape=set_shape)
+
+            def _add(self, profile: Any) -> int:
+                fake.calls.append("add_optimization_profile")
+                return 0
 
             def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
                 fake.calls.append(f"build({config.profiling_verbosity})")
@@ -140,6 +154,32 @@ def test_the_builder_is_called_in_order(
         "build(detailed)",
     ]
     assert trt.calls.index("parse(dit.onnx)") > max(map(trt.calls.index, asked))
+
+
+PROFILES = ((1, 1), (1, 64), (1, 64)), ((1, 65), (1, 96), (1, 128))
+
+
+def test_each_profile_is_added_and_the_largest_scratch_counts(
+    kit: SimpleNamespace, trt: FakeTensorRT, tmp_path: Path
+) -> None:
+    trt.input_shape = (1, -1)
+    second = LAYERS.replace("Layers:\n", "").replace("Name: a", "Name: a [profile 1]")
+    trt.messages = [LAYERS.removesuffix("\n\n") + "\n" + second]
+    trt.messages += [f"Total Activation Memory: {size} bytes" for size in (512, 8192, 1024)]
+    source = kit.source(kit.graph(), tmp_path, profiles={"x": PROFILES})
+    built = load_backend("tensorrt").build(source, BuildOptions(RTX5090), Quiet())
+    assert built.scratch_bytes == 8192
+    assert [record.profile for record in built.layers] == [0, 1]
+    begin = trt.calls.index("parse(dit.onnx)") + 1
+    assert trt.calls[begin:-1] == [
+        "set_shape('x', (1, 1), (1, 64), (1, 64))",
+        "add_optimization_profile",
+        "set_shape('x', (1, 65), (1, 96), (1, 128))",
+        "add_optimization_profile",
+    ]
+    trt.messages[0] = LAYERS
+    with pytest.raises(VerificationFailed, match="of every profile"):
+        load_backend("tensorrt").build(source, BuildOptions(RTX5090), Quiet())
 
 
 def with_attention(kit: SimpleNamespace) -> Any:

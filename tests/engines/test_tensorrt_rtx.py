@@ -15,6 +15,7 @@ from onnx import helper as oh
 
 from fastwan.config import TARGETS, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, load_backend
+from fastwan.engines.coverage import check_coverage
 from fastwan.engines.tensorrt_rtx import MAX_JOBS, TensorRTRTX
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.parallel import in_order, processors
@@ -77,19 +78,38 @@ def test_a_dynamic_axis_is_built_for_its_profile(
     kit: SimpleNamespace, build: Build, tmp_path: Path
 ) -> None:
     model = kit.graph(tokens="length")
-    profiles = {"x": ((1, 1, kit.K), (1, 64, kit.K), (1, 512, kit.K))}
+    profiles = {"x": (((1, 1, kit.K), (1, 64, kit.K), (1, 512, kit.K)),)}
     built = build(kit.source(model, tmp_path, profiles=profiles))
     assert built.inputs[0].shape == (1, "length", kit.K)
     assert -1 in built.layers[-1].outputs[0].shape
     assert built.layers[-1].precision == "FP4E2M1"
 
 
+def test_each_profile_has_the_kernels_of_an_engine_of_its_own(
+    kit: SimpleNamespace, build: Build, tmp_path: Path
+) -> None:
+    model = kit.graph(tokens="length")
+
+    def shapes(*bounds: tuple[int, int]) -> dict[str, object]:
+        return {"x": tuple(tuple((1, n, kit.K) for n in (low, high, high)) for low, high in bounds)}
+
+    short, long = ((1, 128), (129, 1024))
+    both = build(kit.source(model, tmp_path, profiles=shapes(short, long)))
+    alone = [build(kit.source(model, tmp_path, profiles=shapes(each))) for each in (short, long)]
+    for profile, one in enumerate(alone):
+        records = [record for record in both.layers if record.profile == profile]
+        assert [(r.type, r.nodes) for r in records] == [(r.type, r.nodes) for r in one.layers]
+    assert both.scratch_bytes == max(one.scratch_bytes for one in alone)
+    assert alone[0].scratch_bytes < alone[1].scratch_bytes
+    assert not check_coverage(both.layers, [kit.linear("a")]).lost
+
+
 @pytest.mark.parametrize(
     ("profiles", "message"),
     [
         (None, "input 'x' has no profile"),
-        ({"y": ((1,), (1,), (1,))}, "input '[xy]' has"),
-        ({"x": ((1, 64, 256), (1, 1, 256), (1, 512, 256))}, "refused"),
+        ({"y": (((1,), (1,), (1,)),)}, "input '[xy]' has"),
+        ({"x": (((1, 64, 256), (1, 1, 256), (1, 512, 256)),)}, "refused"),
     ],
 )
 def test_a_wrong_profile_is_refused(
@@ -97,6 +117,24 @@ def test_a_wrong_profile_is_refused(
 ) -> None:
     with pytest.raises(BadInput, match=message):
         build(kit.source(kit.graph(tokens="length"), tmp_path, profiles=profiles))
+
+
+def test_inputs_have_equally_many_profiles(
+    kit: SimpleNamespace, build: Build, tmp_path: Path
+) -> None:
+    graph = kit.GraphBuilder()
+    graph.inputs += [kit.value("x", ["length", 4]), kit.value("y", ["length", 4])]
+    graph.outputs.append(kit.value("z", ["length", 4]))
+    graph.node("Add", ["x", "y"], ["z"], "add")
+    short, long = ((1, 4), (8, 4), (8, 4)), ((9, 4), (16, 4), (16, 4))
+    for other in ((short, long), (short,)):
+        profiles = {"x": (short, long), "y": other}
+        source = kit.source(graph.model(), tmp_path, linears=(), profiles=profiles)
+        if len(other) == 2:
+            assert {record.profile for record in build(source).layers} == {0, 1}
+        else:
+            with pytest.raises(BadInput, match="different numbers of profiles"):
+                build(source)
 
 
 def convolution(kit: SimpleNamespace) -> onnx.ModelProto:

@@ -30,6 +30,7 @@ from fastwan.bundle import (
 from fastwan.files import sha256_file
 
 TEXT_LENGTH, TEXT_DIM = 6, 8
+TEXT_PROFILES = ((1, 3, 3), (4, 6, 6))
 SHAPE = Shape(height=16, width=32, num_frames=9)
 LATENTS = (1, 16, 3, 2, 4)
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
@@ -127,7 +128,9 @@ class FakeBundle:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(f"engine {name}".encode())
         dynamic = name == "text_encoder"
-        shapes = tuple((1, length, TEXT_DIM) for length in (1, 3, TEXT_LENGTH))
+        shapes = tuple(
+            tuple((1, length, TEXT_DIM) for length in bounds) for bounds in TEXT_PROFILES
+        )
         return Engine(
             file=str(path.relative_to(self.root)),
             component=component,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,3 +169,31 @@ def check_decode(decoder: Decoder, latents: np.ndarray) -> None:
             pixels = np.clip(now * factor + memory + np.float32(0.5), 0, 1) * np.float32(255)
             expected.append(pixels[0].astype(np.uint8).transpose(1, 2, 0))
     np.testing.assert_array_equal([frame[::8, ::8] for frame in frames], expected[3:])
+
+
+@pytest.mark.parametrize("fault", ["none", "fewer", "rank", "ghost"])
+def test_profiles_that_do_not_fit_their_inputs_are_refused(bundle: Any, fault: str) -> None:
+    path = bundle.root / "manifest.json"
+    raw = json.loads(path.read_text())
+    profiles = raw["engines"]["text_encoder"]["profiles"]
+    changes: dict[str, Any] = {
+        "none": {"embeddings": []},
+        "fewer": {"embeddings": profiles["embeddings"], "other": profiles["embeddings"][:1]},
+        "rank": {"embeddings": [[shape[1:] for shape in p] for p in profiles["embeddings"]]},
+        "ghost": {"ghost": profiles["embeddings"]},
+    }
+    raw["engines"]["text_encoder"]["profiles"] = changes[fault]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(BadInput, match=r"do not fit the inputs in 'engines\.text_encoder'"):
+        open_bundle(bundle.root)
+
+
+def test_a_bundle_from_before_there_were_several_profiles_says_what_to_do(bundle: Any) -> None:
+    path = bundle.root / "manifest.json"
+    raw = json.loads(path.read_text())
+    engine = raw["engines"]["text_encoder"]
+    assert open_bundle(bundle.root).manifest.engines["text_encoder"].profiles
+    engine["profiles"] = {name: shapes[-1] for name, shapes in engine["profiles"].items()}
+    path.write_text(json.dumps(raw))
+    with pytest.raises(BadInput, match=r"text_encoder\.profiles.*build the bundle again"):
+        open_bundle(bundle.root)

@@ -235,6 +235,7 @@ def test_generate_writes_the_pipelines_video_and_tells_about_it(
     video = pipe("red fox", seed=7).frames[0]
     assert result["frames_sha256"] == hashlib.sha256(video.tobytes()).hexdigest()
     assert result["frame_count"] == 9
+    assert result["runtime_cache"] == "unused"
     assert (tmp_path / "out.mp4").stat().st_size > 0
     np.testing.assert_array_equal(np.asarray(Image.open(str(result["first_frame"]))), video[0])
     seconds = result["seconds"]

@@ -14,8 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastwan.bundle import Graph
-from fastwan.config import RECIPES, LinearFormat, TextEncoderConfig
+from fastwan.bundle import Graph, Model, OnnxManifest, Shape
+from fastwan.config import RECIPES, TARGETS, LinearFormat, TextEncoderConfig
+from fastwan.engines.backend import BuildOptions, load_backend
+from fastwan.engines.coverage import check_coverage
+from fastwan.engines.sources import TEXT_BUCKETS, plan_sources
 from fastwan.errors import BadInput
 from fastwan.export import text_encoder_onnx
 from fastwan.export.checkpoint.names import expected_text_encoder_tensors
@@ -30,6 +33,7 @@ from fastwan.export.text_encoder_onnx import (
     targeted_linears,
 )
 from fastwan.plugins.nvfp4 import quantize_weight
+from fastwan.progress import Quiet
 
 TINY = TextEncoderConfig(vocab_size=320, d_model=64, d_kv=16, d_ff=160, num_layers=3, num_heads=4)
 PROMPT = "A red fox runs through fresh snow."
@@ -304,19 +308,28 @@ def test_unknown_recipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.trt
-def test_tensorrt_rtx_builds_it_for_every_length(exported: Exported) -> None:
-    trt = pytest.importorskip("tensorrt_rtx")
-    log = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    path = exported.folder / exported.graph.file
-    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM120, 0)
-    profile = builder.create_optimization_profile()
-    lengths = [(1, length, TINY.d_model) for length in (1, 64, 512)]
-    profile.set_shape("embeddings", *lengths)
-    config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None
+def test_tensorrt_rtx_builds_it_with_a_profile_for_every_bucket(exported: Exported) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    model = Model(
+        name="tiny", recipe=exported.recipe, shape=Shape(height=96, width=160, num_frames=9),
+        dit={"text_length": 512}, decoder={}, text_encoder=None, default_sampler="unipc",
+    )  # fmt: skip
+    manifest = OnnxManifest(tool_version="0", model=model, graphs={"text_encoder": exported.graph})
+    (source,), _ = plan_sources(
+        exported.folder, manifest, attention="native", backend="tensorrt-rtx",
+        components=["text_encoder"],
+    )  # fmt: skip
+    backend = load_backend("tensorrt-rtx")
+    try:
+        built = backend.build(source, BuildOptions(TARGETS["rtx5090"]), Quiet())
+    finally:
+        backend.close()
+    assert built.inputs[0].shape == (1, "length", TINY.d_model)
+    profiles = range(len(TEXT_BUCKETS))
+    by_profile = [[r for r in built.layers if r.profile == index] for index in profiles]
+    assert len(by_profile[0]) > 10 * TINY.num_layers
+    for records in by_profile:
+        assert [r.nodes for r in records] == [r.nodes for r in by_profile[0]]
+    coverage = check_coverage(built.layers, exported.graph.linears)
+    assert coverage.lost == ()
+    assert len(coverage.covered) == (6 * TINY.num_layers if exported.recipe == "nvfp4" else 0)

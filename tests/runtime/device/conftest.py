@@ -179,11 +179,16 @@ class HostEngine(NullEngine):
         self._graph = cpu_executor(bundle, name)
 
     def enqueue(
-        self, bindings: Mapping[str, Any], scratch: int, scratch_bytes: int, stream: int
+        self,
+        bindings: Mapping[str, Any],
+        scratch: int,
+        scratch_bytes: int,
+        stream: int,
+        profile: int = 0,
     ) -> None:
         recorder = NullDevice()
         NullEngine(recorder, self._name, self._record).enqueue(
-            bindings, scratch, scratch_bytes, stream
+            bindings, scratch, scratch_bytes, stream, profile
         )
         (call,) = recorder.calls
         bound = dict(bindings)

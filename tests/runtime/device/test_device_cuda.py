@@ -176,6 +176,39 @@ def test_an_engine_is_bound_once_and_enqueued() -> None:
     ]
 
 
+def test_another_profile_is_set_before_scratch_and_shapes() -> None:
+    engine, context = make_engine()
+    bindings = {"x": (512, (1, 3, 4)), "y": (1024, (1, 3, 4))}
+    whole = [
+        ("set_device_memory", 4096, 96),
+        ("set_input_shape", "x", (1, 3, 4)),
+        ("set_tensor_address", "x", 512),
+        ("set_tensor_address", "y", 1024),
+        ("execute_async_v3", 5),
+    ]
+    engine.enqueue(bindings, 4096, 96, 5, 0)
+    assert context.calls == whole
+    for profile in (2, 0):
+        context.calls.clear()
+        engine.enqueue(bindings, 4096, 96, 5, profile)
+        assert context.calls == [("set_optimization_profile_async", profile, 5), *whole]
+        context.calls.clear()
+        engine.enqueue(bindings, 4096, 96, 5, profile)
+        assert context.calls == [("execute_async_v3", 5)]
+
+
+def test_a_refused_profile_is_asked_for_again() -> None:
+    engine, context = make_engine()
+    bindings = {"x": (512, (1, 3, 4)), "y": (1024, (1, 3, 4))}
+    context.answer = False
+    with pytest.raises(DeviceError, match="t: optimization profile 1 failed: out of luck"):
+        engine.enqueue(bindings, 4096, 96, 5, 1)
+    context.answer = True
+    context.calls.clear()
+    engine.enqueue(bindings, 4096, 96, 5, 1)
+    assert context.calls[0] == ("set_optimization_profile_async", 1, 5)
+
+
 def test_a_refused_enqueue_carries_tensorrts_own_words() -> None:
     engine, context = make_engine()
     context.answer = False
@@ -216,7 +249,13 @@ def test_tensorrt_rtx_has_every_call_that_is_used() -> None:
         (trt.ICudaEngine, ["create_execution_context", "device_memory_size_v2", "num_io_tensors"]),
         (
             trt.IExecutionContext,
-            ["set_device_memory", "set_input_shape", "set_tensor_address", "execute_async_v3"],
+            [
+                "set_device_memory",
+                "set_input_shape",
+                "set_tensor_address",
+                "execute_async_v3",
+                "set_optimization_profile_async",
+            ],
         ),
     ):
         assert [name for name in names if not hasattr(owner, name)] == []

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from fastwan.bundle import MANIFEST, Engine, FileRecord, Graph, Manifest, TensorSpec, open_bundle
 from fastwan.errors import BadInput
 from fastwan.files import sha256_file
+from fastwan.runtime.device_protocol import DeviceError
 from fastwan.runtime.memory_plan import plan
-from fastwan.runtime.null_device import Call, NullDevice
+from fastwan.runtime.null_device import Call, NullDevice, NullEngine
 from fastwan.runtime.operations import RunEngine
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.races import find_races
@@ -23,6 +24,7 @@ from fastwan.runtime.sampler import schedule_for
 from fastwan.runtime.session import Session
 
 LONGEST, WIDTH = 6, 8
+BUCKETS = ((1, 3, 3), (4, 6, 6))
 FLOAT, BF16 = TensorProto.FLOAT, TensorProto.BFLOAT16
 LATENTS = (1, 16, 3, 2, 4)
 KV = [("blocks.0.attn2.k", BF16, [1, LONGEST, WIDTH]), ("blocks.0.attn2.v", BF16, [1, LONGEST, 8])]
@@ -123,8 +125,11 @@ def engine(name: str, graph: onnx.GraphProto, file: str) -> Engine:
     inputs = specs(graph.input)
     profiles = {
         spec.name: tuple(
-            tuple(size if isinstance(size, int) else length for size in spec.shape)
-            for length in (1, 3, LONGEST)
+            tuple(
+                tuple(size if isinstance(size, int) else length for size in spec.shape)
+                for length in bounds
+            )
+            for bounds in BUCKETS
         )
         for spec in inputs
     }
@@ -238,13 +243,75 @@ def test_the_longest_prompt_is_what_every_piece_takes(
     pieces: Manifest, open_session: Callable[..., Session]
 ) -> None:
     second = pieces.engines["text_encoder_01"]
-    shorter = {**second.profiles, "scores": ((2, 1, 1), (2, 3, 3), (2, 5, 5))}
+    scores = tuple(tuple((2, n, n) for n in bounds) for bounds in ((1, 3, 3), (4, 5, 5)))
+    shorter = {**second.profiles, "scores": scores}
     changed = second.model_copy(update={"profiles": shorter})
     rows = np.zeros((1, LONGEST, WIDTH), np.float32)
     assert open_session(NullDevice(), manifest=pieces).encode(rows).shape == rows.shape
     session = open_session(NullDevice(), manifest=with_engines(pieces, text_encoder_01=changed))
     with pytest.raises(BadInput, match="6 tokens, the engine takes 5"):
         session.encode(rows)
+
+
+@pytest.mark.parametrize(("length", "profile"), [(1, 0), (3, 0), (4, 1), (LONGEST, 1)])
+def test_a_prompt_runs_in_the_smallest_profile_that_takes_it(
+    pieces: Manifest, length: int, profile: int
+) -> None:
+    text = record(pieces, schedule_for("unipc")).text
+    assert text is not None
+    (stage,) = text.stages(length)
+    runs = [each for each in stage.operations if isinstance(each, RunEngine)]
+    assert [run.profile for run in runs] == [profile, profile]
+    assert {run.inputs[name].shape[1] for run in runs for name in run.inputs} == {length}
+
+
+def test_engines_of_fixed_shapes_have_one_profile(pieces: Manifest) -> None:
+    recording = record(pieces, schedule_for("unipc"))
+    runs = [run for step in range(3) for run in engines_of(recording, f"step_{step}")]
+    assert {run.profile for run in runs} == {0}
+
+
+def test_every_profile_is_run_before_the_first_prompt(
+    pieces: Manifest, open_session: Callable[..., Session]
+) -> None:
+    device = NullDevice()
+    session = open_session(device, manifest=pieces)
+    session.load()
+    rows = [
+        (end - begin) // (2 * WIDTH)
+        for call in device.calls
+        if call.name == "text_encoder_00"
+        for begin, end in call.reads
+    ]
+    assert sorted(rows) == [3, LONGEST]
+    assert find_races(device.calls) == []
+
+
+def test_the_null_device_refuses_a_shape_outside_the_profile(pieces: Manifest) -> None:
+    name = "text_encoder_00"
+    engine = NullEngine(NullDevice(), name, pieces.engines[name])
+    specs = (*pieces.engines[name].inputs, *pieces.engines[name].outputs)
+    bindings = {
+        spec.name: (512, tuple(4 if isinstance(size, str) else size for size in spec.shape))
+        for spec in specs
+    }
+    engine.enqueue(bindings, 4096, 200, 1, 1)
+    with pytest.raises(DeviceError, match=r"embeddings has shape \(1, 4, 8\), profile 0 takes"):
+        engine.enqueue(bindings, 4096, 200, 1, 0)
+
+
+def test_a_length_between_the_profiles_is_refused(pieces: Manifest) -> None:
+    second = pieces.engines["text_encoder_01"]
+    gap = {
+        name: (tuple(tuple(2 if n == 3 else n for n in s) for s in short), long)
+        for name, (short, long) in second.profiles.items()
+    }
+    changed = with_engines(pieces, text_encoder_01=second.model_copy(update={"profiles": gap}))
+    text = record(changed, schedule_for("unipc")).text
+    assert text is not None
+    text.stages(2)
+    with pytest.raises(BadInput, match="text_encoder_01 has no profile for"):
+        text.stages(3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,343 @@
+"""The cache of compiled kernels over a stand-in for TensorRT-RTX's."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastwan.bundle import Bundle, open_bundle
+from fastwan.runtime import runtime_cache, trt_executor
+from fastwan.runtime.device_components import DeviceComponents
+from fastwan.runtime.device_protocol import DeviceInfo
+from fastwan.runtime.runtime_cache import MAX_FILES, RuntimeCache, cache_file
+from fastwan.runtime.sampler import schedule_for
+from fastwan.runtime.session import Session
+
+GPU = DeviceInfo("A GPU", 120, "13.0", 32 << 30)
+
+
+class NativeCache:
+    """``IRuntimeCache``: what was compiled, as bytes; takes only what has its mark."""
+
+    def __init__(self) -> None:
+        self.blob = b""
+        self.fault: Exception | None = None
+
+    def deserialize(self, blob: bytes) -> bool:
+        if self.fault is not None:
+            raise self.fault
+        if not blob.startswith(b"kernels"):
+            return False
+        self.blob = bytes(blob)
+        return True
+
+    def serialize(self) -> memoryview | None:
+        if self.fault is not None:
+            raise self.fault
+        return memoryview(self.blob) if self.blob else None
+
+
+class Config:
+    """``IRuntimeConfig``."""
+
+    def __init__(self, native: NativeCache | None = None, accepts: bool = True) -> None:
+        self.native, self.accepts = native, accepts
+        self.made = 0
+        self.cache: NativeCache | None = None
+        self.strategy = ""
+
+    def create_runtime_cache(self) -> NativeCache | None:
+        self.made += 1
+        return self.native
+
+    def set_runtime_cache(self, cache: NativeCache) -> bool:
+        self.cache = cache if self.accepts else None
+        return self.accepts
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runtime" / "key.rtxcache"
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def started(path: Path, compiles: bytes = b"") -> tuple[RuntimeCache, NativeCache]:
+    """A process: one engine is loaded, and maybe something compiled."""
+    cache, native = RuntimeCache(path), NativeCache()
+    cache.attach(Config(native))
+    native.blob = compiles or native.blob
+    return cache, native
+
+
+def test_the_second_start_takes_over_what_the_first_compiled(path: Path) -> None:
+    first, _ = started(path, b"kernels 1")
+    assert first.state == "miss"
+    first.save()
+    second, native = started(path)
+    assert (second.state, native.blob) == ("hit", b"kernels 1")
+
+
+def test_one_cache_serves_all_engines(path: Path) -> None:
+    cache, configs = RuntimeCache(path), [Config(NativeCache()) for _ in range(3)]
+    for config in configs:
+        cache.attach(config)
+    assert [config.made for config in configs] == [1, 0, 0]
+    assert {id(config.cache) for config in configs} == {id(configs[0].native)}
+
+
+def test_the_file_is_written_where_something_was_compiled(path: Path) -> None:
+    cache, native = started(path)
+    cache.save()
+    assert not path.exists()
+    native.blob = b"kernels 1"
+    cache.save()
+    os.utime(path, (1, 1))
+    cache.save()
+    assert path.stat().st_mtime == 1
+    native.blob = b"kernels 1 and 2"
+    cache.save()
+    assert path.stat().st_mtime > 1
+    assert started(path)[1].blob == b"kernels 1 and 2"
+    again, _ = started(path)
+    os.utime(path, (1, 1))
+    again.save()
+    assert path.stat().st_mtime == 1
+
+
+def damage(content: bytes) -> dict[str, bytes]:
+    return {
+        "cut off": content[:-1],
+        "a bit": content[:40] + bytes([content[40] ^ 1]) + content[41:],
+        "no content": b"",
+        "foreign": b"something else",
+    }
+
+
+@pytest.mark.parametrize("fault", damage(bytes(50)))
+def test_a_damaged_file_is_ignored_with_a_note(path: Path, fault: str) -> None:
+    first, _ = started(path, b"kernels of the first start")
+    first.save()
+    path.write_bytes(damage(path.read_bytes())[fault])
+    with pytest.warns(RuntimeWarning, match="not what was written") as notes:
+        cache, native = started(path)
+    assert (cache.state, native.blob, len(notes)) == ("miss", b"", 1)
+    native.blob = b"kernels anew"
+    cache.save()
+    assert started(path)[0].state == "hit"
+
+
+def test_a_file_that_tensorrt_does_not_take_is_ignored(path: Path) -> None:
+    first, _ = started(path, b"of another driver")
+    first.save()
+    with pytest.warns(RuntimeWarning, match="TensorRT-RTX does not take it"):
+        cache, _ = started(path)
+    assert cache.state == "miss"
+
+
+def test_a_parser_that_throws_does_not_stop_the_start(path: Path) -> None:
+    started(path, b"kernels")[0].save()
+    native = NativeCache()
+    native.fault = TypeError("broken")
+    cache = RuntimeCache(path)
+    with pytest.warns(RuntimeWarning, match="broken"):
+        cache.attach(Config(native))
+    assert cache.state == "miss"
+    with pytest.warns(RuntimeWarning, match="not kept: broken"):
+        cache.save()
+
+
+def test_sizes_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started(path, b"kernels 1")[0].save()
+    monkeypatch.setattr(runtime_cache, "MAX_BYTES", 8)
+    with pytest.warns(RuntimeWarning, match="too large"):
+        cache, native = started(path)
+    assert cache.state == "miss"
+    native.blob = b"kernels 2"
+    with pytest.warns(RuntimeWarning, match="9 bytes of compiled kernels are not kept"):
+        cache.save()
+    monkeypatch.setattr(runtime_cache, "MAX_BYTES", 9)
+    assert started(path)[1].blob == b"kernels 1"
+
+
+def test_the_files_used_longest_ago_go_first(path: Path) -> None:
+    for index in range(MAX_FILES):
+        other = path.with_name(f"{index}.rtxcache")
+        started(other, b"kernels")[0].save()
+        os.utime(other, (index, index))
+    started(path.with_name("0.rtxcache"))  # and so it was used last
+    started(path, b"kernels")[0].save()
+    names = {each.stem for each in path.parent.iterdir()}
+    assert names == {"0", "key", *(str(index) for index in range(2, MAX_FILES))}
+
+
+@pytest.mark.parametrize("config", [Config(None), Config(NativeCache(), accepts=False)])
+def test_without_the_feature_there_is_no_cache(path: Path, config: Config) -> None:
+    cache = RuntimeCache(path)
+    if config.native is None:
+        cache.attach(config)
+    else:
+        config.native.blob = b"kernels"
+        with pytest.warns(RuntimeWarning, match="refuses a runtime cache"):
+            cache.attach(config)
+    cache.save()
+    assert cache.state == "unused"
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(RuntimeWarning, match="is ignored"):
+        cache, _ = started(tmp_path / "file" / "key.rtxcache", b"kernels")
+    with pytest.warns(RuntimeWarning, match="not kept"):
+        cache.save()
+
+
+def test_the_name_says_what_the_kernels_are_for(
+    bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTWAN_CACHE_DIR", str(tmp_path))
+    opened = open_bundle(bundle.root)
+    usual = cache_file(opened, "1.7.1", GPU)
+    assert usual.parent == tmp_path / "runtime"
+    assert cache_file(opened, "1.7.1", replace(GPU, total_bytes=1)) == usual
+    changed = dict(opened.manifest.files)
+    file = opened.manifest.engines["dit"].file
+    changed[file] = changed[file].model_copy(update={"sha256": "0" * 64})
+    other = Bundle(opened.root, opened.manifest.model_copy(update={"files": changed}))
+    names = {
+        usual,
+        cache_file(other, "1.7.1", GPU),
+        cache_file(opened, "1.7.2", GPU),
+        *(
+            cache_file(opened, "1.7.1", replace(GPU, **{field: value}))
+            for field, value in (("name", "B"), ("compute_capability", 121), ("driver", "13.1"))
+        ),
+    }
+    assert len(names) == 6
+
+
+class FakeRtx:
+    """The parts of ``tensorrt_rtx`` that opening a bundle's engines asks for."""
+
+    __version__ = "1.7.1"
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(NONE="none")
+    CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
+
+    class ILogger:
+        pass
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.configs: list[Any] = []
+        self._bundle = bundle
+
+    def Runtime(self, log: Any) -> Any:
+        return SimpleNamespace(deserialize_cuda_engine=self._engine)
+
+    def _engine(self, data: bytes) -> Any:
+        record = self._bundle.manifest.engines[data.decode().removeprefix("engine ")]
+        names = [spec.name for spec in (*record.inputs, *record.outputs)]
+
+        def config() -> Config:
+            self.configs.append(Config(NativeCache()))
+            return self.configs[-1]  # type: ignore[no-any-return]
+
+        return SimpleNamespace(
+            num_io_tensors=len(names),
+            get_tensor_name=names.__getitem__,
+            create_runtime_config=config,
+            create_execution_context=lambda given: given if given in self.configs else None,
+        )
+
+
+def test_engines_of_rtx_are_opened_with_one_cache_and_no_compiling_beside_a_video(
+    bundle: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_bundle(bundle.root)
+    fake = FakeRtx(opened)
+    monkeypatch.setattr(trt_executor, "_module", lambda _backend: fake)
+    cache = RuntimeCache(path)
+    engines = trt_executor.open_engines(opened, GPU, cache)
+    assert list(engines) == list(opened.manifest.engines)
+    assert len(fake.configs) == len(engines)
+    for config in fake.configs:
+        assert config.strategy == "user"
+        assert config.dynamic_shapes_kernel_specialization_strategy == "none"
+        assert config.cuda_graph_strategy == "disabled"
+        assert config.cache is fake.configs[0].native
+
+
+def test_only_rtx_compiles_here(
+    bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTWAN_CACHE_DIR", str(tmp_path))
+    opened = open_bundle(bundle.root)
+    monkeypatch.setattr(trt_executor, "_module", lambda _backend: FakeRtx(opened))
+    cache = trt_executor.runtime_cache(opened, GPU)
+    assert cache is not None
+    cache.attach(Config(NativeCache()))
+    assert cache.state == "miss"
+    tensorrt = opened.manifest.model_copy(update={"backend": "tensorrt"})
+    assert trt_executor.runtime_cache(Bundle(opened.root, tensorrt), GPU) is None
+
+
+def test_a_session_keeps_what_its_warm_up_compiled(
+    bundle: Any, path: Path, host_device: Any, host_platform: Callable[..., Any]
+) -> None:
+    cache, native = started(path, b"kernels")
+    platform = replace(host_platform(host_device), runtime_cache=cache)
+    session = Session(platform, open_bundle(bundle.root), schedule_for("unipc"))
+    assert not path.exists()
+    session.load()
+    assert path.exists()
+    path.unlink()
+    native.blob = b"kernels of a prompt"
+    session.load()
+    assert not path.exists()  # a session that is loaded is not loaded again
+
+
+def test_components_say_whether_the_cache_was_used(
+    bundle: Any, path: Path, host_device: Any, host_platform: Callable[..., Any]
+) -> None:
+    opened = open_bundle(bundle.root)
+    platform = host_platform(host_device)
+    assert DeviceComponents(opened, platform).runtime_cache == "unused"
+    for state in ("miss", "hit"):
+        cache, _ = started(path, b"kernels")
+        components = DeviceComponents(opened, replace(platform, runtime_cache=cache))
+        components.load(schedule_for("unipc"), text=True, decoder=True)
+        assert components.runtime_cache == state
+
+
+@pytest.mark.trt
+def test_tensorrt_rtx_has_the_calls_of_the_cache() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    wanted = {
+        trt.ICudaEngine: {"create_runtime_config", "create_execution_context"},
+        trt.IRuntimeConfig: {
+            "create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy",
+            "set_execution_context_allocation_strategy",
+            "dynamic_shapes_kernel_specialization_strategy",
+        },
+        trt.IRuntimeCache: {"serialize", "deserialize"},
+        trt.DynamicShapesKernelSpecializationStrategy: {"NONE"},
+        trt.CudaGraphStrategy: {"DISABLED"},
+    }  # fmt: skip
+    for owner, names in wanted.items():
+        assert names - set(dir(owner)) == set()
