@@ -15,11 +15,8 @@ from fastwan.engines.isolated import Worker, can_isolate
 from fastwan.engines.network import build_network, import_builder
 from fastwan.engines.plan import EngineSource
 from fastwan.errors import EnvironmentLacks
-from fastwan.parallel import processors
+from fastwan.parallel import workers
 from fastwan.progress import Progress
-
-MAX_JOBS = 4
-"""Builds at once; each holds its engine and its weights."""
 
 
 class TensorRTRTX:
@@ -57,7 +54,7 @@ class TensorRTRTX:
         return built
 
     def jobs(self) -> int:
-        return min(processors(), MAX_JOBS) if can_isolate() else 1
+        return workers() if can_isolate() else 1
 
     def close(self) -> None:
         with self._lock:

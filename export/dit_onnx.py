@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 from torch import Tensor
 
 from fastwan.bundle import Graph, TensorSpec
@@ -29,28 +26,16 @@ from fastwan.export.weights import (
     tensor_digest,
     weight_groups,
 )
-from fastwan.parallel import collector_paused
+from fastwan.parallel import collector_paused, one_torch_thread, workers
 from fastwan.progress import Progress, Quiet, stage
 
 CPU_REFERENCE_TOKENS = 2048
 """Longest video, in tokens, that the CPU reference is written for: its attention is unrolled."""
 
 GRAPH, DATA = "dit.onnx", "dit.data"
-WORKERS = 2
 
 
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """OpenMP collapses when two workers share two cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_torch_thread()
+@one_torch_thread()
 def export_dit(
     source: TensorSource,
     config: DiTConfig,
@@ -128,7 +113,7 @@ def _write_weights(
         recipe,
         quantize=modelopt_quantizer(recipe),
         cache=cache,
-        workers=WORKERS,
+        workers=workers(),
     )
     total = sum(nbytes(value) for value in initializers.values())
     digests = {name: tensor_digest(tensor) for name, tensor in constants.items()}

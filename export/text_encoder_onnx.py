@@ -30,6 +30,7 @@ from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.quantize import Quantizer
 from fastwan.export.weights import tensor_digest
 from fastwan.files import atomic_file
+from fastwan.parallel import in_order, one_torch_thread, workers
 from fastwan.plugins.nvfp4 import quantize_weight
 from fastwan.progress import Progress, Quiet, stage
 
@@ -139,6 +140,7 @@ def targeted_linears(config: TextEncoderConfig, format: LinearFormat) -> tuple[L
     )
 
 
+@one_torch_thread()
 def export_text_encoder(
     source: EmbeddingSource,
     config: TextEncoderConfig,
@@ -212,26 +214,29 @@ def _attach_weights(
     progress: Progress,
 ) -> dict[str, str]:
     """Write every weight; returns the reference's digests by initializer."""
-    digests: dict[str, str] = {}
     missing = {n: v for n, v in graph.initializers.items() if v.const_value is None}
+    packed = {n for n, v in missing.items() if v.dtype == ir.DataType.FLOAT4E2M1}
+    parts = {f"{name}_{part}" for name in packed for part in ("scale", "scale_2")}
+    names = [name for name in missing if name not in parts]
+
+    def make(name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        weight = source.read(name).to(torch.bfloat16)
+        if name not in packed:
+            return {name: weight}, {name: tensor_digest(weight)}
+        keys = (name, f"{name}_scale", f"{name}_scale_2")
+        made = quantize(weight)
+        reference = made if quantize is quantize_weight else quantize_weight(weight)
+        digests = {key: tensor_digest(part) for key, part in zip(keys, reference, strict=True)}
+        return dict(zip(keys, made, strict=True)), digests
+
     total = sum(map(nbytes, missing.values()))
+    digests: dict[str, str] = {}
     with stage(progress, "text encoder weights", total, "bytes") as counter:
-        for name, value in missing.items():
-            if value.const_value is not None:
-                continue
-            weight = source.read(name).to(torch.bfloat16)
-            if value.dtype == ir.DataType.FLOAT4E2M1:
-                names = (name, f"{name}_scale", f"{name}_scale_2")
-                packed = quantize(weight)
-                for part, tensor in zip(names, packed, strict=True):
-                    _attach(missing[part], tensor, writer)
-                reference = packed if quantize is quantize_weight else quantize_weight(weight)
-                for part, tensor in zip(names, reference, strict=True):
-                    digests[part] = tensor_digest(tensor)
-            else:
-                _attach(value, weight, writer)
-                digests[name] = tensor_digest(weight)
-            counter.advance(nbytes(value), name)
+        for name, (tensors, found) in in_order(make, names, workers()):
+            for key, tensor in tensors.items():
+                _attach(missing[key], tensor, writer)
+            digests |= found
+            counter.advance(sum(nbytes(missing[key]) for key in tensors), name)
     return digests
 
 

@@ -11,6 +11,7 @@ final norm, what the transformer gets. One block of weights is in memory at a ti
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,35 +53,34 @@ def _relative(got: Tensor, exact: Tensor) -> float:
 @torch.no_grad()
 def block_errors(
     source: Any, config: TextEncoderConfig, tokens: int
-) -> list[tuple[str, float, float]]:
+) -> Iterator[tuple[str, float, float]]:
     """(where, error of bf16, error of NVFP4), behind each block and behind the final norm."""
     ids = torch.randint(config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0))
     rows = [source.read_rows(umt5.EMBEDDING, i, i + 1) for i in ids.tolist()]
     embeddings = torch.cat(rows).bfloat16().unsqueeze(0)
     buckets = umt5.relative_buckets(config, tokens)
     hidden = {name: embeddings.to(dtype) for name, (_, dtype) in STREAMS.items()}
-    errors = []
 
-    def note(where: str, now: dict[str, Tensor]) -> None:
-        found = [_relative(now[name], now["fp32"]) for name in ("bf16", "nvfp4")]
-        errors.append((where, found[0], found[1]))
+    def errors(where: str) -> tuple[str, float, float]:
+        bf16, nvfp4 = (_relative(hidden[name], hidden["fp32"]) for name in ("bf16", "nvfp4"))
+        return where, bf16, nvfp4
 
     for index in range(config.num_layers):
         for name, (format, dtype) in STREAMS.items():
             block = _load(umt5.Block(config, format, dtype), source, f"encoder.block.{index}.")
             hidden[name] = block(hidden[name], buckets)
-        note(f"block {index}", hidden)
+        yield errors(f"block {index}")
     for name, (_, dtype) in STREAMS.items():
         hidden[name] = _load(umt5.FinalNorm(config, dtype), source, "encoder.")(hidden[name])
-    note("final norm", hidden)
-    return errors
+    yield errors("final norm")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("checkpoint")
     parser.add_argument("--tokens", type=int, default=32)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # OpenMP collapses beside other work
     checkpoint = open_checkpoint(options.checkpoint, components=("text_encoder",))
     if checkpoint.text_encoder is None or checkpoint.text_config is None:
         raise BadInput("checkpoint has no text encoder", where=options.checkpoint)

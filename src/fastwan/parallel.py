@@ -1,4 +1,4 @@
-"""Work on threads whose results are taken in order, and a pause for the garbage collector."""
+"""Work on threads whose results are taken in order, and what gets in the way of threads."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 
-def processors() -> int:
-    """Processors that this process may use."""
+MAX_WORKERS = 4
+"""Each worker holds a weight, or an engine and its weights, and beyond a few the disk is busy."""
+
+
+def workers() -> int:
+    """Threads to work on: the processors that this process may use, at most `MAX_WORKERS`."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    return min(os.cpu_count() or 1, MAX_WORKERS)
 
 
 def in_order(
@@ -77,3 +81,20 @@ def collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch computes on the calling thread alone in the body.
+
+    OpenMP's threads wait for each other after every operation, and spin: of many small operations
+    beside other work on the same processors, each takes a hundred times as long.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -16,9 +16,9 @@ from onnx import helper as oh
 from fastwan.config import TARGETS, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, load_backend
 from fastwan.engines.coverage import check_coverage
-from fastwan.engines.tensorrt_rtx import MAX_JOBS, TensorRTRTX
+from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.parallel import in_order, processors
+from fastwan.parallel import in_order, workers
 from fastwan.progress import Quiet
 
 pytestmark = pytest.mark.trt
@@ -292,7 +292,7 @@ def test_builds_at_once_give_the_bytes_of_builds_in_a_row(
     together = in_order(lambda _: backend.build(source, options, Quiet()), range(4), 2)
     assert {bytes(built.plan) for _, built in together} == {alone}
     assert len(backend._workers) == len(backend._idle) == 2
-    assert backend.jobs() == min(processors(), MAX_JOBS)
+    assert backend.jobs() == workers()
 
 
 def test_close_ends_a_build_of_another_thread(

@@ -43,7 +43,7 @@ class Counting:
 def export(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Path, dict[str, str]]]:
-    monkeypatch.setattr(dit_onnx, "WORKERS", 1)
+    monkeypatch.setattr(dit_onnx, "workers", lambda: 1)
     cache = ExportCache(tmp_path / "cache")
     config = replace(tiny.dit_config, num_layers=1)
 
