@@ -53,6 +53,8 @@ DTYPES = {
     "uint8": torch.uint8,
 }
 Record = dict[str, Any]
+LONG = 400
+"""Tokens of a prompt in the text encoder's second profile."""
 
 
 class _Raw:
@@ -185,9 +187,13 @@ def build(checkpoint: Checkpoint, shape: VideoShape, device: str = "cuda") -> Bu
         )
         for side in ("inputs", "outputs")
     }
-    profile = tuple((1, tokens, width) for tokens in (1, 64, length))
+    # Two profiles, as engines have several: the shorter prompts, and the rest.
+    profiles = tuple(
+        tuple((1, tokens, width) for tokens in (first, last, last))
+        for first, last in ((1, length // 2), (length // 2 + 1, length))
+    )
     built.engines["text_encoder"] = row.model_copy(
-        update={**dynamic, "profiles": {"embeddings": (profile,)}}
+        update={**dynamic, "profiles": {"embeddings": profiles}}
     )
     modulation = built.add(
         "time_tables",
@@ -286,7 +292,10 @@ def _play(platform: Platform, bundle: Bundle, sampler: str) -> Record:
     recording = session.recording
     generator = torch.Generator().manual_seed(1)
     tokens, width = 19, recording.prompt_embeds.shape[2]
-    hidden = session.encode(torch.randn(1, tokens, width, generator=generator).numpy())
+    prompts = [torch.randn(1, n, width, generator=generator).numpy() for n in (tokens, LONG)]
+    hidden, longer = map(session.encode, prompts)
+    if not np.array_equal(session.encode(prompts[0]), hidden) or longer.shape[1] != LONG:
+        raise RuntimeError("a prompt of another profile changes what follows")
     embeds = np.zeros(recording.prompt_embeds.shape, np.float32)
     embeds[:, :tokens] = hidden.astype(np.float32)
     session.prepare(embeds)
