@@ -17,7 +17,7 @@ from fastwan.runtime.executors import Array
 from fastwan.runtime.outputs import Timings
 from fastwan.runtime.runtime_cache import State
 from fastwan.runtime.sampler import Schedule, schedule_for
-from fastwan.runtime.session import Platform, Session
+from fastwan.runtime.session import Platform, Session, no_decoder
 from fastwan.runtime.text import TextEncoder
 from fastwan.runtime.text_buffers import EMBEDDINGS, HIDDEN_STATES
 
@@ -85,7 +85,7 @@ class DeviceComponents:
     def video_shape(self) -> tuple[int, ...]:
         frames = self.session().recording.frames
         if frames is None:
-            raise BadInput("bundle has no decoder", where=str(self._bundle.root))
+            raise no_decoder(self._bundle.root)
         return frames.shape
 
     def load(self, schedule: Schedule, *, text: bool, decoder: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastwan.bundle import Bundle
 from fastwan.errors import BadInput, EnvironmentLacks
@@ -22,6 +23,15 @@ from fastwan.runtime.tensors import Tensor
 
 OnStep = Callable[[int, int, Array], "Array | None"]
 """(step, timestep, latents after it) -> latents to go on with, None to keep them."""
+
+
+def no_decoder(bundle: Path) -> BadInput:
+    """The error of a call that needs frames from a bundle that has none to give."""
+    return BadInput(
+        "bundle has no decoder",
+        where=str(bundle),
+        fix="build it with --components dit,decoder or more",
+    )
 
 
 @dataclass(frozen=True)
@@ -225,7 +235,7 @@ class Session:
     def _frames(self, player: Player) -> Array:
         frames = self.recording.frames
         if frames is None:
-            raise BadInput("bundle has no decoder", where=str(self._bundle.root))
+            raise no_decoder(self._bundle.root)
         player.synchronize()
         return player.memory.view(frames)
 

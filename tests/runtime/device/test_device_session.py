@@ -218,3 +218,13 @@ def test_a_bundle_without_a_decoder_still_denoises(bundle: Any, open_session: Op
     assert recording.frames is None
     assert [stage.name for stage in recording.video] == ["step_0", "step_1", "step_2"]
     assert plan(recording).arena < open_session().plan.unshared
+
+
+def test_frames_of_a_bundle_without_a_decoder_are_refused(bundle: Any, open_session: Open) -> None:
+    session = open_session()
+    prepare(session, bundle)
+    session.recording.frames = None
+    with pytest.raises(
+        BadInput, match=r"no decoder \(.*\): build it with --components dit,decoder"
+    ):
+        session.video(noises(session))
