@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -54,7 +53,11 @@ class Worker:
         }
         command = [sys.executable, "-m", "fastwan.engines.isolated", backend, str(theirs.fileno())]
         self._process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            process_group=0,
         )
         theirs.close()
 
@@ -100,10 +103,13 @@ class Worker:
 
     def close(self) -> None:
         """End the worker and what it may be building; may be called while another thread builds."""
-        # The connection stays open: a thread that reads from it sees its end, not a closed handle.
+        # The whole group at once, and with a signal that nothing handles: a handler in Python waits
+        # for the call that the worker is in, which may be one that has not begun to block. The
+        # connection stays open: a thread that reads from it sees its end, not a closed handle.
         with self._closing:
-            self._process.terminate()
-            self._process.wait()
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
 
     def __enter__(self) -> Worker:
         return self
@@ -137,16 +143,6 @@ def serve(backend: str, descriptor: int) -> None:
     connection = Connection(descriptor)
     builder: Any = load_backend(backend)
     builder.version()  # loads the library once, before the forks
-    child = 0
-
-    def stop(_signal: int, _frame: object) -> None:
-        if child:
-            with suppress(ProcessLookupError, ChildProcessError):  # it may have ended by itself
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-        os._exit(0)
-
-    signal.signal(signal.SIGTERM, stop)
     while True:
         try:
             request = connection.recv()
@@ -154,12 +150,10 @@ def serve(backend: str, descriptor: int) -> None:
             return
         child = os.fork()
         if child == 0:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             connection.send(("child", os.getpid()))
             _build_and_send(connection, builder, *request)
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        child = 0
         connection.send(("ended", status))
 
 

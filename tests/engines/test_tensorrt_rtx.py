@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -295,6 +296,16 @@ def test_builds_at_once_give_the_bytes_of_builds_in_a_row(
     assert backend.jobs() == workers()
 
 
+def _runs(process: int) -> bool:
+    """Whether a process is there and is no more than a name in the table."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see processes")
 def test_close_ends_a_build_of_another_thread(
     kit: SimpleNamespace, backend: TensorRTRTX, tmp_path: Path
 ) -> None:
@@ -312,7 +323,10 @@ def test_close_ends_a_build_of_another_thread(
 
     with pytest.raises(BadInput, match="the build process ended by itself"):
         backend.build(source, BuildOptions(TARGETS["rtx5090"]), Closing())
-    with pytest.raises(ProcessLookupError):
-        os.kill(closed[0], 0)
+    for _ in range(1000):  # it has been killed; the system may still be taking it apart
+        if not _runs(closed[0]):
+            break
+        time.sleep(0.01)
+    assert not _runs(closed[0])
     assert backend._workers == []
     assert backend.build(source, BuildOptions(TARGETS["rtx5090"]), Quiet()).plan.nbytes > 1000
