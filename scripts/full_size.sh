@@ -63,7 +63,7 @@ if [[ ${text[0]} == --text-encoder ]]; then
     "$bin/python" "$root/scripts/text_encoder_error.py" "$out/checkpoint" | tail -n 1
 fi
 # Minutes: the 30 blocks on a CPU, at a small number of tokens.
-measure verify 13 "$bin/fastwan-export" verify "$out/cut"
+measure verify 16 "$bin/fastwan-export" verify "$out/cut"
 for name in "${bundles[@]}"; do
     "$bin/fastwan-export" inspect "$out/$name" --json >"$out/$name.json"
 done
