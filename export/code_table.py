@@ -8,7 +8,7 @@ gather spreads what it made of them: the same function and the same bytes, in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,13 @@ Convert = Callable[[Tensor, Tensor], Tensor]
 _CHUNK = 1 << 18  # elements that stay in a core's cache between the steps
 _MAGNITUDE = 0x7FFF  # a bf16 pattern without its sign
 _ZERO_BELOW = 0.125  # half of the scaled magnitude below which e2m1 rounds to zero
+
+
+def row_slices(weight: Tensor) -> Iterator[slice]:
+    """Rows of a weight [N, K], as many at a time as a core's cache holds."""
+    step = max(1, _CHUNK // weight.shape[1])
+    for begin in range(0, weight.shape[0], step):
+        yield slice(begin, begin + step)
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,7 @@ class CodeTable:
     def pack(self, weight: Tensor, block_scale: Tensor) -> Tensor:
         """Packed codes [N, K/2] of a weight [N, K] bf16 whose pairs are in the table."""
         packed = torch.empty((weight.shape[0], weight.shape[1] // 2), dtype=torch.uint8)
-        step = max(1, _CHUNK // weight.shape[1])
-        for begin in range(0, weight.shape[0], step):
-            rows = slice(begin, begin + step)
+        for rows in row_slices(weight):
             bits = weight[rows].contiguous().view(torch.int16)
             # ModelOpt takes the sign from a comparison with 0, so -0 has the code of +0.
             bits = bits.masked_fill(bits == torch.iinfo(torch.int16).min, 0)
@@ -91,7 +96,7 @@ def code_table(
     patterns = torch.arange(low, low + magnitudes).clamp(max=high).to(torch.int16)
     values = patterns.view(torch.bfloat16)
     both = torch.cat([values, -values]).expand(len(present), -1)
-    factors = scales.view(torch.uint8).unsqueeze(-1).expand(-1, both.shape[1] // BLOCK)
+    factors = present.unsqueeze(-1).expand(-1, both.shape[1] // BLOCK)
     packed = convert(both.contiguous(), factors.contiguous().view(torch.float8_e4m3fn))
     row = torch.zeros(256, dtype=torch.int32)
     row[present.long()] = torch.arange(len(present), dtype=torch.int32) * (2 * magnitudes)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastwan.config import Recipe
 from fastwan.errors import EnvironmentLacks
-from fastwan.export.code_table import code_table
+from fastwan.export.code_table import code_table, row_slices
 from fastwan.parallel import collector_paused
 from fastwan.plugins.nvfp4 import E2M1_MAX, E4M3_MAX, PackedWeight, quantize_weight
 
@@ -31,7 +31,6 @@ _NVFP4: dict[str, Any] = {
     "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
 }
 _BLOCK = 16
-_CHUNK = 1 << 18  # elements of a weight that are packed at a time
 # ModelOpt prints and warns through process-wide switches, so one thread at a time converts.
 _LOCK = threading.Lock()
 
@@ -88,13 +87,10 @@ def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float
 
 def _pack(qtensor: Any, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Packed codes and block scales of a weight under its global scale, by ModelOpt."""
-    step = max(1, _CHUNK // weight.shape[1])
-    starts = range(0, weight.shape[0], step)
     block_scale = torch.empty(
         (weight.shape[0], weight.shape[1] // _BLOCK), dtype=torch.float8_e4m3fn
     )
-    for begin in starts:
-        rows = slice(begin, begin + step)
+    for rows in row_slices(weight):
         block_scale[rows], _ = qtensor.get_weights_scaling_factor(weight[rows], _BLOCK, scale)
 
     def convert(values: Tensor, factors: Tensor) -> Tensor:
@@ -108,8 +104,7 @@ def _pack(qtensor: Any, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     if table is not None:
         return table.pack(weight, block_scale), block_scale
     packed = torch.empty((weight.shape[0], weight.shape[1] // 2), dtype=torch.uint8)
-    for begin in starts:
-        rows = slice(begin, begin + step)
+    for rows in row_slices(weight):
         packed[rows] = convert(weight[rows], block_scale[rows])
     return packed, block_scale
 

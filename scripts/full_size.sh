@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The real size, nightly: a synthetic 1.3 B checkpoint to engines, held to the project's limits.
 #
-# FASTWAN_OUT           folder for what it makes (30 GB with the text encoder); by default out/full
+# FASTWAN_OUT           folder for what it makes (65 GB with the text encoder); by default out/full
 # FASTWAN_TEXT_ENCODER  1: with the 5.7 B text encoder (needs 80 GB of disk)
 # FASTWAN_VENV, FASTWAN_PYTHON: see environment.sh
 #
-# Prints, for each build and for `verify`, seconds, CPU-seconds and peak memory by the operating system's account.
-# Memory, sizes and coverage fail the script; times depend on the machine and are only printed.
+# Prints, for each build and for `verify`, seconds, CPU-seconds and peak memory by the operating
+# system's account. Memory, sizes and coverage fail the script; times depend on the machine and are
+# only printed.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 
