@@ -11,7 +11,7 @@ from typing import Protocol
 from fastwan.bundle import TensorSpec
 from fastwan.config import BackendName, Target, lookup
 from fastwan.engines.layers import LayerRecord
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput
 from fastwan.progress import Progress
 

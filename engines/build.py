@@ -27,8 +27,8 @@ from fastwan.bundle import (
 from fastwan.engines.builder import BuildRequest, BundleBuilder
 from fastwan.engines.cache import EngineCache
 from fastwan.engines.layers import LayerRecord
-from fastwan.engines.plan import EngineSource
 from fastwan.engines.regions import region_records
+from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput
 from fastwan.export.passes.cut_at_regions import Region as RegionGraph
 from fastwan.files import atomic_dir, confined_file, sha256_file

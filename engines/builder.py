@@ -18,9 +18,9 @@ from fastwan.engines.backend import Backend, BuildOptions, BuiltEngine
 from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, content_key
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
 from fastwan.engines.layers import LayerRecord
-from fastwan.engines.onnx_guard import checked_model, external_bytes
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.source import EngineSource
 from fastwan.files import sha256_file
+from fastwan.onnx_guard import checked_model, external_bytes
 from fastwan.parallel import in_order
 from fastwan.progress import Progress, stage
 

@@ -24,8 +24,8 @@ from onnx import TensorProto
 from fastwan.bundle import TensorSpec
 from fastwan.engines.backend import BuiltEngine
 from fastwan.engines.layers import LayerRecord, layer_from_json
-from fastwan.engines.onnx_guard import DataRange, all_nodes, all_tensors, external_range
 from fastwan.files import atomic_dir, default_cache_dir, sha256_file
+from fastwan.onnx_guard import DataRange, all_nodes, all_tensors, external_range
 
 SIZE_VARIABLE = "FASTWAN_CACHE_MAX_BYTES"
 DEFAULT_MAX_BYTES = 20 << 30
@@ -87,7 +87,7 @@ def content_key(
     """Key of the engine that would be built of `model`.
 
     Args:
-        model: checked by `fastwan.engines.onnx_guard.checked_model`; left unchanged.
+        model: checked by `fastwan.onnx_guard.checked_model`; left unchanged.
         folder: where its external data lies.
         options: everything else the engine depends on; JSON-able.
     """

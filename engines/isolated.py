@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from fastwan.engines.backend import BuildOptions, BuiltEngine, load_backend
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput, FastWanError
 from fastwan.progress import Progress, Quiet
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fastwan.bundle import Engine, Manifest, TensorSpec
-from fastwan.engines.cost import STEPS
+from fastwan.quality.cost import STEPS
 
 _BITS = {
     "float4_e2m1fn": 4, "float8_e4m3fn": 8, "uint8": 8, "int8": 8, "bool": 8, "float16": 16,

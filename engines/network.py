@@ -18,9 +18,9 @@ import onnx
 from fastwan.bundle import TensorSpec
 from fastwan.engines.backend import BuiltEngine
 from fastwan.engines.layers import parse_layers
-from fastwan.engines.onnx_guard import STANDARD_DOMAINS, all_nodes
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput, EnvironmentLacks, VerificationFailed
+from fastwan.onnx_guard import STANDARD_DOMAINS, all_nodes
 from fastwan.progress import Progress
 
 _SCRATCH = re.compile(r"^Total Activation Memory: (\d+) bytes", re.MULTILINE)

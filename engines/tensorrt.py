@@ -9,7 +9,7 @@ from typing import Any
 from fastwan.config import BackendName, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
 from fastwan.engines.network import build_network, import_builder
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.source import EngineSource
 from fastwan.errors import EnvironmentLacks
 from fastwan.progress import Progress
 

@@ -13,7 +13,7 @@ from fastwan.config import BackendName, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
 from fastwan.engines.isolated import Worker, can_isolate
 from fastwan.engines.network import build_network, import_builder
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.source import EngineSource
 from fastwan.errors import EnvironmentLacks
 from fastwan.parallel import workers
 from fastwan.progress import Progress

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
-from fastwan.runtime.executors import Array
+from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.model.text import pad_rows
 from fastwan.runtime.outputs import latents_like, to_numpy
-from fastwan.runtime.sampler import Schedule
-from fastwan.runtime.text import pad_rows
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def draw_noises(
     Raises:
         BadInput: a seed, a generator or latents that cannot be used.
     """
-    from fastwan.runtime.noise import draw, generator_for
+    from fastwan.runtime.model.noise import draw, generator_for
 
     noises: list[Array] = [*draw(shape, schedule, generator_for(generator, seed))]
     if latents is not None:

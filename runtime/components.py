@@ -9,15 +9,15 @@ from typing import Protocol
 from fastwan.bundle import Bundle
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
-from fastwan.runtime.decode import Decoder
-from fastwan.runtime.dit import DIT_GRAPHS, DiT
-from fastwan.runtime.executors import Array
-from fastwan.runtime.loop import combine, denoise
-from fastwan.runtime.ort_executor import cpu_executor
+from fastwan.runtime.cpu.executor import cpu_executor
+from fastwan.runtime.device.runtime_cache import State
+from fastwan.runtime.model.decode import Decoder
+from fastwan.runtime.model.dit import DIT_GRAPHS, DiT
+from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.loop import combine, denoise
+from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.model.text import TextEncoder
 from fastwan.runtime.outputs import Timings
-from fastwan.runtime.runtime_cache import State
-from fastwan.runtime.sampler import Schedule
-from fastwan.runtime.text import TextEncoder
 
 OnStep = Callable[[int, int, Array], "Array | None"]
 """(step, timestep, latents after it) -> latents to go on with, None to keep them."""
@@ -92,7 +92,7 @@ class CpuComponents:
 
     Args:
         bundle: an opened engine bundle.
-        threads: see `fastwan.runtime.ort_executor.OnnxRuntimeExecutor`.
+        threads: see `fastwan.runtime.cpu.executor.OnnxRuntimeExecutor`.
     """
 
     fused = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fastwan.errors import BadInput
-from fastwan.runtime.executors import Array
+from fastwan.runtime.model.executor import Array
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,9 @@ from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.progress import Progress, Quiet
 from fastwan.runtime.arguments import check_shape, draw_noises, padded_embeds, replacement
 from fastwan.runtime.components import Components, CpuComponents
-from fastwan.runtime.device import DeviceChoice, resolve_device
-from fastwan.runtime.executors import Array
+from fastwan.runtime.device.choice import DeviceChoice, resolve_device
+from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.sampler import Schedule, schedule_for
 from fastwan.runtime.outputs import (
     OUTPUT_TYPES,
     OutputType,
@@ -22,7 +23,6 @@ from fastwan.runtime.outputs import (
     collect_frames,
 )
 from fastwan.runtime.prompt_cache import PromptCache
-from fastwan.runtime.sampler import Schedule, schedule_for
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +70,8 @@ class FastWanPipeline:
         bundle = open_bundle(path)
         prompts = PromptCache.of(bundle, prompt_cache)
         if resolved.name == "cuda":
-            from fastwan.runtime.device_components import DeviceComponents
-            from fastwan.runtime.platforms import cuda_platform
+            from fastwan.runtime.device.components import DeviceComponents
+            from fastwan.runtime.device.platforms import cuda_platform
 
             try:
                 on_gpu = DeviceComponents(bundle, cuda_platform(bundle))

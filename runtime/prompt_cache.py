@@ -12,7 +12,7 @@ import numpy as np
 
 from fastwan.bundle import Bundle
 from fastwan.files import atomic_file
-from fastwan.runtime.executors import Array
+from fastwan.runtime.model.executor import Array
 
 CAPACITY = 64
 """Prompts that are kept in memory, 4 MB each at the full size."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.files import atomic_dir, atomic_file
-from fastwan.runtime.executors import Array
+from fastwan.runtime.model.executor import Array
 
 FPS = 16
 """Frames a second of Wan 2.1."""

@@ -146,11 +146,11 @@ def measure(side: str, count: int, folder: Path) -> dict[str, object]:
     }
     from fastwan.config import TARGETS
     from fastwan.engines.backend import BuildOptions
-    from fastwan.engines.cost import kernel_cost
     from fastwan.engines.coverage import is_fp4_gemm
-    from fastwan.engines.plan import EngineSource
+    from fastwan.engines.source import EngineSource
     from fastwan.engines.tensorrt_rtx import TensorRTRTX
     from fastwan.progress import Quiet
+    from fastwan.quality.cost import kernel_cost
 
     source = EngineSource("blocks", "dit", path.read_bytes(), folder)
     built = TensorRTRTX().build(source, BuildOptions(TARGETS["rtx5090"]), Quiet())

@@ -30,8 +30,8 @@ def loop(arguments: argparse.Namespace) -> Record:
     """Three steps and the decoder of the tiny model: one graph launch against eager."""
     from torch_executors import combine, torch_decoder, torch_decoder_module, torch_dit
 
-    from fastwan.runtime.loop import denoise
-    from fastwan.runtime.sampler import schedule_for
+    from fastwan.runtime.model.loop import denoise
+    from fastwan.runtime.model.sampler import schedule_for
 
     checkpoint = _checkpoint("tiny")
     shape = checkpoint.default_shape

@@ -39,12 +39,12 @@ from fastwan.export.models.taehv import StreamingStep
 from fastwan.export.models.umt5 import UMT5Encoder
 from fastwan.export.weights import load_module
 from fastwan.plugins.loader import PluginLibrary
-from fastwan.runtime.cuda_device import CudaDevice
-from fastwan.runtime.device_protocol import Binding, DeviceError
-from fastwan.runtime.kernels import PluginKernels
-from fastwan.runtime.noise import draw, generator_for
-from fastwan.runtime.sampler import schedule_for
-from fastwan.runtime.session import Platform, Session
+from fastwan.runtime.device.cuda import CudaDevice
+from fastwan.runtime.device.kernels import PluginKernels
+from fastwan.runtime.device.session import Platform, Session
+from fastwan.runtime.model.noise import draw, generator_for
+from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.recording.machine import Binding, DeviceError
 
 DTYPES = {
     "bfloat16": torch.bfloat16,

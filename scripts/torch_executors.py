@@ -19,8 +19,8 @@ from fastwan.export.decoder_onnx import load_decoder
 from fastwan.export.models.layers import rope_tables
 from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
 from fastwan.export.weights import load_module
-from fastwan.runtime.decode import Decoder
-from fastwan.runtime.dit import DiT
+from fastwan.runtime.model.decode import Decoder
+from fastwan.runtime.model.dit import DiT
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

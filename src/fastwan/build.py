@@ -27,7 +27,7 @@ from fastwan.config import (
 from fastwan.engines.backend import check_served, load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
-from fastwan.engines.sources import plan_sources
+from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint

@@ -175,7 +175,7 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
         from fastwan.build import BuildSpec, parse_components
         from fastwan.build import build_engine as build
         from fastwan.bundle import open_bundle
-        from fastwan.engines.report import build_report, inspect_bundle
+        from fastwan.quality.report import build_report, inspect_bundle
 
     spec = BuildSpec(components=parse_components(components), use_cache=not no_cache, **options)
     manifest = build(spec, _progress())
@@ -201,14 +201,14 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show the kernels, dtypes, FP4 share, bytes and predicted time of BUNDLE."""
     from fastwan.bundle import open_bundle
-    from fastwan.engines.report import inspect_bundle
-    from fastwan.engines.report_text import render
+    from fastwan.quality.report import inspect_bundle
+    from fastwan.quality.report_text import render
 
     opened = open_bundle(bundle)
     report = inspect_bundle(opened)
     if "dit" in opened.manifest.components:
         # What the runtime will allocate; the report's own figure is what must be alive at once.
-        from fastwan.runtime.memory_plan import bundle_memory
+        from fastwan.runtime.recording.memory_plan import bundle_memory
 
         report["device_bytes"] = bundle_memory(opened)
     if as_json:
@@ -274,8 +274,8 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
 
     Exits 5 if a figure is beyond the baseline's by more than the limit.
     """
-    from fastwan.runtime.bench import DEFAULT_PROMPT, render
-    from fastwan.runtime.bench import bench as run
+    from fastwan.quality.bench import DEFAULT_PROMPT, render
+    from fastwan.quality.bench import bench as run
 
     report = run(bundle, prompt=prompt or DEFAULT_PROMPT, progress=_progress(), **options)
     if as_json:
@@ -293,8 +293,8 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
 @_report_errors
 def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
     """Hold BUNDLE against the reference; exit 4 if a limit is passed."""
-    from fastwan.verify.report import render
-    from fastwan.verify.run import verify_bundle
+    from fastwan.quality.verify.report import render
+    from fastwan.quality.verify.run import verify_bundle
 
     report = verify_bundle(bundle, checkpoint=checkpoint, progress=_progress())
     if as_json:

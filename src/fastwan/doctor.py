@@ -146,7 +146,7 @@ def _package(package: _Package) -> Finding:
 
 
 def _devices() -> Iterable[Finding]:
-    from fastwan.runtime.device import cuda_device_count
+    from fastwan.runtime.device.choice import cuda_device_count
 
     count = cuda_device_count()
     if not count:
@@ -269,7 +269,7 @@ def _builds(name: str) -> Iterable[Finding]:
 
 
 def _gpu_run(parts: dict[str, Finding]) -> Iterable[Finding]:
-    from fastwan.runtime.device import resolve_device
+    from fastwan.runtime.device.choice import resolve_device
 
     try:
         resolve_device("cuda")

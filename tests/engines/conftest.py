@@ -18,7 +18,7 @@ from fastwan.bundle import Graph, Linear, Model, OnnxManifest, Shape, TensorSpec
 from fastwan.config import TARGETS, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine
 from fastwan.engines.layers import LayerRecord, TensorRecord
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.progress import Progress, Quiet
 

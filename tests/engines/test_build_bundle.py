@@ -17,8 +17,8 @@ from fastwan.config import TARGETS
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
 from fastwan.engines.cache import EngineCache
-from fastwan.engines.plan import EngineSource
 from fastwan.engines.regions import region_records
+from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import sha256_file

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from fastwan.bundle import Engine, Region, RegionNode, TensorSpec
-from fastwan.engines.cost import (
+from fastwan.errors import BadInput
+from fastwan.plugins.region import SageRegion
+from fastwan.quality.cost import (
     Cost,
     flops,
     kernel_cost,
@@ -18,9 +20,7 @@ from fastwan.engines.cost import (
     usual_records,
     usual_size,
 )
-from fastwan.engines.gpus import GPUS
-from fastwan.errors import BadInput
-from fastwan.plugins.region import SageRegion
+from fastwan.quality.gpus import GPUS
 
 GPU = GPUS["rtx5090"]
 L, C, FFN, TEXT = 32768, 1536, 8960, 512

@@ -14,8 +14,8 @@ import pytest
 from fastwan.engines.backend import BuiltEngine
 from fastwan.engines.cache import ContentHasher, EngineCache, content_key
 from fastwan.engines.layers import LayerRecord
-from fastwan.engines.onnx_guard import DataRange
 from fastwan.files import default_cache_dir
+from fastwan.onnx_guard import DataRange
 
 OPTIONS = {"target": 120, "version": "1.7"}
 

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto
 from onnx import helper as oh
 
-from fastwan.engines.onnx_guard import checked_model, external_range
 from fastwan.errors import BadInput
+from fastwan.onnx_guard import checked_model, external_range
 
 DIMS = [4, 8]
 FP4_BYTES = 16

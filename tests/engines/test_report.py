@@ -16,9 +16,9 @@ from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import TARGETS
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
-from fastwan.engines.plan import EngineSource
-from fastwan.engines.report import LABELS, build_report, inspect_bundle
-from fastwan.engines.report_text import render
+from fastwan.engines.source import EngineSource
+from fastwan.quality.report import LABELS, build_report, inspect_bundle
+from fastwan.quality.report_text import render
 
 FIELDS = {
     "files", "bytes", "linears", "fp4_linears", "kernels", "scratch_bytes", "bytes_moved",

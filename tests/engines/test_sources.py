@@ -15,9 +15,9 @@ from fastwan.config import TARGETS
 from fastwan.engines.backend import load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
-from fastwan.engines.report import inspect_bundle
-from fastwan.engines.sources import plan_sources
+from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput
+from fastwan.quality.report import inspect_bundle
 
 TOKENS, WIDTH = 128, 256
 ALL = ("dit", "decoder", "text_encoder")

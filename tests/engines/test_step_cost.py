@@ -16,10 +16,10 @@ from typing import NamedTuple
 import pytest
 
 from fastwan.bundle import Region, RegionNode, TensorSpec
-from fastwan.engines.cost import Cost, kernel_cost, region_cost, total
-from fastwan.engines.gpus import GPUS
 from fastwan.engines.layers import LayerRecord, layer_from_json
 from fastwan.plugins.loader import checkout_root
+from fastwan.quality.cost import Cost, kernel_cost, region_cost, total
+from fastwan.quality.gpus import GPUS
 
 GPU = GPUS["rtx5090"]
 MIDDLE_BLOCKS = 29

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fastwan.config import AttentionName
+from fastwan.engines.plan_dit import plan_dit
 from fastwan.export.dit_graph import build_dit_graph, linear_node, targeted_linears
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
-from fastwan.export.passes.plan_dit import plan_dit
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.weights import constant_tensors, load_module, load_weights
 

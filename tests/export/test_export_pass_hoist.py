@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from fastwan.config import AttentionName, BackendName
+from fastwan.engines import plan_dit as plan_dit_module
+from fastwan.engines.plan_dit import plan_dit
 from fastwan.errors import BadInput
 from fastwan.export.dit_graph import targeted_linears
-from fastwan.export.passes import plan_dit as plan_dit_module
 from fastwan.export.passes.graphs import constants
 from fastwan.export.passes.hoist import hoist
-from fastwan.export.passes.plan_dit import plan_dit
 from fastwan.export.passes.split_dit import split_dit
 
 TIME_WEIGHTS = {f"embed.time_{name}.weight" for name in ("linear_1", "linear_2", "proj")}

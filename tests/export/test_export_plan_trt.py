@@ -13,10 +13,10 @@ from fastwan.bundle import Linear
 from fastwan.config import TARGETS, AttentionName
 from fastwan.engines.backend import BuildOptions
 from fastwan.engines.coverage import check_coverage
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.plan_dit import plan_dit
+from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.export.dit_graph import targeted_linears
-from fastwan.export.passes.plan_dit import plan_dit
 from fastwan.progress import Quiet
 
 

@@ -70,8 +70,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
         "fastwan.plugins.build.requirements": lambda: here.requirements,
         "fastwan.plugins.loader.PluginLibrary": lambda path: here.library(path),
         "fastwan.plugins.loader.find_library": lambda: here.find_library(),
-        "fastwan.runtime.device.cuda_device_count": lambda: here.devices,
-        "fastwan.runtime.device.resolve_device": lambda name: here.gpu_run(name),
+        "fastwan.runtime.device.choice.cuda_device_count": lambda: here.devices,
+        "fastwan.runtime.device.choice.resolve_device": lambda name: here.gpu_run(name),
         "fastwan.doctor.shutil.disk_usage": lambda path: SimpleNamespace(free=here.free),
     }
     for target in patches:

@@ -12,9 +12,9 @@ import pytest
 
 from fastwan.bundle import Shape, TensorSpec, open_bundle
 from fastwan.errors import BadInput
-from fastwan.runtime.decode import Decoder
-from fastwan.runtime.dit import DiT
-from fastwan.runtime.ort_executor import cpu_executor
+from fastwan.runtime.cpu.executor import cpu_executor
+from fastwan.runtime.model.decode import Decoder
+from fastwan.runtime.model.dit import DiT
 
 
 class FakeExecutor:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fastwan.bundle import MANIFEST, TensorSpec, open_bundle
 from fastwan.errors import BadInput, VerificationFailed
-from fastwan.runtime.ort_executor import OnnxRuntimeExecutor, cpu_executor
+from fastwan.runtime.cpu.executor import OnnxRuntimeExecutor, cpu_executor
 
 BF16 = ml_dtypes.bfloat16
 

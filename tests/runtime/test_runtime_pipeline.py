@@ -19,7 +19,7 @@ from PIL import Image
 from fastwan.bundle import MANIFEST, SCHEMA_VERSION, open_bundle
 from fastwan.cli import main
 from fastwan.errors import BadInput, EnvironmentLacks, VerificationFailed
-from fastwan.runtime import device
+from fastwan.runtime.device import choice as device
 from fastwan.runtime.generate import generate
 from fastwan.runtime.pipeline import FastWanPipeline
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fastwan.errors import BadInput
-from fastwan.runtime.loop import combine, denoise
-from fastwan.runtime.noise import draw, generator_for
-from fastwan.runtime.sampler import UNIPC_SHIFT, Schedule, dmd, schedule_for, unipc
+from fastwan.runtime.model.loop import combine, denoise
+from fastwan.runtime.model.noise import draw, generator_for
+from fastwan.runtime.model.sampler import UNIPC_SHIFT, Schedule, dmd, schedule_for, unipc
 
 SHAPE = (1, 16, 3, 4, 6)
 

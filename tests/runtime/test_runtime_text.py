@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput
-from fastwan.runtime.ort_executor import cpu_executor
-from fastwan.runtime.text import EmbeddingTable, TextEncoder, load_tokenizer, pad_rows
+from fastwan.runtime.cpu.executor import cpu_executor
+from fastwan.runtime.model.text import EmbeddingTable, TextEncoder, load_tokenizer, pad_rows
 
 
 @pytest.fixture

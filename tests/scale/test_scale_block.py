@@ -14,16 +14,16 @@ import torch
 
 from fastwan.config import TARGETS, AttentionName, DiTConfig, VideoShape
 from fastwan.engines.backend import BuildOptions, BuiltEngine
-from fastwan.engines.cost import kernel_cost
 from fastwan.engines.coverage import check_coverage
-from fastwan.engines.plan import EngineSource
+from fastwan.engines.plan_dit import GraphPart, plan_dit
+from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.export.dit_graph import build_dit_graph, targeted_linears
 from fastwan.export.onnx_io import data_file
 from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
 from fastwan.export.passes.graphs import nbytes
-from fastwan.export.passes.plan_dit import GraphPart, plan_dit
 from fastwan.progress import Quiet
+from fastwan.quality.cost import kernel_cost
 
 pytestmark = [pytest.mark.slow, pytest.mark.trt]
 

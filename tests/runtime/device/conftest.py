@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from fastwan.bundle import Bundle, Manifest, open_bundle
-from fastwan.runtime.device_protocol import DeviceError
-from fastwan.runtime.null_device import Call, NullDevice, NullEngine, NullKernels
-from fastwan.runtime.ort_executor import cpu_executor
-from fastwan.runtime.platforms import null_platform
-from fastwan.runtime.sampler import schedule_for
-from fastwan.runtime.session import Platform, Session
+from fastwan.runtime.cpu.executor import cpu_executor
+from fastwan.runtime.device.null import Call, NullDevice, NullEngine, NullKernels
+from fastwan.runtime.device.platforms import null_platform
+from fastwan.runtime.device.session import Platform, Session
+from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.recording.machine import DeviceError
 
 
 def at(address: int, dtype: str, count: int) -> np.ndarray:

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from fastwan.cli import main
 from fastwan.errors import BadInput, SlowerThanBaseline
-from fastwan.runtime import bench as module
-from fastwan.runtime import device
-from fastwan.runtime.bench import bench, compare, figures, render, summarize
+from fastwan.quality import bench as module
+from fastwan.quality.bench import bench, compare, figures, render, summarize
+from fastwan.runtime.device import choice as device
 
 FRAMES = 9 * 16 * 32 * 3
 LATENTS = 16 * 3 * 2 * 4 * 4

@@ -12,12 +12,13 @@ import pytest
 from fastwan.bundle import Engine, TensorSpec, open_bundle
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins.region import SageRegion
-from fastwan.runtime import platforms, trt_executor
-from fastwan.runtime.cuda_device import CudaDevice, error_kind
-from fastwan.runtime.device_protocol import DeviceError, DeviceInfo
-from fastwan.runtime.kernels import PluginKernels
+from fastwan.runtime.device import engines as trt_executor
+from fastwan.runtime.device import platforms
+from fastwan.runtime.device.cuda import CudaDevice, error_kind
+from fastwan.runtime.device.engines import TensorRTEngine, check_target, check_version
+from fastwan.runtime.device.kernels import PluginKernels
+from fastwan.runtime.recording.machine import DeviceError, DeviceInfo
 from fastwan.runtime.regions import workspace_bytes
-from fastwan.runtime.trt_executor import TensorRTEngine, check_target, check_version
 
 GPU = DeviceInfo("A GPU", 120, "13.0", 32 << 30)
 
@@ -279,7 +280,7 @@ def test_cuda_on_another_gpu_is_refused_before_a_library_is_loaded(
 ) -> None:
     info = DeviceInfo("H200", 90, "13.0", 1)
     monkeypatch.setattr(
-        "fastwan.runtime.cuda_device.CudaDevice", lambda: SimpleNamespace(info=info)
+        "fastwan.runtime.device.cuda.CudaDevice", lambda: SimpleNamespace(info=info)
     )
     with pytest.raises(EnvironmentLacks, match=r"H200 has 9\.0"):
         platforms.cuda_platform(open_bundle(bundle.root))

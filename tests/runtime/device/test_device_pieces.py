@@ -13,15 +13,15 @@ from onnx import TensorProto, helper, numpy_helper
 from fastwan.bundle import MANIFEST, Engine, FileRecord, Graph, Manifest, TensorSpec, open_bundle
 from fastwan.errors import BadInput
 from fastwan.files import sha256_file
-from fastwan.runtime.device_protocol import DeviceError
-from fastwan.runtime.memory_plan import plan
-from fastwan.runtime.null_device import Call, NullDevice, NullEngine
-from fastwan.runtime.operations import RunEngine
+from fastwan.quality.races import find_races
+from fastwan.runtime.device.null import Call, NullDevice, NullEngine
+from fastwan.runtime.device.session import Session
+from fastwan.runtime.model.sampler import schedule_for
 from fastwan.runtime.pipeline import FastWanPipeline
-from fastwan.runtime.races import find_races
-from fastwan.runtime.recording import Recording, record
-from fastwan.runtime.sampler import schedule_for
-from fastwan.runtime.session import Session
+from fastwan.runtime.recording.machine import DeviceError
+from fastwan.runtime.recording.memory_plan import plan
+from fastwan.runtime.recording.operations import RunEngine
+from fastwan.runtime.recording.record import Recording, record
 
 LONGEST, WIDTH = 6, 8
 BUCKETS = ((1, 3, 3), (4, 6, 6))

@@ -11,12 +11,12 @@ import torch
 
 from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput
-from fastwan.runtime.device import DeviceChoice
-from fastwan.runtime.device_components import DeviceComponents
+from fastwan.quality.races import find_races
+from fastwan.runtime.device.choice import DeviceChoice
+from fastwan.runtime.device.components import DeviceComponents
 from fastwan.runtime.generate import generate
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.prompt_cache import PromptCache
-from fastwan.runtime.races import find_races
 
 
 @pytest.fixture

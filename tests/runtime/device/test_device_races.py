@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastwan.runtime.null_device import HOST, Call
-from fastwan.runtime.races import Race, find_races
+from fastwan.quality.races import Race, find_races
+from fastwan.runtime.device.null import HOST, Call
 
 A, B, OTHER = (0, 64), (32, 96), (128, 160)
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.runtime import runtime_cache, trt_executor
-from fastwan.runtime.device_components import DeviceComponents
-from fastwan.runtime.device_protocol import DeviceInfo
-from fastwan.runtime.runtime_cache import MAX_FILES, RuntimeCache, cache_file
-from fastwan.runtime.sampler import schedule_for
-from fastwan.runtime.session import Session
+from fastwan.runtime.device import engines as trt_executor
+from fastwan.runtime.device import runtime_cache
+from fastwan.runtime.device.components import DeviceComponents
+from fastwan.runtime.device.runtime_cache import MAX_FILES, RuntimeCache, cache_file
+from fastwan.runtime.device.session import Session
+from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.recording.machine import DeviceInfo
 
 GPU = DeviceInfo("A GPU", 120, "13.0", 32 << 30)
 

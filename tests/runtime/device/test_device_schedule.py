@@ -12,16 +12,16 @@ import pytest
 
 from fastwan.bundle import Bundle, Engine, Region, RegionNode, TensorSpec, open_bundle
 from fastwan.errors import BadInput
+from fastwan.quality.races import find_races
 from fastwan.runtime import components
-from fastwan.runtime.memory_plan import ALIGNMENT, aligned, bundle_memory, lifetimes, plan
-from fastwan.runtime.null_device import ENQUEUES, Call, NullDevice, NullEngine
-from fastwan.runtime.operations import LaunchRegion, RunEngine
+from fastwan.runtime.device.null import ENQUEUES, Call, NullDevice, NullEngine
+from fastwan.runtime.device.session import Session
+from fastwan.runtime.model.sampler import schedule_for
 from fastwan.runtime.pipeline import FastWanPipeline
-from fastwan.runtime.races import find_races
-from fastwan.runtime.recording import Recording, record
+from fastwan.runtime.recording.memory_plan import ALIGNMENT, aligned, bundle_memory, lifetimes, plan
+from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
+from fastwan.runtime.recording.record import Recording, record
 from fastwan.runtime.regions import workspace_bytes
-from fastwan.runtime.sampler import schedule_for
-from fastwan.runtime.session import Session
 
 HEADS, LENGTH, TOKENS = 2, 128, 100
 WIDTH = HEADS * 128
@@ -81,7 +81,7 @@ def segmented(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     engines |= {**segments, "decoder": decoder}
     update = {"engines": engines, "regions": regions}
     monkeypatch.setattr(
-        "fastwan.runtime.memory.initializers",
+        "fastwan.runtime.device.memory.initializers",
         lambda _bundle, names: {
             c.name: bytes(np.prod(c.shape) * (4 if c.dtype == "float32" else 2))
             for r in regions.values()

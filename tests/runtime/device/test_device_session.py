@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.runtime.device_protocol import DeviceError
-from fastwan.runtime.noise import draw, generator_for
+from fastwan.quality.races import find_races
+from fastwan.runtime.device.session import Session
+from fastwan.runtime.model.noise import draw, generator_for
+from fastwan.runtime.model.sampler import schedule_for
 from fastwan.runtime.pipeline import FastWanPipeline
-from fastwan.runtime.races import find_races
-from fastwan.runtime.sampler import schedule_for
-from fastwan.runtime.session import Session
+from fastwan.runtime.recording.machine import DeviceError
 
 Open = Callable[..., Session]
 
@@ -209,8 +209,8 @@ def test_a_closed_session_gives_everything_back_and_opens_again(
 
 def test_a_bundle_without_a_decoder_still_denoises(bundle: Any, open_session: Open) -> None:
     from fastwan.bundle import open_bundle
-    from fastwan.runtime.memory_plan import plan
-    from fastwan.runtime.recording import record
+    from fastwan.runtime.recording.memory_plan import plan
+    from fastwan.runtime.recording.record import record
 
     manifest = open_bundle(bundle.root).manifest
     engines = {n: e for n, e in manifest.engines.items() if n != "decoder"}

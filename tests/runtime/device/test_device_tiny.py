@@ -10,13 +10,13 @@ import pytest
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.progress import Quiet
+from fastwan.quality.bench import counts
 from fastwan.runtime import components
-from fastwan.runtime.bench import counts
-from fastwan.runtime.constants import initializers
-from fastwan.runtime.memory_plan import plan
+from fastwan.runtime.device.constants import initializers
+from fastwan.runtime.model.sampler import schedule_for
 from fastwan.runtime.pipeline import FastWanPipeline
-from fastwan.runtime.recording import record
-from fastwan.runtime.sampler import schedule_for
+from fastwan.runtime.recording.memory_plan import plan
+from fastwan.runtime.recording.record import record
 
 pytestmark = [pytest.mark.slow, pytest.mark.trt]
 

@@ -1,0 +1,1 @@
+"""A recording played on a device: memory, launches, CUDA graphs."""

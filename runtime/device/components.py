@@ -1,0 +1,143 @@
+"""The parts of a bundle on a device: sessions, one for each sampler that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from fastwan.bundle import Bundle, TensorSpec
+from fastwan.config import VideoShape
+from fastwan.errors import BadInput
+from fastwan.runtime.components import OnStep, bundle_shape, require_text_encoder
+from fastwan.runtime.device.runtime_cache import State
+from fastwan.runtime.device.session import Platform, Session, no_decoder
+from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.sampler import Schedule, schedule_for
+from fastwan.runtime.model.text import TextEncoder
+from fastwan.runtime.outputs import Timings
+from fastwan.runtime.recording.machine import DeviceEngine
+from fastwan.runtime.recording.text import EMBEDDINGS, HIDDEN_STATES
+
+
+class DeviceComponents:
+    """Components over engines. Frames are views of pinned memory, valid until the next call.
+
+    Args:
+        platform: device, kernels and how engines are opened.
+    """
+
+    fused = True
+
+    def __init__(self, bundle: Bundle, platform: Platform) -> None:
+        self._bundle = bundle
+        self._platform = platform
+        self._engines: Mapping[str, DeviceEngine] | None = None
+        self._sessions: dict[str, Session] = {}
+        self._current: Session | None = None
+        self._prepared: dict[str, Array] = {}
+
+    def session(self, schedule: Schedule | None = None) -> Session:
+        """Session of a sampler; by default the last one that was used, or the bundle's own.
+
+        Text and decoder are the same in all of them, and each session has memory of its own.
+        """
+        if schedule is None and self._current is not None:
+            return self._current
+        schedule = schedule or schedule_for(self._bundle.manifest.sampler)
+        if schedule.name not in self._sessions:
+            shared = replace(self._platform, open_engines=self._open_engines)
+            self._sessions[schedule.name] = Session(shared, self._bundle, schedule)
+        self._current = self._sessions[schedule.name]
+        return self._current
+
+    @property
+    def runtime_cache(self) -> State:
+        cache = self._platform.runtime_cache
+        return "unused" if cache is None else cache.state
+
+    def _open_engines(self, bundle: Bundle) -> Mapping[str, DeviceEngine]:
+        if self._engines is None:
+            self._engines = self._platform.open_engines(bundle)
+        return self._engines
+
+    @cached_property
+    def shape(self) -> VideoShape:
+        return bundle_shape(self._bundle)
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        require_text_encoder(self._bundle)
+        executor = _TextExecutor(self.session)
+        return TextEncoder.from_bundle(self._bundle, executor, self.text_shape[1])
+
+    @property
+    def latents_shape(self) -> tuple[int, ...]:
+        return self.session().recording.latents.shape
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        return self.session().recording.prompt_embeds.shape
+
+    @property
+    def video_shape(self) -> tuple[int, ...]:
+        frames = self.session().recording.frames
+        if frames is None:
+            raise no_decoder(self._bundle.root)
+        return frames.shape
+
+    def load(self, schedule: Schedule, *, text: bool, decoder: bool) -> None:
+        self.session(schedule).load()
+        if text:
+            _ = self.text_encoder
+
+    def prepare(self, prompt_embeds: Array, schedule: Schedule) -> None:
+        # Keys and values stay on the device: the same prompt again costs nothing.
+        known = self._prepared.get(schedule.name)
+        if known is not None and np.array_equal(known, prompt_embeds):
+            return
+        self._prepared.pop(schedule.name, None)
+        self.session(schedule).prepare(prompt_embeds)
+        self._prepared[schedule.name] = prompt_embeds.copy()
+
+    def forget(self) -> None:
+        """Compute keys and values anew at the next `prepare`."""
+        self._prepared.clear()
+
+    def denoise(self, noises: Sequence[Array], schedule: Schedule, on_step: OnStep | None) -> Array:
+        return self.session(schedule).denoise(noises, on_step)
+
+    def decode(self, latents: Array) -> Iterator[Array]:
+        return iter(self.session().decode(latents))
+
+    def video(
+        self, noises: Sequence[Array], schedule: Schedule, timings: Timings
+    ) -> Iterator[Array]:
+        session = self.session(schedule)
+        with timings.measure("video"):
+            frames = session.video(noises)
+        for name, milliseconds in session.milliseconds().items():
+            timings[name] = milliseconds / 1e3
+        return iter(frames)
+
+
+class _TextExecutor:
+    """The text encoder's engines over arrays, as one graph."""
+
+    def __init__(self, session: Callable[[], Session]) -> None:
+        self._session = session
+        text = session().recording.text
+        if text is None:
+            raise BadInput("bundle has no text encoder engine", where="manifest.json")
+        self.inputs: Mapping[str, TensorSpec] = {EMBEDDINGS: text.specs[EMBEDDINGS]}
+        self.outputs: Mapping[str, TensorSpec] = {HIDDEN_STATES: text.specs[HIDDEN_STATES]}
+
+    def full(self, name: str, value: float = 0.0) -> Array:
+        raise BadInput(f"{name} has no fixed shape", where="text_encoder")
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        return {HIDDEN_STATES: self._session().encode(inputs[EMBEDDINGS])}

@@ -1,0 +1,234 @@
+"""Engines of TensorRT and TensorRT-RTX: one class, the module differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from fastwan.bundle import Bundle, Engine
+from fastwan.config import TARGETS, lookup
+from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.runtime.device.runtime_cache import RuntimeCache, cache_file
+from fastwan.runtime.recording.machine import Binding, DeviceError, DeviceInfo
+
+MODULES = {
+    "tensorrt-rtx": ("tensorrt_rtx", "pip install fastwan-export"),
+    "tensorrt": ("tensorrt", "pip install 'fastwan-export[tensorrt]'"),
+}
+"""Python module of a backend, and how to install it."""
+
+
+class TensorRTEngine:
+    """One engine with its context, whose scratch belongs to the caller.
+
+    Args:
+        trt: module of the backend.
+        runtime: that deserialised it.
+        engine: ``ICudaEngine``.
+        record: what the manifest says of it.
+        cache: kernels that are compiled here, for TensorRT-RTX; None for TensorRT.
+
+    Raises:
+        BadInput: inputs or outputs are not those of the manifest.
+        EnvironmentLacks: no context can be made.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        runtime: Any,
+        engine: Any,
+        name: str,
+        record: Engine,
+        log: Any,
+        cache: RuntimeCache | None = None,
+    ) -> None:
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        wanted = {spec.name for spec in (*record.inputs, *record.outputs)}
+        if names != wanted:
+            raise BadInput(
+                f"{name} has other tensors than the manifest: {', '.join(sorted(names ^ wanted))}",
+                where=record.file,
+                fix="build the bundle again",
+            )
+        self._context = _context(trt, engine, cache)
+        if self._context is None:
+            raise EnvironmentLacks(f"no context for {name}: {log.last}", where=record.file)
+        self._owners = (runtime, log, cache)  # the engine uses what they own
+        self._engine = engine
+        self._name = name
+        self._log = log
+        self._dynamic = {
+            spec.name for spec in record.inputs if any(isinstance(s, str) for s in spec.shape)
+        }
+        self._bound: dict[str, Binding] = {}
+        self._scratch = (0, 0)
+        self._profile = 0  # a new context has the first one
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What the context needs on this device; may differ from what the builder foresaw."""
+        return int(self._engine.device_memory_size_v2)
+
+    def enqueue(
+        self,
+        bindings: Mapping[str, Binding],
+        scratch: int,
+        scratch_bytes: int,
+        stream: int,
+        profile: int = 0,
+    ) -> None:
+        if self._profile != profile:
+            switched = self._context.set_optimization_profile_async(profile, stream)
+            self._require(switched, f"optimization profile {profile}")
+            self._profile = profile
+            # The context now knows neither the shapes nor, for another profile, the scratch.
+            self._bound.clear()
+            self._scratch = (0, 0)
+        if self._scratch != (scratch, scratch_bytes):
+            self._context.set_device_memory(scratch, scratch_bytes)
+            self._scratch = (scratch, scratch_bytes)
+        for name, (address, shape) in bindings.items():
+            known = self._bound.get(name)
+            if known == (address, shape):
+                continue
+            if name in self._dynamic and (known is None or known[1] != shape):
+                self._require(self._context.set_input_shape(name, shape), f"shape of {name}")
+            if known is None or known[0] != address:
+                self._require(self._context.set_tensor_address(name, address), name)
+            self._bound[name] = (address, shape)
+        self._require(self._context.execute_async_v3(stream), "enqueue")
+
+    def _require(self, done: bool, what: str) -> None:
+        if not done:
+            self._bound.clear()
+            raise DeviceError(f"{self._name}: {what} failed: {self._log.last}")
+
+
+def _context(trt: Any, engine: Any, cache: RuntimeCache | None) -> Any:
+    """A context whose scratch belongs to the caller; None where TensorRT refuses."""
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if cache is None:
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    # Only the text encoder's shapes vary. Kernels for each length would be compiled beside the
+    # first videos (lazy) or before a prompt of a new length (eager); the profiles are as fine as
+    # they need to be, and every one is run before the first prompt.
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        trt.DynamicShapesKernelSpecializationStrategy.NONE
+    )
+    # A video is one graph already, of all engines.
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+    cache.attach(config)
+    return engine.create_execution_context(config)
+
+
+def open_engines(
+    bundle: Bundle, device: DeviceInfo, cache: RuntimeCache | None = None
+) -> dict[str, TensorRTEngine]:
+    """Every engine of a bundle, deserialised after its hash was checked.
+
+    Args:
+        cache: for the kernels of TensorRT-RTX; see `runtime_cache`.
+
+    Raises:
+        EnvironmentLacks: a missing package or plugin, or another GPU or TensorRT than the engines
+            were built for.
+        VerificationFailed: a file differs from its hash.
+    """
+    manifest = bundle.manifest
+    trt = _module(manifest.backend)
+    check_version(manifest.backend, manifest.versions.get(manifest.backend, ""), trt.__version__)
+    check_target(manifest.target, device)
+    if manifest.backend == "tensorrt" and manifest.attention == "sage3":
+        from fastwan.plugins.loader import load_into_registry
+        from fastwan.runtime.device.kernels import library_path
+
+        load_into_registry(trt, library_path(bundle))
+    log = _logger(trt)
+    runtime = trt.Runtime(log)
+    engines = {}
+    for name, record in manifest.engines.items():
+        engine = runtime.deserialize_cuda_engine(bundle.file(record.file).read_bytes())
+        if engine is None:
+            raise EnvironmentLacks(
+                f"{manifest.backend} cannot load the engine {name}: {log.last}",
+                where=record.file,
+                fix=f"it was built for {manifest.target}; this is {device.name}",
+            )
+        engines[name] = TensorRTEngine(trt, runtime, engine, name, record, log, cache)
+    return engines
+
+
+def runtime_cache(bundle: Bundle, device: DeviceInfo) -> RuntimeCache | None:
+    """Where kernels that are compiled for a bundle's engines stay; None for TensorRT's.
+
+    TensorRT 11 compiles them when it builds an engine.
+
+    Raises:
+        EnvironmentLacks: TensorRT-RTX is not installed.
+    """
+    backend = bundle.manifest.backend
+    if backend != "tensorrt-rtx":
+        return None
+    return RuntimeCache(cache_file(bundle, str(_module(backend).__version__), device))
+
+
+def check_version(backend: str, built: str, installed: str) -> None:
+    """Engines load in the version that built them only.
+
+    Raises:
+        EnvironmentLacks: another one is installed.
+    """
+    if built and built != installed:
+        raise EnvironmentLacks(
+            f"the engines were built by {backend} {built}, {installed} is installed",
+            where="manifest.json",
+            fix=f"install {built}, or build the bundle again",
+        )
+
+
+def check_target(target: str, device: DeviceInfo) -> None:
+    """Engines run on the compute capability they were built for.
+
+    Raises:
+        EnvironmentLacks: another GPU.
+    """
+    wanted = lookup(TARGETS, target)
+    if wanted.compute_capability != device.compute_capability:
+        built, here = map(_dotted, (wanted.compute_capability, device.compute_capability))
+        raise EnvironmentLacks(
+            f"the engines are for compute capability {built} ({wanted.gpu}), "
+            f"{device.name} has {here}",
+            where="--target",
+            fix="build the bundle for this GPU",
+        )
+
+
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"
+
+
+def _module(backend: str) -> Any:
+    name, fix = lookup(MODULES, backend)
+    try:
+        return import_module(name)
+    except (ImportError, OSError) as error:
+        raise EnvironmentLacks(f"{backend} does not load: {error}", where=name, fix=fix) from error
+
+
+def _logger(trt: Any) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Keeps the last error, which is all that a failed call leaves behind."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = "no reason given"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last = " ".join(message.split())[:300]
+
+    return Log()

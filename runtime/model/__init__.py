@@ -1,0 +1,1 @@
+"""The loop over any executor: transformer, text encoder, decoder, sampler, noise."""

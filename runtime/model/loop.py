@@ -1,0 +1,83 @@
+"""The denoise loop: a pure function of a model callable, latents and sampler constants.
+
+It never looks into a tensor. What the tensors are (arrays here, device buffers or entries of a
+recorded schedule elsewhere) is up to the `velocity` and `combine` it is given, so the same loop
+runs eagerly, under a CUDA graph capture and on a recording device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fastwan.runtime.model.sampler import Schedule
+
+A = TypeVar("A")
+
+Velocity = Callable[[A, int], A]
+"""(latents, timestep) -> velocity of the same shape."""
+
+Combine = Callable[[Sequence[tuple[float, A]]], A]
+"""Weighted sum of tensors of one shape; weights are never zero."""
+
+OnStep = Callable[[int, int, A], "A | None"]
+"""(step, timestep, latents after the step) -> latents to go on with, None to keep them."""
+
+
+def combine(terms: Sequence[tuple[float, npt.NDArray[Any]]]) -> npt.NDArray[np.float32]:
+    """Weighted sum of arrays: accumulated in fp64, rounded to fp32 once."""
+    total = np.zeros(terms[0][1].shape, np.float64)
+    for weight, tensor in terms:
+        total += weight * tensor.astype(np.float64)
+    return total.astype(np.float32)
+
+
+def denoise(
+    velocity: Velocity[A],
+    latents: A,
+    schedule: Schedule,
+    noises: Sequence[A] = (),
+    *,
+    combine: Combine[A],
+    on_step: OnStep[A] | None = None,
+) -> A:
+    """Run every step of `schedule` and return the clean latents.
+
+    The state is what `combine` returns. On the CPU that is fp32, each step rounded once from
+    fp64: this contains the reference's fp64 x0 of DMD, and differs from the reference in that
+    nothing between two steps is rounded to bf16 (the model rounds its own input).
+
+    Args:
+        velocity: the model; called once a step.
+        latents: pure noise, [B, C, T, H, W].
+        schedule: constants of the sampler.
+        noises: fresh noise like `latents`, one for each of `schedule.noises`, drawn beforehand.
+        combine: weighted sum; one call a step, and one more where a later step reads the
+            prediction.
+        on_step: called after each step; may replace the latents.
+    """
+    if len(noises) != schedule.noises:
+        raise ValueError(f"{schedule.name} takes {schedule.noises} noises, not {len(noises)}")
+    initial = latents
+    fresh = iter(noises)
+    predictions: list[A | None] = []
+    for index, step in enumerate(schedule.steps):
+        flow = velocity(latents, step.timestep)
+        terms = [(step.initial, initial)]
+        for weight, prediction in zip(step.history, predictions, strict=True):
+            if prediction is not None:
+                terms.append((weight, prediction))
+        terms.append((step.prediction, latents))
+        terms.append((-step.sigma * step.prediction, flow))
+        if step.noise:
+            terms.append((step.noise, next(fresh)))
+        needed = schedule.uses_prediction(index)
+        predictions.append(combine([(1.0, latents), (-step.sigma, flow)]) if needed else None)
+        latents = combine([term for term in terms if term[0]])
+        if on_step is not None:
+            replaced = on_step(index, step.timestep, latents)
+            latents = latents if replaced is None else replaced
+    return latents

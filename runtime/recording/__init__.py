@@ -1,0 +1,1 @@
+"""A video as operations on streams, from a manifest alone."""

@@ -1,0 +1,153 @@
+"""Engines of a bundle as an executor that records what it would enqueue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
+import numpy as np
+
+from fastwan.bundle import Engine, Region, TensorSpec
+from fastwan.errors import BadInput
+from fastwan.runtime.model.executor import fixed_shape
+from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
+from fastwan.runtime.recording.recorder import Recorder, scratch
+from fastwan.runtime.recording.tensors import Tensor, allocate, resolved
+from fastwan.runtime.regions import region_of, workspace_bytes
+
+
+class RecordingExecutor:
+    """Engines that run one after the other, with the regions between them, as one graph.
+
+    Args:
+        call: what the schedule calls a run.
+        engines: in the order in which they run.
+        regions: each is launched behind its engine.
+        keep: results stay from one video to the next.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        call: str,
+        engines: Mapping[str, Engine],
+        regions: Mapping[str, Region] | None = None,
+        *,
+        keep: bool = False,
+    ) -> None:
+        self._recorder = recorder
+        self._call = call
+        self._engines = engines
+        self._regions = regions or {}
+        self._keep = keep
+        self._constants: dict[str, Tensor] = {}
+        self._inputs: dict[str, TensorSpec] = {}
+        made: dict[str, TensorSpec] = {}
+        read: set[str] = set()
+        for link in self._links():
+            for spec in link.inputs:
+                read.add(spec.name)
+                if spec.name not in made:
+                    self._inputs.setdefault(spec.name, spec)
+            made |= {spec.name: spec for spec in link.outputs}
+        self._outputs = {name: spec for name, spec in made.items() if name not in read}
+
+    def _links(self) -> Iterator[Engine | Region]:
+        for name, engine in self._engines.items():
+            yield engine
+            yield from (region for region in self._regions.values() if region.after == name)
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._outputs
+
+    def full(self, name: str, value: float = 0.0) -> Tensor:
+        spec = self._inputs.get(name) or self._outputs[name]
+        shape = fixed_shape(spec)
+        if not value:
+            tensor = allocate(spec, shape)
+            self._recorder.zero(tensor)
+            return tensor
+        content = np.full(shape, value, np.dtype(spec.dtype)).tobytes()
+        return allocate(spec, shape, name=f"{name}={value:g}", fixed=True, content=content)
+
+    def run(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """See `Executor.run`; `outputs` may name what one engine hands to the next, too.
+
+        Raises:
+            BadInput: an engine reads what no engine before it makes and nobody gives, or a
+                tensor of another shape or dtype, or of a shape in none of its profiles.
+        """
+        if missing := self._inputs.keys() - inputs.keys():
+            raise BadInput(
+                f"nothing provides {', '.join(sorted(missing))}",
+                where=self._call,
+                fix="build the bundle again",
+            )
+        self._recorder.call(self._call)
+        values = {**inputs, **(outputs or {})}
+        given = set(outputs or ())
+        for name, engine in self._engines.items():
+            self._run_engine(name, engine, values, given)
+            for region in self._regions.values():
+                if region.after == name:
+                    self._launch(region, values)
+        return {name: values[name] for name in self._outputs}
+
+    def _run_engine(
+        self, name: str, engine: Engine, values: dict[str, Tensor], given: set[str]
+    ) -> None:
+        axes: dict[str, int] = {}
+        read = {}
+        for spec in engine.inputs:
+            tensor = values[spec.name]
+            axes.update(
+                (size, found)
+                for size, found in zip(spec.shape, tensor.shape, strict=False)
+                if isinstance(size, str)
+            )
+            read[spec.name] = self._recorder.fit(tensor, spec, resolved(spec, axes))
+        for spec in engine.outputs:
+            if spec.name not in given:
+                kept = self._keep and spec.name in self._outputs
+                values[spec.name] = allocate(spec, fixed_shape(spec), fixed=kept)
+        shapes = {input_name: tensor.shape for input_name, tensor in read.items()}
+        profile = engine.profile_for(shapes)
+        if profile is None:
+            found = ", ".join(f"{each} {list(shape)}" for each, shape in shapes.items())
+            raise BadInput(f"{name} has no profile for {found}", where=self._call)
+        self._recorder.add(
+            RunEngine(
+                engine=name,
+                inputs=read,
+                outputs={spec.name: values[spec.name] for spec in engine.outputs},
+                scratch=scratch(engine.scratch_bytes),
+                profile=profile,
+            )
+        )
+
+    def _launch(self, region: Region, values: dict[str, Tensor]) -> None:
+        specs = {s.name: s for s in (*region.inputs, *region.constants, *region.outputs)}
+        for spec in region.constants:
+            if spec.name not in self._constants:
+                constant = allocate(spec, fixed=True, content=spec.name)
+                self._constants[spec.name] = constant
+            values[spec.name] = self._constants[spec.name]
+        for node in region.nodes:
+            described = region_of(node, specs)
+            for name in node.outputs:
+                values[name] = allocate(specs[name])
+            self._recorder.add(
+                LaunchRegion(
+                    region=described,
+                    inputs=tuple(values[name] for name in node.inputs),
+                    outputs=tuple(values[name] for name in node.outputs),
+                    workspace=scratch(workspace_bytes(described)),
+                )
+            )

@@ -1,0 +1,168 @@
+"""How much memory a video needs and where each buffer lies, known before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fastwan.bundle import Bundle
+from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
+from fastwan.runtime.recording.record import Recording, record
+from fastwan.runtime.recording.recorder import SCRATCH
+from fastwan.runtime.recording.tensors import Buffer
+
+ALIGNMENT = 512
+"""Of every buffer: TensorRT wants 256 bytes, and a cache line is never shared by two."""
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """First and last operation that touches a buffer, counted over all stages."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Memory of a video, in bytes.
+
+    Attributes:
+        weights: of the engines, by the size of their files.
+        scratch: the one buffer that every engine and region uses while it runs.
+        workspace: the part of `scratch` that the largest region wants.
+        arena: tensors that share memory where their lifetimes allow.
+        fixed: constants, tables of the schedule, and keys and values of the prompt.
+        pinned: host memory.
+        offsets: place of each arena buffer in the arena.
+        unshared: what the arena's tensors would take side by side.
+    """
+
+    weights: int
+    scratch: int
+    workspace: int
+    arena: int
+    fixed: int
+    pinned: int
+    unshared: int
+    offsets: Mapping[Buffer, int]
+    fixed_buffers: tuple[Buffer, ...]
+    host_buffers: tuple[Buffer, ...]
+
+    @property
+    def total(self) -> int:
+        """Device memory beside the CUDA context."""
+        return self.weights + self.scratch + self.arena + self.fixed
+
+    def to_json(self) -> dict[str, int]:
+        """Sizes by use; `pinned` is host memory and no part of `total`."""
+        return {
+            "weights": self.weights,
+            "scratch": self.scratch,
+            "arena": self.arena,
+            "fixed": self.fixed,
+            "total": self.total,
+            "pinned_host": self.pinned,
+        }
+
+
+def lifetimes(recording: Recording) -> tuple[dict[Buffer, Lifetime], set[Buffer]]:
+    """Lifetime of every buffer in the recorded order, and the buffers of more than one stream."""
+    found: dict[Buffer, Lifetime] = {}
+    streams: dict[Buffer, set[int]] = {}
+    operations = [op for stage in recording.stages for op in stage.operations]
+    for number, operation in enumerate(operations):
+        for tensor in (*operation.reads, *operation.writes):
+            known = found.get(tensor.buffer, Lifetime(number, number))
+            found[tensor.buffer] = Lifetime(known.first, number)
+            streams.setdefault(tensor.buffer, set()).add(operation.stream)
+    if recording.frames is None:
+        # The host reads the last latents after the last operation.
+        last = recording.states[-1].buffer
+        found[last] = Lifetime(found[last].first, len(operations))
+    return found, {buffer for buffer, used in streams.items() if len(used) > 1}
+
+
+def plan(recording: Recording) -> MemoryPlan:
+    """Lay out the memory of a recorded video.
+
+    Buffers of the arena share memory when one is last touched before the other is first touched,
+    both on one stream. A buffer that two streams touch has its place to itself: nothing but the
+    events that were recorded would order another one behind it.
+    """
+    lives, crossing = lifetimes(recording)
+    lives.pop(SCRATCH, None)
+    device = {buffer: life for buffer, life in lives.items() if buffer.space == "device"}
+    fixed = tuple(buffer for buffer in device if buffer.fixed)
+    last = max((life.last for life in device.values()), default=0)
+    shared = {
+        buffer: Lifetime(0, last) if buffer in crossing else life
+        for buffer, life in device.items()
+        if not buffer.fixed
+    }
+    offsets = _place(shared)
+    host = dict.fromkeys(buffer for buffer in lives if buffer.space == "host")
+    host[recording.latents.buffer] = None
+    scratch, workspace = _scratch(recording)
+    engines = recording.manifest.engines.values()
+    return MemoryPlan(
+        weights=sum(recording.manifest.files[engine.file].bytes for engine in engines),
+        scratch=scratch,
+        workspace=workspace,
+        arena=max((offset + aligned(b.size) for b, offset in offsets.items()), default=0),
+        fixed=sum(aligned(buffer.size) for buffer in fixed),
+        pinned=sum(aligned(buffer.size) for buffer in host),
+        unshared=sum(aligned(buffer.size) for buffer in shared),
+        offsets=offsets,
+        fixed_buffers=fixed,
+        host_buffers=tuple(host),
+    )
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to `ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def bundle_memory(bundle: Bundle, sampler: str | None = None) -> dict[str, int]:
+    """`MemoryPlan.to_json` of a bundle, from its manifest alone.
+
+    Raises:
+        BadInput: a bundle that no video can be made with.
+    """
+    recording = record(bundle.manifest, schedule_for(sampler or bundle.manifest.sampler))
+    return plan(recording).to_json()
+
+
+def _scratch(recording: Recording) -> tuple[int, int]:
+    operations = [op for stage in recording.stages for op in stage.operations]
+    engines = [op.scratch.size for op in operations if isinstance(op, RunEngine)]
+    regions = [op.workspace.size for op in operations if isinstance(op, LaunchRegion)]
+    return max([*engines, *regions], default=0), max(regions, default=0)
+
+
+def _place(lives: Mapping[Buffer, Lifetime]) -> dict[Buffer, int]:
+    """Lowest free place for each buffer, largest first."""
+    offsets: dict[Buffer, int] = {}
+    for buffer in sorted(lives, key=lambda b: (-b.size, lives[b].first)):
+        taken = sorted(
+            (offset, offset + aligned(other.size))
+            for other, offset in offsets.items()
+            if _together(lives[other], lives[buffer])
+        )
+        offsets[buffer] = _first_gap(taken, aligned(buffer.size))
+    return offsets
+
+
+def _together(left: Lifetime, right: Lifetime) -> bool:
+    return left.first <= right.last and right.first <= left.last
+
+
+def _first_gap(taken: Iterable[tuple[int, int]], size: int) -> int:
+    begin = 0
+    for low, high in taken:
+        if low - begin >= size:
+            break
+        begin = max(begin, high)
+    return begin

@@ -1,0 +1,170 @@
+"""One video of a bundle as operations on streams, from its manifest alone.
+
+The same `DiT`, `Decoder` and `denoise` as on the CPU run here over executors that record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
+
+from fastwan.bundle import Cadence, Engine, Manifest, TensorSpec
+from fastwan.errors import BadInput
+from fastwan.runtime.model.decode import Decoder
+from fastwan.runtime.model.dit import DiT
+from fastwan.runtime.model.loop import denoise
+from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.recording.executor import RecordingExecutor
+from fastwan.runtime.recording.recorder import COPY, Recorder, Stage
+from fastwan.runtime.recording.tensors import Tensor, allocate, row_major
+from fastwan.runtime.recording.text import TextBuffers, text_buffers
+
+_BEFORE_VIDEO = ("tables", "text", "text_kv")
+
+
+@dataclass
+class Recording:
+    """A video as stages, those it has parts for.
+
+    ``tables`` runs once, when the bundle is loaded, and its results stay; ``text`` and ``text_kv``
+    run once a prompt; ``step_0`` .. and ``decode`` are the video.
+
+    Attributes:
+        calls: components in the order in which they are called, and each combination.
+        text: None in a bundle without a text encoder.
+        prompt_embeds: pinned [1, text_length, text_dim], read by ``text_kv``.
+        noises: pinned, fp32, the initial latents and the fresh noise of the steps.
+        states: latents after each step, fp32 on the device.
+        latents: pinned, for latents that go in or out between stages.
+        frames: pinned [F, H, W, 3] uint8; None without a decoder.
+    """
+
+    manifest: Manifest
+    schedule: Schedule
+    stages: list[Stage]
+    calls: list[str]
+    events: int
+    text: TextBuffers | None
+    prompt_embeds: Tensor
+    noises: list[Tensor]
+    states: list[Tensor]
+    latents: Tensor
+    frames: Tensor | None = field(default=None)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Pinned tensors that the host writes before a play."""
+        text = [] if self.text is None else [self.text.host_in]
+        return [*text, self.prompt_embeds, *self.noises]
+
+    @property
+    def video(self) -> list[Stage]:
+        """What one launch covers: every step and the decoder."""
+        return [stage for stage in self.stages if stage.name not in _BEFORE_VIDEO]
+
+
+def record(manifest: Manifest, schedule: Schedule) -> Recording:
+    """Record a video.
+
+    Raises:
+        BadInput: no transformer in the bundle, or parts that do not fit together.
+    """
+    recorder = Recorder()
+    dit = _dit(manifest, recorder)
+    recorder.begin("tables")
+    for step in schedule.steps:
+        dit.tables(step.timestep)
+    recorder.end()
+    encoder = _engines(manifest, "text_encoder")
+    text = text_buffers(encoder) if encoder else None
+    if text is not None:
+        text.record(recorder, text.longest)
+    recorder.begin("text_kv")
+    embeds = allocate(
+        TensorSpec(name="prompt_embeds", dtype=dit.text_spec.dtype, shape=dit.text_shape)
+    )
+    prompt_embeds = replace(
+        embeds, buffer=replace(embeds.buffer, name="prompt_embeds.host", space="host")
+    )
+    recorder.copy(prompt_embeds, embeds)
+    context = dit.prepare(embeds)
+    recorder.end()
+
+    latents = TensorSpec(name="latents", dtype="float32", shape=dit.latents_shape)
+    recorder.begin("step_0")
+    noises, drawn = [], []
+    for index in range(1 + schedule.noises):
+        noises.append(allocate(latents, name=f"noise_{index}.host", space="host"))
+        drawn.append(allocate(latents, name=f"noise_{index}"))
+        recorder.copy(noises[-1], drawn[-1])
+    states: list[Tensor] = []
+
+    def on_step(index: int, _timestep: int, state: Tensor) -> None:
+        states.append(state)
+        recorder.end()
+        if index + 1 < len(schedule.steps):
+            recorder.begin(f"step_{index + 1}")
+
+    clean = denoise(
+        lambda state, timestep: dit.velocity(state, timestep, context),
+        drawn[0],
+        schedule,
+        drawn[1:],
+        combine=recorder.combine,
+        on_step=on_step,
+    )
+    return Recording(
+        manifest=manifest,
+        schedule=schedule,
+        frames=_decode(manifest, recorder, clean),
+        stages=recorder.stages,
+        calls=recorder.calls,
+        events=recorder.events,
+        text=text,
+        prompt_embeds=prompt_embeds,
+        noises=noises,
+        states=states,
+        latents=allocate(latents, name="latents.host", space="host"),
+    )
+
+
+def _dit(manifest: Manifest, recorder: Recorder) -> DiT[Tensor]:
+    engines = _engines(manifest, "dit")
+    if not engines:
+        raise BadInput("bundle has no transformer", where="manifest.json", fix="build it with dit")
+
+    def those(cadence: Cadence) -> dict[str, Engine]:
+        return {name: engine for name, engine in engines.items() if engine.runs == cadence}
+
+    return DiT(
+        RecordingExecutor(recorder, "time_tables", those("schedule"), keep=True),
+        RecordingExecutor(recorder, "text_kv", those("prompt"), keep=True),
+        RecordingExecutor(recorder, "dit", those("step"), manifest.regions),
+    )
+
+
+def _decode(manifest: Manifest, recorder: Recorder, latents: Tensor) -> Tensor | None:
+    engines = _engines(manifest, "decoder")
+    if not engines:
+        return None
+    recorder.begin("decode")
+    decoder = Decoder(RecordingExecutor(recorder, "decoder", engines))
+    shape = (decoder.num_frames(latents.shape[2]), *decoder.frame_shape)
+    video = TensorSpec(name="frames.host", dtype="uint8", shape=shape)
+    frames = allocate(video, space="host")
+    group: list[Tensor] = []
+    for index, frame in enumerate(decoder.frames(latents)):
+        group.append(frame)
+        # The first latent makes one frame, every other one a group that lies together.
+        if index % decoder.frames_per_latent == 0:
+            together = (len(group), *frame.shape)
+            source = replace(group[0], shape=together, strides=row_major(together))
+            recorder.copy(source, frames[index + 1 - len(group) : index + 1], stream=COPY)
+            group.clear()
+    recorder.end()
+    return frames
+
+
+def _engines(manifest: Manifest, component: str) -> dict[str, Engine]:
+    return {n: engine for n, engine in manifest.engines.items() if engine.component == component}

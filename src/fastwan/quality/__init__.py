@@ -1,0 +1,1 @@
+"""What judges a bundle: inspect, bench, verify."""

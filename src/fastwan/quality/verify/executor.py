@@ -1,0 +1,104 @@
+"""Lowered graphs of a bundle on ONNX Runtime without a file of their own."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from fastwan.errors import BadInput
+from fastwan.export.onnx_io import strip
+from fastwan.export.passes.graphs import clone
+from fastwan.export.passes.lower_attention import lower_attention
+from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
+from fastwan.export.passes.split_dit import split_dit
+from fastwan.runtime.cpu.executor import OnnxRuntimeExecutor
+from fastwan.runtime.model.dit import DIT_GRAPHS, DiT
+from fastwan.runtime.model.executor import Array
+
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class MemoryExecutor(OnnxRuntimeExecutor):
+    """ONNX Runtime on a model in memory, its large weights in the data files of a folder.
+
+    Constants are not folded: that would unpack every FP4 weight to fp32 at once.
+
+    Args:
+        model: of standard operators.
+        folder: where the external data lies.
+
+    Raises:
+        BadInput: ONNX Runtime cannot load the graph.
+    """
+
+    def __init__(self, model: ir.Model, folder: Path) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        options.log_severity_level = 3
+        options.add_session_config_entry(_DATA_FOLDER, str(folder))
+        self._name = str(model.graph.name)
+        strip(model)
+        try:
+            self._session = ort.InferenceSession(
+                ir.to_proto(model).SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"],
+            )
+        # Its exception classes are private and share no base below Exception.
+        except Exception as error:
+            text = str(error).strip().split("\n", 1)[0][:300]
+            raise BadInput(f"ONNX Runtime cannot load: {text}", where=self._name) from error
+        self._inputs = {arg.name: self._spec(arg) for arg in self._session.get_inputs()}
+        self._outputs = {arg.name: self._spec(arg) for arg in self._session.get_outputs()}
+
+
+class LoweredDiT:
+    """The transformer's graph lowered in several ways.
+
+    Args:
+        model: as ``dit.onnx`` holds it; left unchanged.
+        folder: where its external data lies.
+        fp4_attention: what the quantised form has.
+    """
+
+    def __init__(self, model: ir.Model, folder: Path, *, fp4_attention: bool = True) -> None:
+        self._model, self._folder = model, folder
+        self._attention: Literal["fp4", "exact"] = "fp4" if fp4_attention else "exact"
+        self._exact: dict[str, ir.Model] = {}
+
+    @cached_property
+    def parts(self) -> dict[str, ir.Model]:
+        """The graphs of `split_dit` with the numerics of the model."""
+        parts = {name: clone(part) for name, part in split_dit(self._model).items()}
+        return {
+            name: lower_for_onnxruntime(part, attention=self._attention)[0]
+            for name, part in parts.items()
+        }
+
+    def executors(self, parts: dict[str, ir.Model]) -> DiT[Array]:
+        """The runtime's component over lowered graphs."""
+        return DiT(*(MemoryExecutor(parts[name], self._folder) for name in DIT_GRAPHS))
+
+    def unquantised(self, dtype: Literal["fp32", "bf16"]) -> DiT[Array]:
+        """Without activation quantisers and with exact attention, rounding as `dtype` does."""
+        if not self._exact:
+            for name, part in split_dit(self._model).items():
+                self._exact[name] = lower_attention(clone(part), "exact")[0]
+        lowered = {
+            name: lower_for_onnxruntime(
+                clone(part),
+                quantize_activations=False,
+                attention="exact",
+                rounding=dtype == "bf16",
+            )[0]
+            for name, part in self._exact.items()
+        }
+        return self.executors(lowered)

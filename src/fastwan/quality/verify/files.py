@@ -1,0 +1,49 @@
+"""`integrity`: the files of a bundle are those that its manifest lists, byte for byte."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastwan.bundle import LAYERS, MANIFEST, ONNX_MANIFEST, Bundle, Manifest
+from fastwan.errors import FastWanError
+from fastwan.quality.verify.report import Check
+
+_SHOWN = 4
+
+
+def check_integrity(bundle: Bundle) -> Check:
+    """Hash every file; count those that are missing, changed, unlisted or no plain files."""
+    bad = []
+    for name in sorted(set(bundle.manifest.files) | referenced_files(bundle.manifest)):
+        try:
+            bundle.file(name)
+        except FastWanError as error:
+            bad.append(f"{name}: {error.what}")
+        except OSError as error:
+            bad.append(f"{name}: {error.strerror}")
+    listed = {MANIFEST, *bundle.manifest.files}
+    bad += [f"{name}: not listed" for name in _files_of(bundle.root) if name not in listed]
+    more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    note = "; ".join(bad[:_SHOWN]) + more if bad else f"{len(bundle.manifest.files)} files hashed"
+    value = float(len(bad)) if bundle.manifest.files else None
+    return Check("integrity", "files that differ from the manifest", value, 0.0, note=note)
+
+
+def referenced_files(manifest: Manifest) -> set[str]:
+    """Files that some part of the manifest names, and that its list therefore has to hold."""
+    names = {LAYERS, f"onnx/{ONNX_MANIFEST}"}
+    names |= {engine.file for engine in manifest.engines.values()}
+    names |= {f"onnx/{name}" for name in manifest.onnx.extra_files}
+    for graph in manifest.onnx.graphs.values():
+        names |= {f"onnx/{name}" for name in (graph.file, *graph.data, graph.cpu_file) if name}
+    return names
+
+
+def _files_of(root: Path) -> list[str]:
+    """Everything under `root` that is no plain folder; links are not followed."""
+    found = []
+    for folder, folders, files in os.walk(root, followlinks=False):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        found += [str((Path(folder) / name).relative_to(root)) for name in (*files, *links)]
+    return sorted(found)

@@ -1,0 +1,98 @@
+"""Torch modules with the weights of a bundle's ONNX files.
+
+A module knows nothing of the graph but the names of its weights: its structure follows from the
+manifest's configurations.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from fastwan.config import LinearFormat
+from fastwan.errors import BadInput
+from fastwan.export.models.layers import Linear
+from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
+from fastwan.export.models.umt5 import EMBEDDING, UMT5Encoder
+from fastwan.export.models.wan import WanDiT
+from fastwan.quality.verify.subject import Subject, initializer, stored_tensor
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def dit_module(
+    subject: Subject, dtype: torch.dtype, *, activations: bool, attention: bool
+) -> WanDiT:
+    """The transformer at the shape of the checks.
+
+    Args:
+        dtype: bf16 as the model computes, or fp32 without roundings.
+        activations: quantise the activations of the linears.
+        attention: FP4 attention instead of exact attention.
+    """
+    module = WanDiT(subject.dit_config, subject.check_shape, subject.recipe.linears, dtype)
+    load_stored(module, subject.stored)
+    return module.set_quantizers(activations=activations, attention=attention)
+
+
+def decoder_module(subject: Subject, dtype: torch.dtype = torch.float16) -> TAEHVDecoder:
+    """The TAEHV decoder."""
+    decoder = TAEHVDecoder(subject.decoder_config).to(dtype)
+    return load_stored(decoder, subject.load(subject.graphs["decoder"].file))
+
+
+def streaming_step(decoder: TAEHVDecoder) -> StreamingStep:
+    """One latent frame of a decoder, as the graph has it."""
+    return StreamingStep(decoder).eval()
+
+
+def text_encoder_module(
+    subject: Subject, embedding: Tensor, dtype: torch.dtype = torch.bfloat16
+) -> UMT5Encoder:
+    """The UMT5 encoder without activation quantisers.
+
+    Args:
+        embedding: [vocab_size, d_model] token embedding, which is not in the graph.
+    """
+    module = UMT5Encoder(subject.text_config, text_encoder_format(subject), dtype)
+    model = subject.load(subject.graphs["text_encoder"].file)
+    load_stored(module, model, {EMBEDDING: embedding})
+    for part in module.modules():
+        if isinstance(part, Linear):
+            part.quantize_activation = False
+    return module
+
+
+def text_encoder_format(subject: Subject) -> LinearFormat:
+    """Number format of the text encoder's linears."""
+    return "nvfp4" if subject.graphs["text_encoder"].linears else "bf16"
+
+
+def load_stored(module: M, model: ir.Model, others: dict[str, Tensor] | None = None) -> M:
+    """Give a module the initializers of a graph by name, widened to its own dtype.
+
+    Raises:
+        BadInput: one is missing or has another shape or dtype.
+    """
+    state = {}
+    for name, target in module.state_dict().items():
+        given = (others or {}).get(name)
+        tensor = stored_tensor(initializer(model, name)) if given is None else given
+        if tensor.shape != target.shape or not _fits(tensor.dtype, target.dtype):
+            raise BadInput(
+                f"weight is {tensor.dtype} {list(tensor.shape)}, "
+                f"the model has {target.dtype} {list(target.shape)}",
+                where=name,
+            )
+        state[name] = tensor.to(target.dtype)
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _fits(stored: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether a weight may be converted: exactly, that is, or not at all."""
+    widened = {torch.bfloat16, torch.float16}
+    return stored == wanted or (stored in widened and wanted == torch.float32)

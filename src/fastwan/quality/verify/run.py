@@ -1,0 +1,132 @@
+"""`verify_bundle`: plan the checks that a bundle calls for, and run them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fastwan.bundle import open_bundle
+from fastwan.progress import Progress, Quiet, stage
+from fastwan.quality.verify import graphs, linears, quantizer, steps, weights
+from fastwan.quality.verify.components import Runtime, check_decoder, check_text_encoder
+from fastwan.quality.verify.files import check_integrity
+from fastwan.quality.verify.report import Check, Planned, Report, not_run, run_planned
+from fastwan.quality.verify.sampler import check_sampler
+from fastwan.quality.verify.subject import Subject
+from fastwan.runtime.model.decode import Decoder
+from fastwan.runtime.model.executor import Array
+
+
+def verify_bundle(
+    path: Path | str,
+    *,
+    checkpoint: str | None = None,
+    taehv: Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Hold a bundle against the reference, on a CPU.
+
+    A check that fails does not raise. If a file differs from its hash nothing else is parsed, and
+    every other check has failed as well.
+
+    Args:
+        path: an engine bundle.
+        checkpoint: folder or Hugging Face id of what the bundle claims to be made of. Its weights
+            are then quantised anew; without it the digests in the manifest are trusted.
+        taehv: weight file of the decoder, where the checkpoint has none.
+
+    Raises:
+        BadInput: no bundle there, its manifest is not one of this tool, or the checkpoint cannot
+            be opened.
+        EnvironmentLacks: a package is missing, or the hub cannot be reached.
+    """
+    bundle = open_bundle(path)
+    opened = None
+    if checkpoint is not None:
+        from fastwan.export.checkpoint.reader import open_checkpoint
+
+        opened = open_checkpoint(checkpoint, taehv=taehv, components=bundle.manifest.components)
+    return run_checks(Subject(bundle, opened), progress=progress)
+
+
+def run_checks(
+    subject: Subject, names: Collection[str] | None = None, progress: Progress | None = None
+) -> Report:
+    """Run the checks of a bundle, `integrity` always and first.
+
+    Args:
+        names: run only these besides; by default all that `plan` lists.
+    """
+    progress = progress or Quiet()
+    integrity = check_integrity(subject.bundle)
+    checks = [integrity]
+    for planned in plan(subject):
+        if names is not None and not set(names) & set(planned.names):
+            continue
+        if not integrity.passed:
+            checks += [not_run(name, "files differ from the manifest") for name in planned.names]
+            continue
+        with stage(progress, f"verify {planned.names[0]}"):
+            checks += run_planned(planned)
+    return Report(tuple(checks))
+
+
+def plan(subject: Subject) -> list[Planned]:
+    """The checks of a bundle, cheap ones first; they follow from its components and its recipe."""
+
+    def one(name: str, check: Callable[[Subject], Check]) -> Planned:
+        return Planned((name,), lambda: (check(subject),))
+
+    planned = []
+    present = subject.graphs
+    nvfp4 = subject.recipe.linears == "nvfp4"
+    if nvfp4 and "dit" in present:
+        planned += [
+            one("fp4_graph", linears.check_graph),
+            one("fp4_engines", linears.check_engines),
+        ]
+    planned.append(one("weights_bit_exact", weights.check_weights))
+    if "dit" in present:
+        planned.append(one("attention_nodes", graphs.check_attention_nodes))
+        if nvfp4:
+            planned += [
+                one("packing_bit_exact", weights.check_packing),
+                one("quantizer_recipe", quantizer.check_recipe),
+                one(
+                    "quantizer_bit_exact",
+                    lambda s: quantizer.check_quantizer(s, quantizer.lowered_parts(s)),
+                ),
+            ]
+        if subject.check_shape != subject.shape:
+            planned.append(one("graph_structure", graphs.check_structure))
+        planned.append(
+            Planned(("graph_fp32", "graph_bf16"), lambda: graphs.check_unquantised(subject))
+        )
+        if subject.check_shape == subject.shape:
+            planned.append(one("cpu_reference", graphs.check_cpu_reference))
+        planned.append(one("sampler", check_sampler))
+    if "decoder" in present:
+        planned.append(one("decoder", check_decoder))
+    if "text_encoder" in present:
+        planned.append(one("text_encoder", check_text_encoder))
+    if "dit" in present:
+        names = (*steps.step_names(subject), *(("frames",) if "decoder" in present else ()))
+        planned.append(Planned(names, lambda: _video(subject)))
+    return planned
+
+
+def _video(subject: Subject) -> Sequence[Check]:
+    runtime = Runtime(subject)
+    dit = runtime.dit(lambda: subject.lowered.executors(subject.lowered.parts))
+    with runtime.decoder() as decoder:
+        decode = None if decoder is None else _decode_with(decoder)
+        return steps.check_video(subject, dit, runtime.prompt_embeds(), decode)
+
+
+def _decode_with(decoder: Decoder[Array]) -> Callable[[Array], Array]:
+    def decode(latents: Array) -> Array:
+        return np.stack([frame.copy() for frame in decoder.frames(latents)])
+
+    return decode

@@ -1,0 +1,60 @@
+"""`sampler`: the constants of the denoise loop against the published sequences."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import fastwan.runtime.model.sampler as runtime
+from fastwan.quality.verify.report import Check
+from fastwan.quality.verify.subject import Subject
+
+LIMIT = 1e-6
+"""The published constants have seven digits."""
+
+
+class _Row(NamedTuple):
+    timestep: int
+    sigma: float
+    initial: float
+    history: tuple[float, ...]
+    prediction: float
+    noise: float
+
+
+# FastVideo's run of UniPC: x1 = a x0 + b m0, x1c = a x0 + (m0 + m1) b / 2,
+# x2 = c x1c + d m1 - e m0, result m2.
+_A, _B, _C, _D, _E = 0.8571156, 0.1428844, 0.6999600, 0.3284683, 0.0284282
+PUBLISHED: dict[str, tuple[_Row, ...]] = {
+    "unipc": (
+        _Row(999, 0.99988877, _A, (), _B, 0.0),
+        _Row(857, 0.85702028, _C * _A, (_C * _B / 2 - _E,), _C * _B / 2 + _D, 0.0),
+        _Row(599, 0.59987989, 0.0, (0.0, 0.0), 1.0, 0.0),
+    ),
+    "dmd": (
+        _Row(1000, 1.0, 0.0, (), 1 - 0.7567567, 0.7567567),
+        _Row(757, 0.7567567, 0.0, (0.0,), 1 - 0.5217391, 0.5217391),
+        _Row(522, 0.5217391, 0.0, (0.0, 0.0), 1.0, 0.0),
+    ),
+}
+
+
+def check_sampler(subject: Subject) -> Check:
+    """Largest difference between the runtime's schedule and the published one."""
+    name = subject.manifest.sampler
+    steps = runtime.schedule_for(name).steps
+    published = PUBLISHED[name]
+    value = float("inf") if len(steps) != len(published) else 0.0
+    for step, row in zip(steps, published, strict=False):
+        if step.timestep != row.timestep or len(step.history) != len(row.history):
+            value = float("inf")
+            break
+        pairs = (
+            (step.sigma, row.sigma),
+            (step.initial, row.initial),
+            (step.prediction, row.prediction),
+            (step.noise, row.noise),
+            *zip(step.history, row.history, strict=True),
+        )
+        value = max(value, *(abs(a - b) for a, b in pairs))
+    metric = "largest difference to the published constants"
+    return Check("sampler", metric, value, LIMIT, note=f"{name}, {len(steps)} steps")

@@ -1,0 +1,180 @@
+"""The bundle under test: its configurations, graphs and weights, parsed only after checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from fastwan.bundle import Bundle, Linear
+from fastwan.config import (
+    MODELS,
+    RECIPES,
+    DecoderConfig,
+    DiTConfig,
+    Recipe,
+    TextEncoderConfig,
+    VideoShape,
+    lookup,
+)
+from fastwan.errors import BadInput
+from fastwan.export.dit_graph import build_dit_graph, targeted_linears
+from fastwan.export.dit_onnx import CPU_REFERENCE_TOKENS
+from fastwan.export.onnx_io import torch_tensor
+from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
+from fastwan.export.weights import constant_tensors
+from fastwan.onnx_guard import all_tensors, checked_model
+from fastwan.quality.verify.executor import LoweredDiT
+
+if TYPE_CHECKING:
+    from fastwan.export.checkpoint.reader import Checkpoint
+
+SMALL_SHAPE = VideoShape(height=96, width=160, num_frames=9)
+"""Where bundles are verified whose own video is too long for the CPU reference."""
+
+C = TypeVar("C")
+
+
+class Subject:
+    """What the checks of a bundle share. Nothing is read before its hash was checked.
+
+    Args:
+        bundle: an opened bundle.
+        checkpoint: what the bundle claims to be made of, or None to trust the manifest's digests.
+
+    Attributes:
+        shape: video shape the bundle was built for.
+        check_shape: shape at which graphs are run: `shape`, or `SMALL_SHAPE` for the graph that
+            the exporter makes of the same configuration and the bundle's weights.
+
+    Raises:
+        BadInput: the manifest's configurations are not those of this tool.
+    """
+
+    def __init__(self, bundle: Bundle, checkpoint: Checkpoint | None = None) -> None:
+        model = bundle.manifest.onnx.model
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.graphs = bundle.manifest.onnx.graphs
+        self.checkpoint = checkpoint
+        self.recipe: Recipe = lookup(RECIPES, model.recipe)
+        self.dit_config = _config(DiTConfig, model.dit)
+        self.shape = VideoShape(**model.shape.model_dump())
+        small = self.shape.num_tokens <= CPU_REFERENCE_TOKENS
+        self.check_shape = self.shape if small else SMALL_SHAPE
+        self._protos: dict[str, onnx.ModelProto] = {}
+
+    @property
+    def fp4_attention(self) -> bool:
+        """Whether the model was made for FP4 attention; native engines do not change that."""
+        return lookup(MODELS, self.manifest.onnx.model.name).attention == "sage3"
+
+    @property
+    def at(self) -> str:
+        """The shape of the graph checks in words."""
+        shape = self.check_shape
+        text = f"{shape.height}x{shape.width}x{shape.num_frames}, {shape.num_tokens} tokens"
+        return text if shape == self.shape else f"{text}, the bundle's weights in a small graph"
+
+    @cached_property
+    def decoder_config(self) -> DecoderConfig:
+        return _config(DecoderConfig, self.manifest.onnx.model.decoder)
+
+    @cached_property
+    def text_config(self) -> TextEncoderConfig:
+        return _config(TextEncoderConfig, self.manifest.onnx.model.text_encoder or {})
+
+    @cached_property
+    def expected_linears(self) -> tuple[Linear, ...]:
+        """Targeted linears of the transformer as they follow from the configuration alone."""
+        return targeted_linears(self.dit_config, self.recipe.linears)
+
+    def proto(self, file: str) -> onnx.ModelProto:
+        """An ONNX file of the bundle; it and all data files it reads are listed and hashed.
+
+        Raises:
+            BadInput, VerificationFailed: a file is not what the manifest says, or unsafe to parse.
+        """
+        if file not in self._protos:
+            path = self.bundle.file(f"onnx/{file}")
+            folder = self.bundle.root / "onnx"
+            model = checked_model(path.read_bytes(), folder, file)
+            for tensor in all_tensors(model):
+                for entry in tensor.external_data:
+                    if entry.key == "location":
+                        self.bundle.file(f"onnx/{entry.value}")
+            self._protos[file] = model
+        return self._protos[file]
+
+    def load(self, file: str) -> ir.Model:
+        """A new copy of an ONNX file as onnx-ir has it; external data stays in its file."""
+        model = ir.from_proto(self.proto(file))
+        ir.external_data.set_base_dir(model.graph, self.bundle.root / "onnx")
+        return model
+
+    @cached_property
+    def stored(self) -> ir.Model:
+        """``dit.onnx``; not to be changed."""
+        return self.load(self.graphs["dit"].file)
+
+    @cached_property
+    def dit_graph(self) -> ir.Model:
+        """The transformer's graph at `check_shape`; not to be changed.
+
+        Raises:
+            BadInput: an initializer that a small graph needs is not in the bundle.
+        """
+        if self.check_shape == self.shape:
+            return self.stored
+        model = build_dit_graph(self.dit_config, self.check_shape, self.recipe.linears)
+        scale = self.recipe.activation_global_scale
+        expand_nvfp4(model, activation_global_scale=scale)
+        constants = constant_tensors(self.dit_config, self.check_shape)
+        for name, value in model.graph.initializers.items():
+            if name in constants:
+                value.const_value = ir.tensor(constants[name].numpy(), name=name)
+            elif value.const_value is None:
+                value.const_value = initializer(self.stored, name)
+        return model
+
+    @cached_property
+    def lowered(self) -> LoweredDiT:
+        """The transformer, to be lowered for ONNX Runtime at `check_shape`."""
+        folder = self.bundle.root / "onnx"
+        return LoweredDiT(self.dit_graph, folder, fp4_attention=self.fp4_attention)
+
+
+def initializer(model: ir.Model, name: str) -> ir.TensorProtocol:
+    """Data of an initializer.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    value = model.graph.initializers.get(name)
+    if value is None or value.const_value is None:
+        raise BadInput("graph has no such weight", where=name)
+    return value.const_value
+
+
+def stored_tensor(tensor: ir.TensorProtocol) -> Tensor:
+    """A tensor as the torch modules hold it: FLOAT4E2M1 [N, K] is uint8 [N, K/2]."""
+    if tensor.dtype == ir.DataType.FLOAT4E2M1:
+        rows, columns = tensor.shape.numpy()
+        raw = bytearray(tensor.tobytes())
+        return torch.frombuffer(raw, dtype=torch.uint8).reshape(rows, columns // 2)
+    return torch_tensor(tensor)
+
+
+def _config(kind: type[C], fields: Mapping[str, Any]) -> C:
+    made = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    try:
+        return kind(**made)
+    except TypeError as error:
+        raise BadInput(f"{kind.__name__} of the manifest: {error}", where="manifest.json") from None

@@ -1,0 +1,133 @@
+"""A good bundle passes all checks, at its own shape and at a small one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastwan.quality.verify.subject
+from fastwan.bundle import open_bundle
+from fastwan.config import VideoShape
+from fastwan.errors import BadInput
+from fastwan.quality.verify.run import plan, run_checks, verify_bundle
+from fastwan.quality.verify.subject import Subject
+
+EXPECTED = {
+    "integrity", "fp4_graph", "fp4_engines", "weights_bit_exact", "attention_nodes",
+    "packing_bit_exact", "quantizer_recipe", "quantizer_bit_exact", "graph_fp32", "graph_bf16",
+    "cpu_reference", "sampler", "decoder", "text_encoder", "step_0", "step_1", "step_2", "frames",
+}  # fmt: skip
+KINDS = {"measured", "emulated", "predicted"}
+
+
+@pytest.mark.trt
+def test_a_good_bundle_passes_every_check(bundle_dir: Path) -> None:
+    report = verify_bundle(bundle_dir)
+    assert {c.name: c.note for c in report.checks if not c.passed} == {}
+    assert report.passed
+    assert {check.name for check in report.checks} == EXPECTED
+    assert len(report.checks) == len(EXPECTED)
+    fields = report.to_json()
+    assert fields["passed"] is True
+    for check in fields["checks"]:  # type: ignore[attr-defined]
+        assert {"name", "metric", "value", "limit", "kind", "passed"} <= check.keys()
+        assert check["kind"] in KINDS
+        assert math.isfinite(check["value"])
+    checks = {check.name: check for check in report.checks}
+    # The chaotic figures are far from zero: the two sides are not one computation twice.
+    assert checks["step_0"].value > 1e-3  # type: ignore[operator]
+    assert 0 < checks["graph_fp32"].value < 1e-5  # type: ignore[operator]
+
+
+@pytest.mark.trt
+def test_a_checkpoint_replaces_the_digests(bundle_dir: Path, checkpoint: Any) -> None:
+    subject = Subject(open_bundle(bundle_dir), checkpoint)
+    report = run_checks(subject, {"weights_bit_exact", "packing_bit_exact"})
+    assert report.passed
+    assert all("checkpoint" in check.note for check in report.checks[1:])
+
+
+@pytest.mark.trt
+def test_components_that_a_bundle_lacks_are_not_planned(bundle_dir: Path) -> None:
+    bundle = open_bundle(bundle_dir)
+    onnx = bundle.manifest.onnx
+    for left_out in ("decoder", "text_encoder", "dit"):
+        parts = ("time_tables", "text_kv", left_out)
+        graphs = {n: g for n, g in onnx.graphs.items() if n not in parts}
+        manifest = bundle.manifest.model_copy(
+            update={"onnx": onnx.model_copy(update={"graphs": graphs})}
+        )
+        subject = Subject(type(bundle)(bundle.root, manifest))
+        names = {name for planned in plan(subject) for name in planned.names}
+        assert names
+        assert left_out not in names
+        assert ("frames" in names) == (left_out == "text_encoder")
+        assert ("graph_fp32" in names) == (left_out != "dit")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the tiny bundle for one that is too long for a CPU.
+
+    As many tokens on their side, so that the attention need not be traced for another length.
+    """
+    monkeypatch.setattr(fastwan.quality.verify.subject, "CPU_REFERENCE_TOKENS", 100)
+    monkeypatch.setattr(fastwan.quality.verify.subject, "SMALL_SHAPE", VideoShape(160, 96, 9))
+
+
+@pytest.mark.trt
+@pytest.mark.usefixtures("small")
+def test_a_long_video_is_verified_in_a_small_graph(bundle_dir: Path) -> None:
+    subject = Subject(open_bundle(bundle_dir))
+    assert subject.check_shape != subject.shape
+    report = run_checks(subject)
+    assert {c.name: c.note for c in report.checks if not c.passed} == {}
+    assert {c.name for c in report.checks} == EXPECTED - {"cpu_reference"} | {"graph_structure"}
+    assert "160x96x9" in next(c.note for c in report.checks if c.name == "step_0")
+
+
+@pytest.mark.trt
+@pytest.mark.usefixtures("small")
+def test_a_long_graph_is_held_against_the_exporter(mutant: Any, kit: Any) -> None:
+    with mutant.graph("dit.onnx") as graph:
+        node = next(node for node in graph.node if node.op_type == "Attention")
+        (scale,) = (a for a in node.attribute if a.name == "scale")
+        scale.f *= 1.25
+    mutant.rehash()
+    assert mutant.failing("graph_structure") == {"graph_structure"}
+
+
+def test_a_folder_without_a_bundle_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="manifest"):
+        verify_bundle(tmp_path)
+    with pytest.raises(BadInput, match="folder"):
+        verify_bundle(tmp_path / "none")
+
+
+@pytest.mark.trt
+def test_a_manifest_of_another_model_is_bad_input(mutant: Any) -> None:
+    with mutant.manifest() as fields:
+        fields["onnx"]["model"]["dit"]["colour"] = "red"
+    with pytest.raises(BadInput, match="colour"):
+        verify_bundle(mutant.root)
+
+
+def test_edge_cases_reach_what_they_name() -> None:
+    import torch
+
+    from fastwan.plugins.nvfp4 import quantize_activation
+    from fastwan.quality.verify.quantizer import edge_cases
+
+    x = torch.from_numpy(edge_cases())
+    assert torch.equal(x, x.bfloat16().float())
+    _, scale = quantize_activation(x.reshape(1, -1))
+    scales = scale.float()
+    assert (scales == 0).any()
+    assert (scales == 448).any()
+    assert ((scales > 0) & (scales < 2**-6)).any()
+    exponents = np.unique(np.frexp(x[x != 0].numpy())[1])
+    assert set(range(-132, 129)) <= set(exponents.tolist())

@@ -1,0 +1,105 @@
+"""Files that are not what the manifest says stop everything else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from fastwan.bundle import open_bundle
+from fastwan.quality.verify.run import plan, verify_bundle
+from fastwan.quality.verify.subject import Subject
+
+pytestmark = pytest.mark.trt
+
+
+def flip_byte(root: Path) -> None:
+    path = next((root / "dit").glob("*.engine"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(root: Path) -> None:
+    path = root / "onnx" / "dit.data"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def remove(root: Path) -> None:
+    (root / "decoder" / "decoder.engine").unlink()
+
+
+def add(root: Path) -> None:
+    (root / "dit" / "extra.engine").write_bytes(b"")
+
+
+def link(root: Path) -> None:
+    path = root / "onnx" / "dit.onnx"
+    moved = root.parent / "elsewhere.onnx"
+    os.rename(path, moved)
+    path.symlink_to(moved)
+
+
+def garble_graph(root: Path) -> None:
+    (root / "onnx" / "dit.onnx").write_bytes(b"not an ONNX file")
+
+
+@pytest.mark.parametrize("fault", [flip_byte, truncate, remove, add, link, garble_graph])
+def test_a_changed_file_fails_integrity_and_is_not_parsed(
+    mutant: Any, fault: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(mutant.root)
+    parsed: list[str] = []
+    monkeypatch.setattr(onnx.ModelProto, "ParseFromString", parsed.append, raising=False)
+    report = verify_bundle(mutant.root)
+    assert not report.passed
+    assert not any(check.passed for check in report.checks)
+    integrity = report.checks[0]
+    assert (integrity.name, integrity.value) == ("integrity", 1.0)
+    planned = [name for each in plan(Subject(open_bundle(mutant.root))) for name in each.names]
+    assert [check.name for check in report.checks] == ["integrity", *planned]
+    assert all(check.value is None for check in report.checks[1:])
+    assert parsed == []
+
+
+def test_a_file_that_the_manifest_forgets_fails_integrity(mutant: Any) -> None:
+    with mutant.manifest() as fields:
+        del fields["files"]["onnx/dit.data"]
+    (mutant.onnx / "dit.data").unlink()
+    assert mutant.failing() == {"integrity"}
+
+
+def test_an_empty_list_of_files_fails_integrity(mutant: Any) -> None:
+    with mutant.manifest() as fields:
+        fields["files"] = {}
+    assert "integrity" in mutant.failing()
+
+
+@pytest.mark.parametrize("location", ["../../outside.data", "/etc/hostname"])
+def test_external_data_outside_the_bundle_is_never_read(mutant: Any, location: str) -> None:
+    (mutant.root.parent / "outside.data").write_bytes(b"\0" * (1 << 22))
+    with mutant.graph("dit.onnx") as graph:
+        tensor = next(t for t in graph.initializer if t.external_data)
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    mutant.rehash()
+    names = ("fp4_graph", "weights_bit_exact", "graph_fp32", "quantizer_bit_exact")
+    assert mutant.failing(*names) == set(names)
+
+
+def test_data_that_the_manifest_does_not_list_is_never_read(mutant: Any) -> None:
+    data = mutant.onnx / "dit.data"
+    moved = mutant.onnx / "tokenizer" / "other.data"
+    moved.write_bytes(data.read_bytes())
+    with mutant.graph("dit.onnx") as graph:
+        for tensor in graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = "tokenizer/other.data"
+    mutant.rehash()
+    assert mutant.failing("weights_bit_exact") == {"integrity", "weights_bit_exact"}
