@@ -14,9 +14,9 @@ from typing import Any
 from fastwan.errors import BadInput
 from fastwan.progress import Progress
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.outputs import Timings
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
+from fastwan.runtime.timings import Timings
 from fastwan.runtime.video import FPS, Output, WriteFrame, open_output, parse_output
 
 Report = dict[str, Any]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,29 +10,13 @@ import numpy as np
 
 from fastwan.errors import BadInput
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.timings import Timings
 
 if TYPE_CHECKING:
     import torch
 
 OutputType = Literal["np", "pil", "pt", "latent"]
 OUTPUT_TYPES = ("np", "pil", "pt", "latent")
-
-
-class Timings(dict[str, float]):
-    """Measured wall-clock seconds by stage.
-
-    ``load`` (opening components and computing the schedule's tables, near 0 from the second call
-    on), ``text``, ``text_kv``, ``step_0`` .., ``decode`` and, where files are written, ``write``.
-    """
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the time of a `with` body to `stage`."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self[stage] = self.get(stage, 0.0) + time.perf_counter() - begin
 
 
 @dataclass(frozen=True)

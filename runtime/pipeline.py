@@ -11,7 +11,8 @@ from fastwan.bundle import Bundle, open_bundle
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.progress import Progress, Quiet
 from fastwan.runtime.arguments import check_shape, draw_noises, padded_embeds, replacement
-from fastwan.runtime.components import Components, CpuComponents
+from fastwan.runtime.components import Components
+from fastwan.runtime.cpu.components import CpuComponents
 from fastwan.runtime.device.choice import DeviceChoice, resolve_device
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.sampler import Schedule, schedule_for
@@ -19,10 +20,10 @@ from fastwan.runtime.outputs import (
     OUTPUT_TYPES,
     OutputType,
     PipelineOutput,
-    Timings,
     collect_frames,
 )
 from fastwan.runtime.prompt_cache import PromptCache
+from fastwan.runtime.timings import Timings
 
 if TYPE_CHECKING:
     import torch

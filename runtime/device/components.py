@@ -11,15 +11,14 @@ import numpy as np
 from fastwan.bundle import Bundle, TensorSpec
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
-from fastwan.runtime.components import OnStep, bundle_shape, require_text_encoder
-from fastwan.runtime.device.runtime_cache import State
+from fastwan.runtime.components import OnStep, State, bundle_shape, require_text_encoder
 from fastwan.runtime.device.session import Platform, Session, no_decoder
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.sampler import Schedule, schedule_for
 from fastwan.runtime.model.text import TextEncoder
-from fastwan.runtime.outputs import Timings
 from fastwan.runtime.recording.machine import DeviceEngine
 from fastwan.runtime.recording.text import EMBEDDINGS, HIDDEN_STATES
+from fastwan.runtime.timings import Timings
 
 
 class DeviceComponents:

@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastwan.bundle import Bundle
 from fastwan.files import atomic_file, default_cache_dir
+from fastwan.runtime.components import State
 from fastwan.runtime.recording.machine import DeviceInfo
 
 FOLDER = "runtime"
@@ -27,7 +28,6 @@ MAX_BYTES = 1 << 30
 MAX_FILES = 8
 """Files that are kept; those used longest ago go first."""
 
-State = Literal["hit", "miss", "unused"]
 
 _SUFFIX = ".rtxcache"
 _DIGEST_BYTES = hashlib.sha256().digest_size

@@ -1,6 +1,6 @@
 """Executors: what runs one graph, behind one protocol that components are written against.
 
-Components (`fastwan.runtime.model.dit`, `.text`, `.decode`) know names of inputs and outputs, never what
+Components (`dit`, `text` and `decode` of this folder) know names of inputs and outputs, never what
 a tensor is, so a component object is the same over ONNX Runtime on arrays and over an engine on
 device buffers.
 """

@@ -12,8 +12,8 @@ from fastwan.errors import BadInput
 from fastwan.runtime.model.executor import fixed_shape
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.recorder import Recorder, scratch
+from fastwan.runtime.recording.regions import region_of, workspace_bytes
 from fastwan.runtime.recording.tensors import Tensor, allocate, resolved
-from fastwan.runtime.regions import region_of, workspace_bytes
 
 
 class RecordingExecutor:

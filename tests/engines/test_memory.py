@@ -17,7 +17,7 @@ from fastwan.bundle import (
     Shape,
     TensorSpec,
 )
-from fastwan.engines.memory import device_bytes, spec_bytes
+from fastwan.quality.memory import device_bytes, spec_bytes
 
 
 def spec(name: str, size: int) -> TensorSpec:

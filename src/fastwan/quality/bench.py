@@ -148,7 +148,7 @@ def _measure(
 ) -> Report:
     from fastwan.runtime.device.components import DeviceComponents
     from fastwan.runtime.model.noise import DEFAULT_SEED, draw, generator_for
-    from fastwan.runtime.outputs import Timings
+    from fastwan.runtime.timings import Timings
 
     platform = cuda_platform(bundle)
     before = platform.device.free_bytes()

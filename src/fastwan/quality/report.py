@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from fastwan.bundle import Bundle, Manifest
 from fastwan.engines.coverage import check_coverage, is_fp4_gemm
 from fastwan.engines.layers import LayerRecord, layer_from_json
-from fastwan.engines.memory import device_bytes
 from fastwan.quality.cost import STEPS, Cost, VideoCost, price, usual_records
 from fastwan.quality.gpus import (
     GPUS,
     PUBLISHED_STEP_SECONDS,
     PUBLISHED_VIDEO_SECONDS,
 )
+from fastwan.quality.memory import device_bytes
 
 Report = dict[str, object]
 

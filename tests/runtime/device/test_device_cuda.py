@@ -18,7 +18,7 @@ from fastwan.runtime.device.cuda import CudaDevice, error_kind
 from fastwan.runtime.device.engines import TensorRTEngine, check_target, check_version
 from fastwan.runtime.device.kernels import PluginKernels
 from fastwan.runtime.recording.machine import DeviceError, DeviceInfo
-from fastwan.runtime.regions import workspace_bytes
+from fastwan.runtime.recording.regions import workspace_bytes
 
 GPU = DeviceInfo("A GPU", 120, "13.0", 32 << 30)
 

@@ -13,7 +13,7 @@ import pytest
 from fastwan.bundle import Bundle, Engine, Region, RegionNode, TensorSpec, open_bundle
 from fastwan.errors import BadInput
 from fastwan.quality.races import find_races
-from fastwan.runtime import components
+from fastwan.runtime.cpu import components
 from fastwan.runtime.device.null import ENQUEUES, Call, NullDevice, NullEngine
 from fastwan.runtime.device.session import Session
 from fastwan.runtime.model.sampler import schedule_for
@@ -21,7 +21,7 @@ from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import ALIGNMENT, aligned, bundle_memory, lifetimes, plan
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.record import Recording, record
-from fastwan.runtime.regions import workspace_bytes
+from fastwan.runtime.recording.regions import workspace_bytes
 
 HEADS, LENGTH, TOKENS = 2, 128, 100
 WIDTH = HEADS * 128

@@ -11,7 +11,7 @@ import pytest
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.progress import Quiet
 from fastwan.quality.bench import counts
-from fastwan.runtime import components
+from fastwan.runtime.cpu import components
 from fastwan.runtime.device.constants import initializers
 from fastwan.runtime.model.sampler import schedule_for
 from fastwan.runtime.pipeline import FastWanPipeline

@@ -27,7 +27,7 @@ from fastwan.quality.verify.modules import (
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.steps import latents_of, torch_frames
 from fastwan.quality.verify.subject import Subject
-from fastwan.runtime.components import CpuComponents
+from fastwan.runtime.cpu.components import CpuComponents
 from fastwan.runtime.cpu.executor import OnnxRuntimeExecutor, cpu_executor
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DiT

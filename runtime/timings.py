@@ -1,0 +1,24 @@
+"""Measured seconds by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Timings(dict[str, float]):
+    """Measured wall-clock seconds by stage.
+
+    ``load`` (opening components and computing the schedule's tables, near 0 from the second call
+    on), ``text``, ``text_kv``, ``step_0`` .., ``decode`` and, where files are written, ``write``.
+    """
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of a `with` body to `stage`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[stage] = self.get(stage, 0.0) + time.perf_counter() - begin
