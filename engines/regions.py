@@ -27,6 +27,8 @@ def region_records(
         for value in graph.inputs:
             if value.name not in makers:
                 raise BadInput(f"no engine makes {value.name!r}", where=region.name)
+        handed_on = set(graph.outputs)
+        inside = [v for node in graph for v in node.outputs if v not in handed_on]
         records[region.name] = Region(
             component="dit",
             after=max((makers[str(value.name)] for value in graph.inputs), key=order.index),
@@ -34,6 +36,7 @@ def region_records(
             inputs=tuple(map(_spec, graph.inputs)),
             constants=tuple(_spec(graph.initializers[name]) for name in sorted(graph.initializers)),
             outputs=tuple(map(_spec, graph.outputs)),
+            temporaries=tuple(map(_spec, inside)),
         )
     return records
 

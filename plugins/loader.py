@@ -15,7 +15,8 @@ from typing import Any
 
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins.elementwise import CastDesc, CombineDesc
-from fastwan.plugins.region import RegionDesc, SageLayout, SageRegion
+from fastwan.plugins.regions.base import RegionOp
+from fastwan.plugins.regions.sage_attention3 import RegionDesc, SageAttention3, SageLayout
 
 LIBRARY_NAME = "libfastwan_plugins.so"
 LIBRARY_VARIABLE = "FASTWAN_PLUGIN_LIBRARY"
@@ -193,7 +194,7 @@ class PluginLibrary:
         """
         self._check(self._supported(device))
 
-    def workspace_bytes(self, region: SageRegion) -> int:
+    def workspace_bytes(self, region: RegionOp) -> int:
         """Bytes of device memory that `enqueue` needs; nothing in it outlives the call.
 
         Raises:
@@ -203,7 +204,7 @@ class PluginLibrary:
         self._check(self._workspace(ctypes.byref(region.desc()), ctypes.byref(size)))
         return size.value
 
-    def layout(self, region: SageRegion) -> SageLayout:
+    def layout(self, region: SageAttention3) -> SageLayout:
         """Where the packed operands lie in the workspace."""
         layout = SageLayout()
         self._check(self._layout(ctypes.byref(region.desc()), ctypes.byref(layout)))
@@ -211,7 +212,7 @@ class PluginLibrary:
 
     def enqueue(
         self,
-        region: SageRegion,
+        region: RegionOp,
         inputs: Sequence[int],
         outputs: Sequence[int],
         workspace: int,
@@ -235,7 +236,7 @@ class PluginLibrary:
 
     def enqueue_prologue(
         self,
-        region: SageRegion,
+        region: SageAttention3,
         inputs: Sequence[int],
         outputs: Sequence[int],
         workspace: int,
@@ -247,7 +248,7 @@ class PluginLibrary:
 
     def enqueue_attention(
         self,
-        region: SageRegion,
+        region: SageAttention3,
         outputs: Sequence[int],
         workspace: int,
         workspace_bytes: int,
@@ -288,7 +289,7 @@ class PluginLibrary:
     def _launch(
         self,
         function: Any,
-        region: SageRegion,
+        region: RegionOp,
         inputs: Sequence[int],
         outputs: Sequence[int],
         workspace: int,

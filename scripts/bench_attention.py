@@ -19,15 +19,14 @@ import torch
 from cuda_timing import milliseconds
 
 from fastwan.errors import EnvironmentLacks, FastWanError
-from fastwan.plugins import cost
 from fastwan.plugins.loader import PluginLibrary
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 
 
-def make_inputs(region: SageRegion) -> tuple[torch.Tensor, ...]:
+def make_inputs(region: SageAttention3) -> tuple[torch.Tensor, ...]:
     """Random inputs of the node on the GPU."""
     generator = torch.Generator(device="cuda").manual_seed(0)
-    channels = region.num_heads * 128
+    channels = region.attributes.num_heads * 128
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device="cuda")
@@ -45,21 +44,21 @@ def make_inputs(region: SageRegion) -> tuple[torch.Tensor, ...]:
 
 
 def torch_prologue(
-    inputs: tuple[torch.Tensor, ...], region: SageRegion
+    inputs: tuple[torch.Tensor, ...], region: SageAttention3
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Bias, norm and RoPE as FastVideo's modules do them, q, k, v [B, H, L, D] at the end."""
     qkv, _, bias, q_norm, k_norm, cos, sin = inputs
-    q, k, v = (qkv + bias)[:, : region.num_tokens].chunk(3, dim=-1)
+    q, k, v = (qkv + bias)[:, : region.attributes.num_tokens].chunk(3, dim=-1)
     rows = []
     for x, weight in ((q, q_norm), (k, k_norm)):
         wide = x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + region.eps)
-        x = ((wide * scale).bfloat16() * weight).unflatten(-1, (region.num_heads, 128))
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + region.attributes.eps)
+        x = ((wide * scale).bfloat16() * weight).unflatten(-1, (region.attributes.num_heads, 128))
         even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-        c, s = cos[: region.num_tokens, None], sin[: region.num_tokens, None]
+        c, s = cos[: region.attributes.num_tokens, None], sin[: region.attributes.num_tokens, None]
         turned = torch.stack((even * c - odd * s, odd * c + even * s), -1)
         rows.append(turned.flatten(-2).bfloat16().transpose(1, 2).contiguous())
-    heads = v.unflatten(-1, (region.num_heads, 128)).transpose(1, 2).contiguous()
+    heads = v.unflatten(-1, (region.attributes.num_heads, 128)).transpose(1, 2).contiguous()
     return rows[0], rows[1], heads
 
 
@@ -73,11 +72,11 @@ def published_attention() -> Callable[..., torch.Tensor] | None:
     return call
 
 
-def measure(region: SageRegion, repeats: int) -> dict[str, Any]:
+def measure(region: SageAttention3, repeats: int) -> dict[str, Any]:
     """All figures of one region; times are measured, bytes and operations counted."""
     library = PluginLibrary()
     inputs = make_inputs(region)
-    shape = (region.batch, region.length, region.num_heads * 128)
+    shape = (region.batch, region.length, region.attributes.num_heads * 128)
     out = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
     size = library.workspace_bytes(region)
     workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
@@ -85,7 +84,7 @@ def measure(region: SageRegion, repeats: int) -> dict[str, Any]:
     stream = torch.cuda.current_stream().cuda_stream
     launch = (region, addresses, [out.data_ptr()], workspace.data_ptr(), size, stream)
 
-    moved = sum(cost.prologue_traffic(region).values())
+    moved = sum(region.prologue_traffic().values())
     source = torch.empty(moved // 2, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     copy_ms = milliseconds(lambda: target.copy_(source), repeats)
@@ -104,7 +103,7 @@ def measure(region: SageRegion, repeats: int) -> dict[str, Any]:
         library.check_device(torch.cuda.current_device())
     except EnvironmentLacks as error:
         return {**result, "attention": str(error)}
-    operations = cost.attention_operations(region)
+    operations = region.operations()
     attention = (region, [out.data_ptr()], workspace.data_ptr(), size, stream)
     attention_ms = milliseconds(lambda: library.enqueue_attention(*attention), repeats)
     node_ms = milliseconds(lambda: library.enqueue(*launch), repeats)
@@ -133,9 +132,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    region = SageRegion(
-        options.batch, options.length, options.tokens, options.heads, 1e-6, 128**-0.5
-    )
+    attributes = SageAttributes(options.heads, options.tokens)
+    region = SageAttention3(options.batch, options.length, attributes)
     try:
         if not torch.cuda.is_available():
             raise EnvironmentLacks("no CUDA GPU", fix="run it on a machine that has one")

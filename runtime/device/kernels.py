@@ -10,7 +10,7 @@ from fastwan.bundle import Bundle
 from fastwan.errors import EnvironmentLacks
 from fastwan.plugins.elementwise import cast_desc, combine_desc
 from fastwan.plugins.loader import LIBRARY_NAME, PluginLibrary, find_library
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.base import RegionOp
 from fastwan.runtime.recording.machine import DeviceError
 
 BUNDLED = f"plugins/{LIBRARY_NAME}"
@@ -34,7 +34,7 @@ class PluginKernels:
 
     def region(
         self,
-        region: SageRegion,
+        region: RegionOp,
         inputs: Sequence[int],
         outputs: Sequence[int],
         workspace: int,

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from fastwan.bundle import Engine, TensorSpec
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.base import RegionOp
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.recording.machine import Binding, DeviceError, DeviceInfo
 from fastwan.runtime.recording.tensors import ITEM_BYTES, allocate
@@ -195,8 +195,8 @@ class NullEngine:
         self._check_profile(bindings, profile)
         if scratch_bytes < record.scratch_bytes:
             raise DeviceError(f"{self._name} wants {record.scratch_bytes:,} bytes of scratch")
-        reads = [_range(spec, bindings[spec.name]) for spec in record.inputs]
-        writes = [_range(spec, bindings[spec.name]) for spec in record.outputs]
+        reads = [_range(spec, *bindings[spec.name]) for spec in record.inputs]
+        writes = [_range(spec, *bindings[spec.name]) for spec in record.outputs]
         writes.append((scratch, scratch + record.scratch_bytes))
         self._device.add(Call("engine", self._name, stream, tuple(reads), tuple(writes)))
 
@@ -212,8 +212,7 @@ class NullEngine:
                 )
 
 
-def _range(spec: TensorSpec, binding: Binding) -> Range:
-    address, shape = binding
+def _range(spec: TensorSpec, address: int, shape: tuple[int, ...] | None = None) -> Range:
     return address, address + allocate(spec, shape).size
 
 
@@ -225,22 +224,17 @@ class NullKernels:
 
     def region(
         self,
-        region: SageRegion,
+        region: RegionOp,
         inputs: Sequence[int],
         outputs: Sequence[int],
         workspace: int,
         workspace_bytes: int,
         stream: int,
     ) -> None:
-        width = region.num_heads * 128
-        rows = region.batch * region.length
-        table = region.length * 64 * 4
-        sizes = [rows * 3 * width * 2, 12, 3 * width * 2, width * 2, width * 2, table, table]
-        reads = [(at, at + size) for at, size in zip(inputs, sizes, strict=True)]
-        (out,) = outputs
-        writes = [(out, out + rows * width * 2), (workspace, workspace + workspace_bytes)]
-        name = f"attention of {region.num_tokens} tokens"
-        self._device.add(Call("region", name, stream, tuple(reads), tuple(writes)))
+        reads = [_range(spec, at) for spec, at in zip(region.inputs, inputs, strict=True)]
+        writes = [_range(spec, at) for spec, at in zip(region.outputs, outputs, strict=True)]
+        writes.append((workspace, workspace + workspace_bytes))
+        self._device.add(Call("region", str(region), stream, tuple(reads), tuple(writes)))
 
     def combine(
         self,

@@ -9,10 +9,10 @@ import numpy as np
 
 from fastwan.bundle import Engine, Region, TensorSpec
 from fastwan.errors import BadInput
+from fastwan.plugins.regions import region_op
 from fastwan.runtime.model.executor import fixed_shape
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.recorder import Recorder, scratch
-from fastwan.runtime.recording.regions import region_of, workspace_bytes
 from fastwan.runtime.recording.tensors import Tensor, allocate, resolved
 
 
@@ -133,21 +133,21 @@ class RecordingExecutor:
         )
 
     def _launch(self, region: Region, values: dict[str, Tensor]) -> None:
-        specs = {s.name: s for s in (*region.inputs, *region.constants, *region.outputs)}
+        specs = {spec.name: spec for spec in region.tensors}
         for spec in region.constants:
             if spec.name not in self._constants:
                 constant = allocate(spec, fixed=True, content=spec.name)
                 self._constants[spec.name] = constant
             values[spec.name] = self._constants[spec.name]
         for node in region.nodes:
-            described = region_of(node, specs)
+            op = region_op(node, specs)
             for name in node.outputs:
                 values[name] = allocate(specs[name])
             self._recorder.add(
                 LaunchRegion(
-                    region=described,
+                    region=op,
                     inputs=tuple(values[name] for name in node.inputs),
                     outputs=tuple(values[name] for name in node.outputs),
-                    workspace=scratch(workspace_bytes(described)),
+                    workspace=scratch(op.workspace_bytes),
                 )
             )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.base import RegionOp
 from fastwan.runtime.model.executor import Array
 
 Binding = tuple[int, tuple[int, ...]]
@@ -140,7 +140,7 @@ class Kernels(Protocol):
 
     def region(
         self,
-        region: SageRegion,
+        region: RegionOp,
         inputs: Sequence[int],
         outputs: Sequence[int],
         workspace: int,

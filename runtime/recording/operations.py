@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fastwan.plugins.elementwise import MAX_SUMS, MAX_TERMS
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.base import RegionOp
 from fastwan.runtime.recording.machine import Device, DeviceEngine, Kernels
 from fastwan.runtime.recording.tensors import Tensor
 
@@ -91,7 +91,7 @@ class RunEngine(Operation):
 class LaunchRegion(Operation):
     """A region's kernels from the plugin library; its workspace is the shared scratch."""
 
-    region: SageRegion
+    region: RegionOp
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     workspace: Tensor

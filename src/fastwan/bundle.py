@@ -193,6 +193,7 @@ class Region(_Record):
         inputs: what it reads of engines before it.
         constants: weights it reads, initializers of the component's ONNX file.
         outputs: what it hands to engines after it.
+        temporaries: what one of its nodes hands to a later one and nobody else reads.
     """
 
     component: Literal["dit", "decoder", "text_encoder"]
@@ -201,6 +202,34 @@ class Region(_Record):
     inputs: tuple[TensorSpec, ...]
     constants: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    temporaries: tuple[TensorSpec, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Everything that its nodes read and write."""
+        return (*self.inputs, *self.constants, *self.temporaries, *self.outputs)
+
+    @model_validator(mode="after")
+    def _check_nodes(self) -> Region:
+        """Every value is made once, before it is read; every temporary is read."""
+        names = [spec.name for spec in self.tensors]
+        if len(set(names)) < len(names):
+            raise ValueError("two tensors of a region have one name")
+        known = {spec.name for spec in (*self.inputs, *self.constants)}
+        read: set[str] = set()
+        for node in self.nodes:
+            if unknown := set(node.inputs) - known:
+                raise ValueError(f"{node.op} reads {min(unknown)!r}, which nobody makes before it")
+            read.update(node.inputs)
+            for name in node.outputs:
+                if name in known or name not in names:
+                    raise ValueError(f"{node.op} writes {name!r}, which is not its to write")
+                known.add(name)
+        if missing := set(names) - known:
+            raise ValueError(f"no node of the region makes {min(missing)!r}")
+        if unused := {spec.name for spec in self.temporaries} - read:
+            raise ValueError(f"no node of the region reads {min(unused)!r}")
+        return self
 
 
 class FileRecord(_Record):

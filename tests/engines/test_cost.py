@@ -9,13 +9,13 @@ import pytest
 
 from fastwan.bundle import Engine, Region, RegionNode, TensorSpec
 from fastwan.errors import BadInput
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from fastwan.quality.cost import (
     Cost,
     flops,
     kernel_cost,
     region_cost,
-    sage_attention_cost,
+    region_op_cost,
     total,
     usual_records,
     usual_size,
@@ -140,7 +140,7 @@ def test_one_block_by_hand(kit: SimpleNamespace) -> None:
 
 def test_attention_region_by_hand() -> None:
     tokens = 32760
-    cost = sage_attention_cost(SageRegion(1, tokens, tokens, 12, 1e-6, 128**-0.5), GPU)
+    cost = region_op_cost(SageAttention3(1, tokens, SageAttributes(12, tokens)), GPU)
     # Packed q, k, v and a row of fp32 for each token; the tables of RoPE are read once.
     exchanged = 3 * L * C * 9 // 16 + 12 * L * 4
     prologue = tokens * 3 * C * 2 + 2 * tokens * 64 * 4 + 5 * C * 2 + 12 + exchanged
@@ -154,20 +154,21 @@ def test_attention_region_by_hand() -> None:
 
 
 def region(op: str) -> Region:
-    qkv = TensorSpec(name="qkv", dtype="bfloat16", shape=(1, 256, 768))
-    out = TensorSpec(name="out", dtype="bfloat16", shape=(1, 256, 256))
-    node = RegionNode(op=op, inputs=("qkv",), outputs=("out",), attributes={"num_tokens": 180})
+    described = SageAttention3(1, 256, SageAttributes(2, 180))
+    names = tuple(spec.name for spec in described.inputs)
+    attributes: dict[str, int | float | str] = {"num_tokens": 180, "num_heads": 2}
+    node = RegionNode(op=op, inputs=names, outputs=("out",), attributes=attributes)
     return Region(
-        component="dit", after="segment_00", nodes=(node,), inputs=(qkv,), constants=(),
-        outputs=(out,),
+        component="dit", after="segment_00", nodes=(node,), inputs=described.inputs[:1],
+        constants=described.inputs[1:], outputs=described.outputs,
     )  # fmt: skip
 
 
 def test_a_region_is_priced_by_its_node() -> None:
-    expected = sage_attention_cost(SageRegion(1, 256, 180, 2, 1e-6, 128**-0.5), GPU)
-    assert region_cost(region("SageAttention3"), GPU, "sage3") == expected
-    with pytest.raises(BadInput, match="no cost is known for Other"):
-        region_cost(region("Other"), GPU, "sage3")
+    expected = region_op_cost(SageAttention3(1, 256, SageAttributes(2, 180)), GPU)
+    assert region_cost(region("SageAttention3"), GPU) == expected
+    with pytest.raises(BadInput, match="launches no Other"):
+        region_cost(region("Other"), GPU)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ import torch
 from fastwan.errors import FastWanError
 from fastwan.plugins import loader, reference
 from fastwan.plugins.build import SOURCE
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 
 
 @dataclass(frozen=True)
 class Node:
     """One attention node with random inputs; rows behind the last token hold NaN."""
 
-    region: SageRegion
+    region: SageAttention3
     tensors: tuple[torch.Tensor, ...]
 
     def operands(self) -> reference.Operands:
@@ -30,11 +30,11 @@ class Node:
         region = self.region
         rows = reference.prologue(
             *self.tensors,
-            num_heads=region.num_heads,
-            num_tokens=region.num_tokens,
-            eps=region.eps,
+            num_heads=region.attributes.num_heads,
+            num_tokens=region.attributes.num_tokens,
+            eps=region.attributes.eps,
         )
-        return reference.pack_operands(*(x[:, : region.num_tokens] for x in rows))
+        return reference.pack_operands(*(x[:, : region.attributes.num_tokens] for x in rows))
 
 
 def random_node(batch: int, tokens: int, heads: int, length: int | None = None) -> Node:
@@ -58,7 +58,7 @@ def random_node(batch: int, tokens: int, heads: int, length: int | None = None) 
         angle.cos(),
         angle.sin(),
     )
-    region = SageRegion(batch, length, tokens, heads, 1e-6, 128**-0.5)
+    region = SageAttention3(batch, length, SageAttributes(heads, tokens))
     return Node(region, tensors)
 
 

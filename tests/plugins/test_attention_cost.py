@@ -7,20 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from fastwan.plugins import cost
 from fastwan.plugins.loader import PluginLibrary, checkout_root
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 
-FULL = SageRegion(1, 32760, 32760, 12, 1e-6, 128**-0.5)
+FULL = SageAttention3(1, 32760, SageAttributes(12, 32760))
 
 
 def test_prologue_moves_less_than_425_megabytes() -> None:
-    assert sum(cost.prologue_traffic(FULL).values()) < 425e6
+    assert sum(FULL.prologue_traffic().values()) < 425e6
 
 
 def test_prologue_traffic_of_a_small_region_by_hand() -> None:
-    region = SageRegion(2, 140, 130, 3, 1e-6, 128**-0.5)
-    assert cost.prologue_traffic(region) == {
+    region = SageAttention3(2, 140, SageAttributes(3, 130))
+    assert region.prologue_traffic() == {
         "read qkv": 2 * 130 * 3 * 384 * 2,
         "read RoPE tables": 2 * 130 * 64 * 4,
         "read bias, norms, scales": (3 + 1 + 1) * 384 * 2 + 12,
@@ -31,20 +30,21 @@ def test_prologue_traffic_of_a_small_region_by_hand() -> None:
 
 
 def test_operations_are_two_products_of_two() -> None:
-    region = SageRegion(2, 100, 100, 3, 1e-6, 128**-0.5)
-    assert cost.attention_operations(region) == 2 * (2 * 3 * 2 * 100 * 100 * 128)
+    region = SageAttention3(2, 100, SageAttributes(3, 100))
+    assert region.operations() == 2 * (2 * 3 * 2 * 100 * 100 * 128)
 
 
 def test_the_published_path_pads_and_slices_only_where_it_has_to() -> None:
-    whole = cost.published_traffic(SageRegion(1, 256, 256, 12, 1e-6, 128**-0.5))
+    whole = SageAttention3(1, 256, SageAttributes(12, 256)).published_traffic()
     assert whole["pad q, k, v"] == whole["slice output"] == 0
-    assert cost.published_traffic(FULL)["pad q, k, v"] > 0
+    assert FULL.published_traffic()["pad q, k, v"] > 0
 
 
 def test_the_workspace_is_what_the_two_launches_exchange(library: PluginLibrary) -> None:
-    written = cost.prologue_traffic(FULL)
+    written = FULL.prologue_traffic()
     exchanged = written["write packed q, k, v"] + written["write zero term"]
-    assert 0 <= library.workspace_bytes(FULL) - exchanged < 8192
+    assert 0 <= FULL.workspace_bytes - exchanged < 8192
+    assert library.workspace_bytes(FULL) == FULL.workspace_bytes
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def page() -> dict[str, float]:
 
 
 def test_the_page_has_every_row(page: dict[str, float]) -> None:
-    counted = cost.prologue_traffic(FULL) | cost.attention_traffic(FULL)
-    counted |= cost.published_traffic(FULL)
+    counted = FULL.prologue_traffic() | FULL.attention_traffic()
+    counted |= FULL.published_traffic()
     counted.pop("write rows behind the tokens")
     assert page == {name: pytest.approx(size / 1e6, abs=0.051) for name, size in counted.items()}
 
@@ -70,6 +70,6 @@ def test_the_page_has_the_sums(count: str) -> None:
     root = checkout_root()
     if root is None:
         pytest.skip("not a source checkout")
-    total = sum(getattr(cost, count)(FULL).values()) / 1e6
+    total = sum(getattr(FULL, count)().values()) / 1e6
     text = Path(root, "docs", "attention-cost.md").read_text()
     assert f"**{total:,.1f}**" in text

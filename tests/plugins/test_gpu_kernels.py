@@ -28,7 +28,7 @@ class OnDevice:
         self.library, self.region = library, node.region
         self.inputs = tuple(x.cuda() for x in node.tensors)
         region = node.region
-        shape = (region.batch, region.length, region.num_heads * 128)
+        shape = (region.batch, region.length, region.attributes.num_heads * 128)
         self.out = torch.full(shape, 7.0, dtype=torch.bfloat16, device="cuda")
         size = library.workspace_bytes(region)
         self.workspace = torch.full((size,), 0xA5, dtype=torch.uint8, device="cuda")
@@ -52,8 +52,8 @@ class OnDevice:
     def operands(self) -> reference.Operands:
         torch.cuda.synchronize()
         layout, region = self.library.layout(self.region), self.region
-        rows, padded = region.batch * region.num_heads, layout.padded_tokens
-        heads = (region.batch, region.num_heads)
+        rows, padded = region.batch * region.attributes.num_heads, layout.padded_tokens
+        heads = (region.batch, region.attributes.num_heads)
         shapes = [(padded, 64), (padded, 8)] * 2 + [(128, padded // 2), (128, padded // 16)]
         parts = []
         for name, shape in zip(reference.Operands._fields, shapes, strict=True):
@@ -74,10 +74,13 @@ def fp4_gpu(library: PluginLibrary) -> None:
 def exact_attention(node: Any) -> torch.Tensor:
     region = node.region
     rows = reference.prologue(
-        *node.tensors, num_heads=region.num_heads, num_tokens=region.num_tokens, eps=region.eps
+        *node.tensors,
+        num_heads=region.attributes.num_heads,
+        num_tokens=region.attributes.num_tokens,
+        eps=region.attributes.eps,
     )
-    q, k, v = (x[:, : region.num_tokens].cuda().float().transpose(1, 2) for x in rows)
-    out = functional.scaled_dot_product_attention(q, k, v, scale=region.softmax_scale)
+    q, k, v = (x[:, : region.attributes.num_tokens].cuda().float().transpose(1, 2) for x in rows)
+    out = functional.scaled_dot_product_attention(q, k, v, scale=region.attributes.softmax_scale)
     return out.transpose(1, 2).flatten(2).cpu()
 
 
@@ -85,11 +88,11 @@ def expected_output(node: Any) -> torch.Tensor:
     region = node.region
     return reference.attention_node(
         *node.tensors,
-        num_heads=region.num_heads,
-        num_tokens=region.num_tokens,
-        eps=region.eps,
-        softmax_scale=region.softmax_scale,
-        exact_max=region.exact_max,
+        num_heads=region.attributes.num_heads,
+        num_tokens=region.attributes.num_tokens,
+        eps=region.attributes.eps,
+        softmax_scale=region.attributes.softmax_scale,
+        exact_max=region.attributes.exact_max,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastwan.plugins import nvfp4, reference
-from fastwan.plugins.region import SageLayout
+from fastwan.plugins.regions.sage_attention3 import SageLayout
 
 
 def addresses(tensors: tuple[torch.Tensor, ...]) -> Any:
@@ -23,7 +23,9 @@ def emulate(emulation: ctypes.CDLL, node: Any) -> tuple[SageLayout, torch.Tensor
     emulation.fastwan_emulate_layout(ctypes.byref(desc), ctypes.byref(layout))
     workspace = torch.full((layout.total,), 0xA5, dtype=torch.uint8)
     region = node.region
-    out = torch.full((region.batch, region.length, region.num_heads * 128), 7.0).bfloat16()
+    out = torch.full(
+        (region.batch, region.length, region.attributes.num_heads * 128), 7.0
+    ).bfloat16()
     emulation.fastwan_emulate_prologue(
         ctypes.byref(desc),
         addresses(node.tensors),
@@ -41,10 +43,10 @@ def check(emulation: ctypes.CDLL, node: Any) -> None:
         wrong = (found != expected).sum().item()
         assert wrong == 0, f"{name}: {wrong} of {expected.numel()} bytes differ"
     region = node.region
-    zeros = region.batch * region.num_heads * layout.padded_tokens * 4
+    zeros = region.batch * region.attributes.num_heads * layout.padded_tokens * 4
     assert not workspace[layout.delta_s : layout.delta_s + zeros].any()
-    assert (out[:, : region.num_tokens] == 7.0).all()  # the attention's to write
-    assert (out[:, region.num_tokens :] == 0.0).all()
+    assert (out[:, : region.attributes.num_tokens] == 7.0).all()  # the attention's to write
+    assert (out[:, region.attributes.num_tokens :] == 0.0).all()
 
 
 @pytest.mark.parametrize("heads", [2, 12])

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ import torch
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins import build, loader
 from fastwan.plugins.loader import PluginLibrary
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 
-REGION = SageRegion(1, 32768, 32760, 12, 1e-6, 128**-0.5)
+REGION = SageAttention3(1, 32768, SageAttributes(12, 32760))
 
 
 def compile_library(folder: Path, source: str) -> Path:
@@ -160,8 +161,11 @@ def test_a_region_whose_numbers_do_not_fit_is_refused(
     library: PluginLibrary, change: dict[str, float], message: str
 ) -> None:
     library.workspace_bytes(REGION)
+    shape = {name: int(value) for name, value in change.items() if name == "batch"}
+    rest: dict[str, Any] = {name: value for name, value in change.items() if name != "batch"}
+    attributes = dataclasses.replace(REGION.attributes, **rest)
     with pytest.raises(BadInput, match=message):
-        library.workspace_bytes(dataclasses.replace(REGION, **change))
+        library.workspace_bytes(dataclasses.replace(REGION, attributes=attributes, **shape))
 
 
 def test_addresses_are_checked_before_anything_is_launched(library: PluginLibrary) -> None:

@@ -20,9 +20,9 @@ MakeNode = Callable[..., Any]
 def node_arguments(node: Any) -> dict[str, Any]:
     region = node.region
     return {
-        "num_heads": region.num_heads,
-        "num_tokens": region.num_tokens,
-        "eps": region.eps,
+        "num_heads": region.attributes.num_heads,
+        "num_tokens": region.attributes.num_tokens,
+        "eps": region.attributes.eps,
     }
 
 
@@ -32,16 +32,16 @@ def module_prologue(node: Any) -> list[torch.Tensor]:
     region = node.region
     rows = []
     for index, weight in enumerate((q_norm, k_norm, None)):
-        x = qkv.chunk(3, -1)[index][:, : region.num_tokens]
+        x = qkv.chunk(3, -1)[index][:, : region.attributes.num_tokens]
         x = (x * scale[index]).to(torch.bfloat16) + bias.chunk(3)[index]
         if weight is None:
-            rows.append(x.unflatten(-1, (region.num_heads, 128)))
+            rows.append(x.unflatten(-1, (region.attributes.num_heads, 128)))
             continue
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + region.eps)
-        x = (wide.bfloat16() * weight).unflatten(-1, (region.num_heads, 128))
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + region.attributes.eps)
+        x = (wide.bfloat16() * weight).unflatten(-1, (region.attributes.num_heads, 128))
         even, odd = x[..., ::2], x[..., 1::2]
-        c, s = (table[: region.num_tokens, None] for table in (cos, sin))
+        c, s = (table[: region.attributes.num_tokens, None] for table in (cos, sin))
         first = (even.float() * c - odd.float() * s).bfloat16()
         second = (odd.float() * c + even.float() * s).bfloat16()
         rows.append(torch.stack((first, second), -1).flatten(-2))
@@ -91,7 +91,7 @@ def test_rows_behind_the_tokens_reach_no_row(make_node: MakeNode) -> None:
         *padded.tensors[1:5],
         *(x[:130] for x in padded.tensors[5:]),
     )
-    options = node_arguments(padded) | {"softmax_scale": padded.region.softmax_scale}
+    options = node_arguments(padded) | {"softmax_scale": padded.region.attributes.softmax_scale}
     for node in (reference.attention_node, reference.attention_node_fp32):
         wide = node(*padded.tensors, **options)
         tight = node(*tensors, **options)
@@ -117,7 +117,7 @@ def test_the_fp32_node_is_plain_attention(make_node: MakeNode) -> None:
     logits = rows[0] @ rows[1].transpose(-1, -2) / math.sqrt(128)
     expected = (logits.softmax(-1) @ rows[2]).transpose(1, 2).flatten(2)
     found = reference.attention_node_fp32(
-        *node.tensors, **node_arguments(node), softmax_scale=node.region.softmax_scale
+        *node.tensors, **node_arguments(node), softmax_scale=node.region.attributes.softmax_scale
     )
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
@@ -126,11 +126,11 @@ def test_the_fp32_node_is_plain_attention(make_node: MakeNode) -> None:
 def test_the_node_is_prologue_then_attention(make_node: MakeNode) -> None:
     node = make_node(2, 140, 3)
     rows = reference.prologue(*node.tensors, **node_arguments(node))
-    expected = reference.sage_attention(*rows, node.region.softmax_scale, exact_max=True)
+    expected = reference.sage_attention(*rows, node.region.attributes.softmax_scale, exact_max=True)
     found = reference.attention_node(
         *node.tensors,
         **node_arguments(node),
-        softmax_scale=node.region.softmax_scale,
+        softmax_scale=node.region.attributes.softmax_scale,
         exact_max=True,
     )
     assert torch.equal(found, expected.flatten(2))
@@ -152,7 +152,10 @@ def test_numbers_that_do_not_fit_are_refused(
 ) -> None:
     node = make_node(1, 40, 2)
     reference.prologue(*node.tensors, **node_arguments(node))
-    wrong = dataclasses.replace(node, region=dataclasses.replace(node.region, **change))
+    attributes = dataclasses.replace(node.region.attributes, **change)
+    wrong = dataclasses.replace(
+        node, region=dataclasses.replace(node.region, attributes=attributes)
+    )
     with pytest.raises(BadInput, match=message):
         reference.prologue(*wrong.tensors, **node_arguments(wrong))
 

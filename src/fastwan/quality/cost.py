@@ -10,17 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastwan.bundle import Cadence, Engine, Manifest, Region, RegionNode, TensorSpec
-from fastwan.config import AttentionName
+from fastwan.bundle import Cadence, Engine, Manifest, Region
 from fastwan.engines.layers import LayerRecord, TensorRecord
-from fastwan.errors import BadInput
-from fastwan.plugins.cost import (
-    HEAD_DIM,
-    attention_operations,
-    attention_traffic,
-    prologue_traffic,
-)
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions import RegionOp, region_op
 from fastwan.quality.gpus import GpuRates
 
 STEPS = 3
@@ -133,47 +125,25 @@ def _priced(
     return Cost(1, moved, memory_bound, operations, seconds, arithmetic)
 
 
-def region_cost(region: Region, gpu: GpuRates | None, attention: AttentionName) -> Cost:
+def region_cost(region: Region, gpu: GpuRates | None) -> Cost:
     """Cost of what the runtime launches between two engines.
 
     Raises:
-        BadInput: a node that this table does not know, or shapes that do not fit it.
+        BadInput: a node that this version does not launch, or tensors that do not fit it.
     """
-    specs = {spec.name: spec for spec in (*region.inputs, *region.constants, *region.outputs)}
-    return total(_node_cost(node, specs, gpu, attention) for node in region.nodes)
+    specs = {spec.name: spec for spec in region.tensors}
+    return total(region_op_cost(region_op(node, specs), gpu) for node in region.nodes)
 
 
-def _node_cost(
-    node: RegionNode,
-    specs: Mapping[str, TensorSpec],
-    gpu: GpuRates | None,
-    attention: AttentionName,
-) -> Cost:
-    if node.op != "SageAttention3":
-        raise BadInput(f"no cost is known for {node.op}", where="src/fastwan/quality/cost.py")
-    batch, length, channels = (int(size) for size in specs[node.inputs[0]].shape)
-    sage = SageRegion(
-        batch=batch,
-        length=length,
-        num_tokens=int(node.attributes.get("num_tokens", length)),
-        num_heads=channels // (3 * HEAD_DIM),
-        eps=float(node.attributes.get("eps", 0.0)),
-        softmax_scale=float(node.attributes.get("softmax_scale", 1.0)),
-    )
-    return sage_attention_cost(sage, gpu, attention)
-
-
-def sage_attention_cost(
-    region: SageRegion, gpu: GpuRates | None, attention: AttentionName = "sage3"
-) -> Cost:
-    """Prologue and FP4 attention of one block, as `fastwan.plugins.cost` counts them."""
-    prologue = sum(prologue_traffic(region).values())
-    moved = sum(attention_traffic(region).values())
-    rate = None if gpu is None else gpu.attention[attention]
-    prologue_rate = None if gpu is None else gpu.matrix_rate("BFloat16")
-    return _priced(prologue, 0, prologue_rate, gpu, prologue) + _priced(
-        moved, attention_operations(region), rate, gpu, 0
-    )
+def region_op_cost(op: RegionOp, gpu: GpuRates | None) -> Cost:
+    """Cost of one node's kernels, as its kind counts them."""
+    costs = []
+    for launch in op.launches:
+        moved, operations = launch.bytes_moved, launch.operations
+        # A kernel without matrix arithmetic has no rate, and needs none.
+        rate = None if gpu is None else gpu.attention[launch.rate] if operations else math.inf
+        costs.append(_priced(moved, operations, rate, gpu, 0 if operations else moved))
+    return total(costs)
 
 
 @dataclass(frozen=True)
@@ -214,10 +184,7 @@ def price(
         size = usual_size(engine)
         records = usual_records(engine, layers[name])
         engines[name] = sum((kernel_cost(record, gpu, size) for record in records), empty)
-    regions = {
-        name: region_cost(region, gpu, manifest.attention)
-        for name, region in manifest.regions.items()
-    }
+    regions = {name: region_cost(region, gpu) for name, region in manifest.regions.items()}
 
     def once(cadence: Cadence) -> Cost:
         chosen = (engines[name] for name, e in manifest.engines.items() if e.runs == cadence)

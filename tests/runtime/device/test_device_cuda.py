@@ -11,14 +11,13 @@ import pytest
 
 from fastwan.bundle import Engine, TensorSpec, open_bundle
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.plugins.region import SageRegion
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from fastwan.runtime.device import engines as trt_executor
 from fastwan.runtime.device import platforms
 from fastwan.runtime.device.cuda import CudaDevice, error_kind
 from fastwan.runtime.device.engines import TensorRTEngine, check_target, check_version
 from fastwan.runtime.device.kernels import PluginKernels
 from fastwan.runtime.recording.machine import DeviceError, DeviceInfo
-from fastwan.runtime.recording.regions import workspace_bytes
 
 GPU = DeviceInfo("A GPU", 120, "13.0", 32 << 30)
 
@@ -295,5 +294,5 @@ def test_workspaces_are_as_large_as_the_library_says(tokens: int) -> None:
     except EnvironmentLacks:
         pytest.skip("the plugin library is not built")
     for heads in (2, 12):
-        region = SageRegion(1, -(-tokens // 128) * 128, tokens, heads, 1e-6, 128**-0.5)
-        assert workspace_bytes(region) == library.workspace_bytes(region)
+        region = SageAttention3(1, -(-tokens // 128) * 128, SageAttributes(heads, tokens))
+        assert region.workspace_bytes == library.workspace_bytes(region)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastwan.bundle import Bundle, Engine, Region, RegionNode, TensorSpec, open_bundle
+from fastwan.bundle import Bundle, Region, open_bundle
 from fastwan.errors import BadInput
 from fastwan.quality.races import find_races
 from fastwan.runtime.cpu import components
@@ -21,75 +21,6 @@ from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import ALIGNMENT, aligned, bundle_memory, lifetimes, plan
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.record import Recording, record
-from fastwan.runtime.recording.regions import workspace_bytes
-
-HEADS, LENGTH, TOKENS = 2, 128, 100
-WIDTH = HEADS * 128
-
-
-def spec(name: str, *shape: int, dtype: str = "bfloat16") -> TensorSpec:
-    return TensorSpec(name=name, dtype=dtype, shape=shape)
-
-
-def region(index: int, op: str = "SageAttention3") -> Region:
-    constants = (
-        spec(f"scale.{index}", 3, dtype="float32"),
-        spec(f"bias.{index}", 3 * WIDTH),
-        spec(f"norm_q.{index}", WIDTH),
-        spec(f"norm_k.{index}", WIDTH),
-        spec("rope_cos", LENGTH, 64, dtype="float32"),
-        spec("rope_sin", LENGTH, 64, dtype="float32"),
-    )
-    qkv, out = spec(f"qkv.{index}", 1, LENGTH, 3 * WIDTH), spec(f"out.{index}", 1, LENGTH, WIDTH)
-    node = RegionNode(
-        op=op,
-        inputs=(qkv.name, *(constant.name for constant in constants)),
-        outputs=(out.name,),
-        attributes={"num_heads": HEADS, "num_tokens": TOKENS, "eps": 1e-6},
-    )
-    return Region(
-        component="dit",
-        after=f"segment_{index:02d}",
-        nodes=(node,),
-        inputs=(qkv,),
-        constants=constants,
-        outputs=(out,),
-    )
-
-
-@pytest.fixture
-def segmented(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """The fake bundle with its transformer cut into three segments and two regions."""
-    opened = open_bundle(bundle.root)
-    engines = dict(opened.manifest.engines)
-    whole = engines.pop("dit")
-    latents, temb, k, v = whole.inputs
-    hidden = spec("hidden", 1, LENGTH, WIDTH)
-    (velocity,) = whole.outputs
-
-    def segment(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Engine:
-        return whole.model_copy(update={"inputs": tuple(inputs), "outputs": tuple(outputs)})
-
-    regions = {f"region_{i:02d}": region(i) for i in range(2)}
-    qkv, out = zip(*((r.inputs[0], r.outputs[0]) for r in regions.values()), strict=True)
-    segments = {
-        "segment_00": segment([latents, temb], [hidden, qkv[0]]),
-        "segment_01": segment([hidden, out[0], k, v], [spec("hidden_1", 1, LENGTH, WIDTH), qkv[1]]),
-        "segment_02": segment([spec("hidden_1", 1, LENGTH, WIDTH), out[1], k, v], [velocity]),
-    }
-    decoder = engines.pop("decoder")
-    engines |= {**segments, "decoder": decoder}
-    update = {"engines": engines, "regions": regions}
-    monkeypatch.setattr(
-        "fastwan.runtime.device.memory.initializers",
-        lambda _bundle, names: {
-            c.name: bytes(np.prod(c.shape) * (4 if c.dtype == "float32" else 2))
-            for r in regions.values()
-            for c in r.constants
-            if c.name in names
-        },
-    )
-    return Bundle(opened.root, opened.manifest.model_copy(update=update))
 
 
 def operations(recording: Recording) -> Iterator[Any]:
@@ -147,9 +78,11 @@ def test_segments_and_regions_run_in_the_order_of_the_manifest(segmented: Bundle
     assert len(whole) == 3
 
 
-def test_a_region_of_a_later_version_is_refused(segmented: Bundle) -> None:
+def test_a_region_of_a_later_version_is_refused(
+    segmented: Bundle, make_region: Callable[..., Region]
+) -> None:
     record(segmented.manifest, schedule_for("unipc"))
-    regions = {"region_00": region(0, op="FeedForward4"), "region_01": region(1)}
+    regions = {"region_00": make_region(0, op="FeedForward4"), "region_01": make_region(1)}
     other = segmented.manifest.model_copy(update={"regions": regions})
     with pytest.raises(BadInput, match="launches no FeedForward4"):
         record(other, schedule_for("unipc"))
@@ -276,7 +209,7 @@ def test_what_the_null_device_hands_out_is_what_was_planned(
     layout = session.plan
     assert device.total_bytes - device.free_bytes() == layout.scratch + layout.arena + layout.fixed
     assert layout.total == layout.weights + layout.scratch + layout.arena + layout.fixed
-    assert layout.scratch == max(4096, workspace_bytes(session_region(session)))
+    assert layout.scratch == max(4096, session_region(session).workspace_bytes)
 
 
 def session_region(session: Session) -> Any:

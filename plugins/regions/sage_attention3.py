@@ -1,0 +1,259 @@
+"""``fastwan::SageAttention3``: everything between the qkv and the output GEMM of self-attention.
+
+Two launches: a prologue (scale, bias, RMS norm across the heads, RoPE, quantisation to packed FP4
+operands in the workspace), and FP4 attention over them. What they compute stands in
+`fastwan.plugins.reference`, what they move is derived in docs/attention-cost.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Generic, NamedTuple, TypeVar
+
+from fastwan.bundle import RegionNode, TensorSpec
+from fastwan.config import TOKEN_TILE
+from fastwan.errors import BadInput
+from fastwan.plugins.regions.base import Launch, RegionOp, aligned, dims, tensor
+
+T = TypeVar("T")
+
+HEAD_DIM = 128
+_KIND = 1
+_FLAG_EXACT_MAX = 1
+_ALIGNMENT = 1024  # of each operand in the workspace (csrc/layout.h)
+_BF16, _FP32 = 2, 4
+_PACKED = HEAD_DIM // 2 + HEAD_DIM // 16
+"""Bytes of a packed row of 128 values: 64 of codes and 8 of scales."""
+
+
+class SageTensors(NamedTuple, Generic[T]):
+    """Inputs of the node, in its order.
+
+    Attributes:
+        qkv: [B, L, 3C] bf16, raw output of the merged GEMM; L >= num_tokens.
+        qkv_scale: [3] fp32, one for each third.
+        qkv_bias: [3C] bf16.
+        q_norm: [C] bf16.
+        k_norm: [C] bf16.
+        rope_cos: [L, 64] fp32.
+        rope_sin: [L, 64] fp32.
+    """
+
+    qkv: T
+    qkv_scale: T
+    qkv_bias: T
+    q_norm: T
+    k_norm: T
+    rope_cos: T
+    rope_sin: T
+
+
+@dataclass(frozen=True)
+class SageAttributes:
+    """Attributes of the node.
+
+    Attributes:
+        num_heads: H; C = 128 H.
+        num_tokens: true tokens; rows from there on are padding, never read and written as 0.
+        eps: of the RMS norms.
+        softmax_scale: applied to the fp32 logits.
+        exact_max: start the maxima of the first key tile from minus infinity, not from 0 as the
+            published kernel does.
+    """
+
+    num_heads: int
+    num_tokens: int
+    eps: float = 1e-6
+    softmax_scale: float = HEAD_DIM**-0.5
+    exact_max: bool = False
+
+
+class RegionDesc(ctypes.Structure):
+    """``fastwan_region_desc``."""
+
+    _fields_ = (
+        ("struct_bytes", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("batch", ctypes.c_int32),
+        ("length", ctypes.c_int32),
+        ("num_tokens", ctypes.c_int32),
+        ("num_heads", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        ("softmax_scale", ctypes.c_float),
+        ("flags", ctypes.c_uint32),
+    )
+
+
+class SageLayout(ctypes.Structure):
+    """``fastwan_sage_layout``: byte offsets of the packed operands in the workspace."""
+
+    _fields_ = (
+        ("padded_tokens", ctypes.c_int64),
+        ("q", ctypes.c_int64),
+        ("q_scale", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("k_scale", ctypes.c_int64),
+        ("v", ctypes.c_int64),
+        ("v_scale", ctypes.c_int64),
+        ("delta_s", ctypes.c_int64),
+        ("total", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class SageAttention3(RegionOp):
+    """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16."""
+
+    op: ClassVar[str] = "SageAttention3"
+
+    batch: int
+    length: int
+    attributes: SageAttributes
+
+    @classmethod
+    def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> SageAttention3:
+        found = node.attributes
+        heads = found.get("num_heads")
+        if not isinstance(heads, int) or heads < 1:
+            raise BadInput(f"{cls.op} has num_heads {heads!r}", where="manifest.json")
+        shape = dims(specs[node.inputs[0]])
+        if len(shape) != 3 or shape[2] != 3 * heads * HEAD_DIM:
+            raise BadInput(
+                f"qkv has shape {list(shape)}, not [B, L, {3 * heads * HEAD_DIM}] of {heads} heads",
+                where=node.inputs[0],
+            )
+        attributes = SageAttributes(
+            num_heads=heads,
+            num_tokens=int(found.get("num_tokens", shape[1])),
+            eps=float(found.get("eps", SageAttributes.eps)),
+            softmax_scale=float(found.get("softmax_scale", SageAttributes.softmax_scale)),
+            exact_max=bool(found.get("exact_max", 0)),
+        )
+        if not 1 <= attributes.num_tokens <= shape[1]:
+            raise BadInput(
+                f"num_tokens {attributes.num_tokens} is not within 1 .. {shape[1]}",
+                where="manifest.json",
+            )
+        return cls(shape[0], shape[1], attributes)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.attributes.num_heads * HEAD_DIM
+
+    @property
+    def inputs(self) -> SageTensors[TensorSpec]:
+        channels, bf16, fp32 = self.channels, "bfloat16", "float32"
+        return SageTensors(
+            qkv=tensor("qkv", bf16, self.batch, self.length, 3 * channels),
+            qkv_scale=tensor("qkv_scale", fp32, 3),
+            qkv_bias=tensor("qkv_bias", bf16, 3 * channels),
+            q_norm=tensor("q_norm", bf16, channels),
+            k_norm=tensor("k_norm", bf16, channels),
+            rope_cos=tensor("rope_cos", fp32, self.length, HEAD_DIM // 2),
+            rope_sin=tensor("rope_sin", fp32, self.length, HEAD_DIM // 2),
+        )
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (tensor("out", "bfloat16", self.batch, self.length, self.channels),)
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        return (
+            Launch("prologue", sum(self.prologue_traffic().values())),
+            Launch(
+                "FP4 attention", sum(self.attention_traffic().values()), self.operations(), "sage3"
+            ),
+        )
+
+    @property
+    def workspace_bytes(self) -> int:
+        """FP4 q, k and v with an e4m3 scale for 16 values, and the fp32 additive term.
+
+        For tokens padded to whole tiles, as ``fastwan_region_workspace_bytes`` answers.
+        """
+        _, padded = self._rows()
+        codes, scales = padded * HEAD_DIM // 2, padded * HEAD_DIM // 16
+        parts = [codes, scales] * 3 + [padded * _FP32]
+        return sum(aligned(part, _ALIGNMENT) for part in parts)
+
+    def desc(self) -> RegionDesc:
+        attributes = self.attributes
+        return RegionDesc(
+            ctypes.sizeof(RegionDesc),
+            _KIND,
+            self.batch,
+            self.length,
+            attributes.num_tokens,
+            attributes.num_heads,
+            attributes.eps,
+            attributes.softmax_scale,
+            _FLAG_EXACT_MAX if attributes.exact_max else 0,
+        )
+
+    def __str__(self) -> str:
+        return f"attention of {self.attributes.num_tokens} tokens"
+
+    def _rows(self) -> tuple[int, int]:
+        """Rows of 128 values of one of q, k, v: true ones, and padded to whole tiles."""
+        heads, tokens = self.batch * self.attributes.num_heads, self.attributes.num_tokens
+        return heads * tokens, heads * aligned(tokens, TOKEN_TILE)
+
+    def operations(self) -> int:
+        """Multiplications and additions of QK^T and PV over the true tokens."""
+        heads = self.batch * self.attributes.num_heads
+        return 4 * heads * self.attributes.num_tokens**2 * HEAD_DIM
+
+    def prologue_traffic(self) -> dict[str, int]:
+        """Bytes that the prologue's one launch moves, by tensor.
+
+        A tensor counts once for each launch that reads or writes it in device memory. What a
+        launch reads again is taken to come from the L2 cache where it fits there: K and V of one
+        head are 4.7 MB at 32,760 tokens.
+        """
+        rows, padded = self._rows()
+        tokens = self.attributes.num_tokens
+        behind = self.batch * (self.length - tokens)
+        return {
+            "read qkv": 3 * rows * HEAD_DIM * _BF16,
+            "read RoPE tables": 2 * tokens * (HEAD_DIM // 2) * _FP32,
+            "read bias, norms, scales": 5 * self.channels * _BF16 + 3 * _FP32,
+            "write packed q, k, v": 3 * padded * _PACKED,
+            "write zero term": padded * _FP32,
+            "write rows behind the tokens": behind * self.channels * _BF16,
+        }
+
+    def attention_traffic(self) -> dict[str, int]:
+        """Bytes that the attention's launch moves, by tensor."""
+        rows, padded = self._rows()
+        return {
+            "read packed q, k, v": 3 * padded * _PACKED,
+            "read zero term": padded * _FP32,
+            "write output": rows * HEAD_DIM * _BF16,
+        }
+
+    def published_traffic(self) -> dict[str, int]:
+        """Bytes that the published Python path moves around the same attention kernel.
+
+        ``attn_qat_infer`` of fastvideo-kernel 0.3.5 behind FastVideo's backend, with norm and RoPE
+        as one pass each; without the attention's own operands and output.
+        """
+        rows, padded = self._rows()
+        tensor_bytes, wide = rows * HEAD_DIM * _BF16, padded * HEAD_DIM * _BF16
+        unpadded = rows == padded
+        tiles = padded // (self.batch * self.attributes.num_heads * TOKEN_TILE)
+        delta_s = padded * tiles * _FP32
+        return {
+            "norm of q, k": 4 * tensor_bytes,
+            "RoPE of q, k": 4 * tensor_bytes,
+            "transpose q, k, v": 6 * tensor_bytes,
+            "pad q, k, v": 0 if unpadded else 3 * (tensor_bytes + wide),
+            "quantise q, k, v": 3 * (wide + padded * _PACKED),
+            "write delta_s": delta_s,
+            "read delta_s": delta_s,
+            "slice output": 0 if unpadded else 2 * tensor_bytes,
+            "transpose output": 2 * tensor_bytes,
+        }
