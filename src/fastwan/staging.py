@@ -1,0 +1,181 @@
+"""Hidden folders that work is done in before it is published, and what killed runs left of them.
+
+A staging folder lies beside its target, so that publishing is a rename. It holds a lock file that
+its owner keeps locked while it lives. The lock file also names the folder that it was made for by
+device and inode: a folder is removed as a leftover only if this tool made exactly this folder and
+nobody holds its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+if sys.platform != "win32":  # which keeps its leftovers
+    import fcntl
+
+PREFIX = ".fastwan-"
+"""Begins the name of every staging folder; short, so that any legal target has one beside it."""
+
+LOCK = ".lock"
+TOOL = "fastwan-export"
+
+_LIMIT = 4096
+
+
+class Staging:
+    """A staging folder with the lock that keeps it.
+
+    Attributes:
+        folder: the hidden folder; its files belong to the caller.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        """Make a folder in `parent`, which exists.
+
+        Raises:
+            OSError: `parent` cannot be written.
+        """
+        self.folder = parent / f"{PREFIX}{secrets.token_hex(8)}"
+        self.folder.mkdir(mode=0o755)
+        self._descriptor = -1
+        try:
+            self._descriptor = _locked(self.folder / LOCK)
+            self.note()
+        except BaseException:
+            self.remove()
+            raise
+
+    def note(self, **facts: str) -> None:
+        """Write the lock file anew: whose folder it is, and `facts` that a recovery needs."""
+        found = self.folder.stat()
+        record = {"tool": TOOL, "device": found.st_dev, "inode": found.st_ino, **facts}
+        content = json.dumps(record).encode()
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.write(self._descriptor, content)
+        os.ftruncate(self._descriptor, len(content))
+
+    def release(self) -> None:
+        """Give up the lock; what is left of the folder is a leftover from here on."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def remove(self) -> None:
+        """Delete the folder and all that is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+
+@contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """A staging folder in `parent` that is gone afterwards; parents that were made go with it.
+
+    Leftovers of killed runs in `parent` are removed first.
+
+    Raises:
+        OSError: `parent` cannot be made or written.
+    """
+    with made_folders(parent):
+        sweep(parent)
+        stage = Staging(parent)
+        try:
+            yield stage.folder
+        finally:
+            stage.remove()
+
+
+@contextmanager
+def made_folders(folder: Path) -> Iterator[None]:
+    """Make `folder` and its parents; those made and still empty are removed if the body fails."""
+    made: list[Path] = []
+    for each in reversed((folder, *folder.parents)):
+        try:
+            each.mkdir()
+        except FileExistsError:
+            continue
+        except OSError:
+            if each.is_dir():  # a mount point or a read-only system says so instead
+                continue
+            _remove_empty(made)
+            raise
+        made.append(each)
+    try:
+        yield
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def sweep(parent: Path, recover: Callable[[Path, dict[str, object]], None] | None = None) -> None:
+    """Remove the staging folders in `parent` whose owners are gone.
+
+    Args:
+        recover: called with a leftover and its record before it is removed.
+    """
+    try:
+        candidates = [each for each in parent.iterdir() if each.name.startswith(PREFIX)]
+    except OSError:
+        return
+    for folder in candidates:
+        _sweep_one(folder, recover)
+
+
+def _sweep_one(folder: Path, recover: Callable[[Path, dict[str, object]], None] | None) -> None:
+    if sys.platform == "win32":
+        return
+    try:
+        found = os.lstat(folder)
+        if not stat.S_ISDIR(found.st_mode):
+            return
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return  # not ours, or being made at this moment
+    try:
+        record = _record(descriptor)
+        if record.get("tool") != TOOL or (record.get("device"), record.get("inode")) != (
+            found.st_dev,
+            found.st_ino,
+        ):
+            return
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if recover is not None:
+            recover(folder, record)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return  # its owner lives
+    finally:
+        os.close(descriptor)
+
+
+def _record(descriptor: int) -> dict[str, object]:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return {}
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        loaded = json.loads(os.read(descriptor, _LIMIT))
+    except (ValueError, RecursionError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _locked(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # a file system without locks keeps its leftovers
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
