@@ -1,29 +1,31 @@
 """Frames to files as they are decoded: an mp4 through PyAV, or a folder of PNG images.
 
-Both appear whole or not at all, and the same frames give the same bytes under one version of the
-libraries: one encoder thread, no times of day, no muxer's name.
+Both appear whole or not at all and replace only what this tool wrote. The same frames give the same
+bytes under one version of the libraries: one encoder thread, no times of day, no muxer's name.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.files import atomic_dir, atomic_file
+from fastwan.outputs import OutputFile, OutputFolder
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.seal import is_sealed, seal
 
 FPS = 16
 """Frames a second of Wan 2.1."""
 
 FRAME_PATTERN = "frame_%04d.png"
-FRAMES_MARKER = "frames.json"
-"""Lies in every folder of frames; a folder with it may be replaced by a newer one."""
+FRAMES_INFO = "frames.json"
+"""Lies in every folder of frames: their number, rate and names."""
 
 WriteFrame = Callable[[Array], None]
 """Takes one frame, uint8 [H, W, 3]."""
@@ -57,8 +59,6 @@ def parse_output(path: Path) -> Output:
     """
     suffix = path.suffix.lower()
     if suffix == ".mp4":
-        if path.is_dir():
-            raise BadInput("output is a folder", where=str(path), fix="name a file, e.g. out.mp4")
         return Output("mp4", path)
     if suffix == ".png":
         if not _PRINTF.fullmatch(path.name):
@@ -68,7 +68,7 @@ def parse_output(path: Path) -> Output:
                 fix=f"number the images, e.g. {FRAME_PATTERN}, or name a folder",
             )
         return Output("frames", path.parent, path.name)
-    if not suffix or path.is_dir():
+    if not suffix or os.path.isdir(path):
         return Output("frames", path)
     raise BadInput(
         f"unknown output format {path.suffix!r}",
@@ -77,31 +77,66 @@ def parse_output(path: Path) -> Output:
     )
 
 
-def open_output(output: Output, *, height: int, width: int) -> AbstractContextManager[WriteFrame]:
+def check_outputs(
+    outputs: Sequence[Output], *, force: bool = False, inputs: Sequence[Path] = ()
+) -> None:
+    """Find out before any work whether all of these can be written.
+
+    Args:
+        force: replace what this tool did not write, too.
+        inputs: what the command reads.
+
+    Raises:
+        BadInput: one may not be replaced or cannot be written, or lies in another one.
+    """
+    for output in outputs:
+        _place(output, force, inputs)
+        for other in outputs:
+            inside = Path(os.path.realpath(other.path))
+            around = Path(os.path.realpath(output.path))
+            if other is not output and around in (inside, *inside.parents):
+                raise BadInput(
+                    f"output lies in another one, {output.path}",
+                    where=str(other.path),
+                    fix="name a place beside it",
+                )
+
+
+def _place(output: Output, force: bool, inputs: Sequence[Path]) -> OutputFile | OutputFolder:
+    if output.kind == "mp4":
+        return OutputFile(output.path, is_sealed, force)
+    return OutputFolder(output.path, "frames", force, "--frames or -o", tuple(inputs))
+
+
+def open_output(
+    output: Output, *, height: int, width: int, force: bool = False
+) -> AbstractContextManager[WriteFrame]:
     """Context manager that yields the function to write a frame with.
 
-    Entering it finds out whether the output can be written, so enter it before long work.
+    Args:
+        force: replace what this tool did not write, too.
 
     Raises:
         BadInput: the output may not be replaced or cannot be written.
         EnvironmentLacks: PyAV is missing (mp4).
     """
-    if output.kind == "mp4":
-        return _mp4(output.path, height, width)
-    return _images(output)
+    place = _place(output, force, ())
+    if isinstance(place, OutputFile):
+        return _mp4(place, height, width)
+    return _images(place, output)
 
 
 @contextmanager
-def _mp4(path: Path, height: int, width: int) -> Iterator[WriteFrame]:
+def _mp4(place: OutputFile, height: int, width: int) -> Iterator[WriteFrame]:
     try:
         import av
     except ImportError as error:
         raise EnvironmentLacks(
             f"PyAV is missing, which writes mp4: {error}",
-            where=str(path),
+            where=str(place.path),
             fix="pip install 'av<19', or name a folder for PNG frames",
         ) from error
-    with atomic_file(path) as temporary:
+    with place.make() as temporary:
         try:
             options = {"fflags": "+bitexact", "movflags": "+faststart"}
             with av.open(str(temporary), "w", format="mp4", options=options) as container:
@@ -116,7 +151,8 @@ def _mp4(path: Path, height: int, width: int) -> Iterator[WriteFrame]:
                 yield write
                 container.mux(stream.encode(None))
         except av.error.FFmpegError as error:
-            raise BadInput(f"video cannot be written: {error}", where=str(path)) from error
+            raise BadInput(f"video cannot be written: {error}", where=str(place.path)) from error
+        seal(temporary)
 
 
 def _video_stream(av: Any, container: Any, height: int, width: int) -> Any:
@@ -136,11 +172,11 @@ def _video_stream(av: Any, container: Any, height: int, width: int) -> Any:
 
 
 @contextmanager
-def _images(output: Output) -> Iterator[WriteFrame]:
+def _images(place: OutputFolder, output: Output) -> Iterator[WriteFrame]:
     from PIL import Image
 
     count = 0
-    with atomic_dir(output.path, replace_marker=FRAMES_MARKER) as folder:
+    with place.make() as folder:
 
         def write(frame: Array) -> None:
             nonlocal count
@@ -149,4 +185,4 @@ def _images(output: Output) -> Iterator[WriteFrame]:
 
         yield write
         record = {"frames": count, "fps": FPS, "pattern": output.pattern}
-        (folder / FRAMES_MARKER).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        (folder / FRAMES_INFO).write_text(json.dumps(record) + "\n", encoding="utf-8")

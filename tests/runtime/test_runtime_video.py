@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.runtime.video import FRAMES_MARKER, Output, open_output, parse_output
+from fastwan.ownership import RECORD
+from fastwan.runtime.seal import SEAL_BYTES, is_sealed
+from fastwan.runtime.video import Output, check_outputs, open_output, parse_output
 
 H, W = 32, 48
 
@@ -67,8 +70,8 @@ def test_a_folder_of_frames_is_replaced_and_another_folder_is_not(tmp_path: Path
     write(tmp_path / "frames", gradient(3))
     write(tmp_path / "frames", gradient(2))
     assert len(list((tmp_path / "frames").glob("*.png"))) == 2
-    (tmp_path / "frames" / FRAMES_MARKER).unlink()
-    with pytest.raises(BadInput, match="not made by this tool"):
+    (tmp_path / "frames" / RECORD).unlink()
+    with pytest.raises(BadInput, match="was not written there"):
         write(tmp_path / "frames", gradient(1))
     assert len(list((tmp_path / "frames").glob("*.png"))) == 2
 
@@ -102,10 +105,79 @@ def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_folder_named_like_a_video_is_refused(tmp_path: Path) -> None:
-    assert parse_output(tmp_path / "out.mp4").kind == "mp4"
+    check_outputs([parse_output(tmp_path / "out.mp4")])
     (tmp_path / "out.mp4").mkdir()
     with pytest.raises(BadInput, match="output is a folder"):
-        parse_output(tmp_path / "out.mp4")
+        check_outputs([parse_output(tmp_path / "out.mp4")])
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    write(tmp_path / "out.mp4", gradient(2))
+    return tmp_path / "out.mp4"
+
+
+def test_a_video_of_this_tool_is_replaced(video: Path) -> None:
+    before = video.read_bytes()
+    write(video, gradient(3))
+    assert video.read_bytes() != before
+    assert is_sealed(video)
+
+
+def _unsealed(content: bytes) -> bytes:
+    return content[:-SEAL_BYTES]
+
+
+def _appended(content: bytes) -> bytes:
+    return content + b"\0"
+
+
+def _edited(content: bytes) -> bytes:
+    return content[:100] + bytes([content[100] ^ 1]) + content[101:]
+
+
+def _another(content: bytes) -> bytes:
+    return b"holiday"
+
+
+@pytest.mark.parametrize("change", [_unsealed, _appended, _edited, _another])
+def test_a_video_that_is_not_proven_is_refused_and_kept(
+    video: Path, change: Callable[[bytes], bytes]
+) -> None:
+    video.write_bytes(change(video.read_bytes()))
+    before = video.read_bytes()
+    with pytest.raises(BadInput, match="--force"):
+        check_outputs([Output("mp4", video)])
+    with pytest.raises(BadInput, match="--force"):
+        write(video, gradient(3))
+    assert video.read_bytes() == before
+    check_outputs([Output("mp4", video)], force=True)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "good"),
+    [
+        ("frames/x.mp4", "frames", "x.mp4"),
+        ("frames", "frames/inner", "inner"),
+        ("frames", "frames/../frames", "other"),
+    ],
+)
+def test_an_output_inside_another_is_refused(
+    tmp_path: Path, left: str, right: str, good: str
+) -> None:
+    pair = [parse_output(tmp_path / left), Output("frames", tmp_path / right)]
+    with pytest.raises(BadInput, match="lies in another one"):
+        check_outputs(pair)
+    check_outputs([parse_output(tmp_path / good), pair[0 if good == "other" else 1]])
+
+
+def test_frames_never_replace_what_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "bundle", gradient(1))
+    output = parse_output(tmp_path / "bundle")
+    with pytest.raises(BadInput, match="input"):
+        check_outputs([output], force=True, inputs=[tmp_path / "bundle"])
+    check_outputs([output])
 
 
 def test_missing_pyav_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
