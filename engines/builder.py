@@ -13,7 +13,7 @@ import onnx
 
 from fastwan import __version__
 from fastwan.bundle import Engine, FileRecord
-from fastwan.config import AttentionName, SamplerName, Target
+from fastwan.config import AttentionName, SamplerSpec, Target
 from fastwan.engines.backend import Backend, BuildOptions, BuiltEngine
 from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, content_key
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
@@ -47,7 +47,7 @@ class BuildRequest:
     target: Target
     backend: Backend
     attention: AttentionName
-    sampler: SamplerName
+    samplers: tuple[SamplerSpec, ...]
     components: tuple[str, ...]
     plugin_library: Path | None = None
     use_cache: bool = True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastwan import __version__
 from fastwan.bundle import ONNX_MANIFEST, Graph, Model, OnnxManifest, Shape
-from fastwan.config import MODELS, Recipe, SamplerName, VideoShape, lookup
+from fastwan.config import MODELS, Recipe, VideoShape, lookup
 from fastwan.errors import BadInput
 from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint
@@ -25,7 +25,7 @@ def export_onnx_bundle(
     shape: VideoShape,
     recipe: Recipe,
     text_encoder_recipe: str = "bf16",
-    sampler: SamplerName,
+    sampler: str,
     components: Collection[str],
     cache: ExportCache | None = None,
     progress: Progress,

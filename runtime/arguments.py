@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import pad_rows
 from fastwan.runtime.outputs import latents_like, to_numpy
+from fastwan.runtime.request import Request
 
 if TYPE_CHECKING:
     import torch
@@ -46,13 +47,7 @@ def padded_embeds(prompt_embeds: torch.Tensor | Array, shape: tuple[int, ...]) -
     return padded
 
 
-def draw_noises(
-    shape: tuple[int, ...],
-    schedule: Schedule,
-    generator: torch.Generator | None,
-    seed: int,
-    latents: torch.Tensor | Array | None,
-) -> list[Array]:
+def draw_noises(shape: tuple[int, ...], schedule: Schedule, request: Request) -> list[Array]:
     """Initial latents, drawn or as given, and the noise of every step that takes some, fp32.
 
     Raises:
@@ -60,9 +55,10 @@ def draw_noises(
     """
     from fastwan.runtime.model.noise import draw, generator_for
 
-    noises: list[Array] = [*draw(shape, schedule, generator_for(generator, seed))]
-    if latents is not None:
-        noises[0] = latents_like(latents, shape)
+    generator = generator_for(request.generator, request.seed)
+    noises: list[Array] = [*draw(shape, schedule, generator)]
+    if request.latents is not None:
+        noises[0] = latents_like(request.latents, shape)
     return noises
 
 

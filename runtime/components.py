@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 from fastwan.bundle import Bundle
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.model.loop import OnStep
+from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
 from fastwan.runtime.timings import Timings
 
 State = Literal["hit", "miss", "unused"]
-OnStep = Callable[[int, int, Array], "Array | None"]
-"""(step, timestep, latents after it) -> latents to go on with, None to keep them."""
 
 
 class Components(Protocol):
@@ -48,19 +48,37 @@ class Components(Protocol):
     def load(self, schedule: Schedule, *, text: bool, decoder: bool) -> None:
         """Open what a video needs and compute the schedule's tables, where that is not done."""
 
-    def prepare(self, prompt_embeds: Array, schedule: Schedule) -> None:
-        """Compute the keys and values of a prompt for the calls that follow."""
+    def turn(self) -> AbstractContextManager[None]:
+        """Held while a call uses the device; the calls of other threads wait.
 
-    def denoise(self, noises: Sequence[Array], schedule: Schedule, on_step: OnStep | None) -> Array:
-        """Clean latents [1, C, T, h, w], fp32."""
+        Raises:
+            BadInput: this thread holds it already, so that waiting would never end.
+        """
 
-    def decode(self, latents: Array) -> Iterator[Array]:
+    def denoise(
+        self,
+        prompt_embeds: Array,
+        noises: Sequence[Array],
+        schedule: Schedule,
+        timings: Timings,
+        on_step: OnStep[Array] | None,
+    ) -> Array:
+        """Clean latents [1, C, T, h, w], fp32; adds the time of ``text_kv`` to `timings`."""
+
+    def decode(self, latents: Array, schedule: Schedule) -> Iterator[Array]:
         """Frames [H, W, 3] uint8; one is valid until the next."""
 
     def video(
-        self, noises: Sequence[Array], schedule: Schedule, timings: Timings
+        self,
+        prompt_embeds: Array,
+        noises: Sequence[Array],
+        schedule: Schedule,
+        timings: Timings,
     ) -> Iterator[Array]:
         """Frames straight from noise; adds the stages' times to `timings`."""
+
+    def close(self) -> None:
+        """Give back what was opened; the next call opens it anew."""
 
 
 def bundle_shape(bundle: Bundle) -> VideoShape:

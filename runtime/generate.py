@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,16 @@ from fastwan.progress import Progress
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
+from fastwan.runtime.request import Request
 from fastwan.runtime.timings import Timings
-from fastwan.runtime.video import FPS, Output, WriteFrame, open_output, parse_output
+from fastwan.runtime.video import (
+    FPS,
+    Output,
+    WriteFrame,
+    check_outputs,
+    open_output,
+    parse_output,
+)
 
 Report = dict[str, Any]
 Run = tuple[Timings, str, int]
@@ -36,6 +44,7 @@ def generate(
     warmup: int = 0,
     repeat: int = 1,
     prompt_cache: Path | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Make videos and write them; no more than the frames of one latent are held at a time.
@@ -45,10 +54,11 @@ def generate(
             their outputs: ``x_0.mp4``, ``x_1.mp4``.
         output: ``x.mp4``, a folder, or ``folder/name_%04d.png``.
         frames_dir: folder for PNG frames beside an mp4.
-        sampler: "unipc" or "dmd" instead of the bundle's.
+        sampler: one of the bundle's; by default the first.
         warmup: videos of each prompt that are made before and neither measured nor written.
         repeat: times that each video is made and measured; the last one is written.
         prompt_cache: folder that keeps the embeddings of prompts.
+        force: replace outputs that this tool did not write, too.
 
     Returns:
         What was made, ready for JSON; ``seconds`` are measured, ``frames_sha256`` is over the raw
@@ -63,36 +73,59 @@ def generate(
     wanted = [parse_output(output)]
     if frames_dir is not None:
         wanted.append(Output("frames", frames_dir))
-    pipeline = FastWanPipeline.from_bundle(bundle, device, prompt_cache=prompt_cache)
-    if pipeline.device.note:
-        print(pipeline.device.note, file=sys.stderr)
-    memory = None
-    if pipeline.bundle.manifest.engines:
-        memory = {"kind": "predicted", **bundle_memory(pipeline.bundle, sampler)}
-    videos = []
-    with ThreadPoolExecutor(1) as pool:
-        for index, text in enumerate(prompts):
-            outputs = wanted if len(prompts) == 1 else [_numbered(each, index) for each in wanted]
-            try:
-                runs, written = _make(
-                    pipeline, text, outputs, seed, sampler, warmup, repeat, progress, pool
-                )
-            except OSError as error:
-                raise _unwritable(error, output) from error
-            facts = {"bundle": str(bundle), "prompt": text, "seed": seed, "device_bytes": memory}
-            videos.append((facts, outputs, runs, written))
+    several = len(prompts) > 1
+    places = [[_numbered(o, i) for o in wanted] if several else wanted for i in range(len(prompts))]
+    inputs = [bundle] if prompt_cache is None else [bundle, prompt_cache]
+    check_outputs([output for each in places for output in each], force=force, inputs=inputs)
+    with FastWanPipeline.from_bundle(bundle, device, prompt_cache=prompt_cache) as pipeline:
+        if pipeline.device.note:
+            print(pipeline.device.note, file=sys.stderr)
+        memory = None
+        if pipeline.bundle.manifest.engines:
+            memory = {"kind": "predicted", **bundle_memory(pipeline.bundle, sampler)}
+        jobs = [
+            _Job(Request(prompt=text, seed=seed, sampler=sampler), tuple(place), warmup, repeat)
+            for text, place in zip(prompts, places, strict=True)
+        ]
+        reports = []
+        for job, runs in zip(jobs, _make_all(pipeline, jobs, force, progress), strict=True):
+            facts = {"bundle": str(bundle), "prompt": job.request.prompt, "seed": seed}
+            reports.append({**facts, "device_bytes": memory, **_report(pipeline, job, runs)})
+    return reports[0] if not several else {"videos": reports}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A video to make, how often, and where it goes."""
+
+    request: Request
+    outputs: tuple[Output, ...]
+    warmup: int
+    repeat: int
+
+
+def _make_all(
+    pipeline: FastWanPipeline, jobs: Sequence[_Job], force: bool, progress: Progress | None
+) -> list[list[Run]]:
+    """Measured runs of each job. A video's files are written while the next one is made."""
     made = []
-    for facts, outputs, runs, written in videos:
-        try:
-            written.result()
-        except OSError as error:
-            raise _unwritable(error, output) from error
-        made.append({**facts, **_report(pipeline, sampler, outputs, runs)})
-    return made[0] if len(made) == 1 else {"videos": made}
+    with ThreadPoolExecutor(1) as pool:
+        for job in jobs:
+            with _unwritable(job.outputs):
+                made.append(_make(pipeline, job, force, progress, pool))
+        for job, (_, written) in zip(jobs, made, strict=True):
+            with _unwritable(job.outputs):
+                written.result()
+    return [runs for runs, _ in made]
 
 
-def _unwritable(error: OSError, output: Path) -> BadInput:
-    return BadInput(f"output cannot be written: {error}", where=str(output))
+@contextmanager
+def _unwritable(outputs: Sequence[Output]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = ", ".join(str(output.path) for output in outputs)
+        raise BadInput(f"output cannot be written: {error}", where=where) from error
 
 
 def _numbered(output: Output, index: int) -> Output:
@@ -102,12 +135,8 @@ def _numbered(output: Output, index: int) -> Output:
 
 def _make(
     pipeline: FastWanPipeline,
-    prompt: str,
-    outputs: Sequence[Output],
-    seed: int,
-    sampler: str | None,
-    warmup: int,
-    repeat: int,
+    job: _Job,
+    force: bool,
     progress: Progress | None,
     pool: Executor,
 ) -> tuple[list[Run], Future[None]]:
@@ -120,22 +149,20 @@ def _make(
     written: Future[None] = Future()
     runs = []
     with ExitStack() as stack:
-        # Entered first: an output that cannot be written is found before minutes of work.
         writers = [
-            stack.enter_context(open_output(each, height=shape.height, width=shape.width))
-            for each in outputs
+            stack.enter_context(
+                open_output(each, height=shape.height, width=shape.width, force=force)
+            )
+            for each in job.outputs
         ]
-        for index in range(warmup + repeat):
+        for index in range(job.warmup + job.repeat):
             timings, digest, kept, count = Timings(), hashlib.sha256(), [], 0
-            last = index + 1 == warmup + repeat
-            pipeline.load(sampler=sampler, timings=timings)
-            embeds = pipeline.embed(prompt, timings=timings, progress=progress)
-            options: dict[str, Any] = {"sampler": sampler, "timings": timings, "progress": progress}
-            for frame in pipeline.frames(embeds, seed=seed, **options):
+            last = index + 1 == job.warmup + job.repeat
+            for frame in pipeline.frames(job.request, timings=timings, progress=progress):
                 digest.update(frame.tobytes())
                 count += 1
                 if last and beside:
-                    kept.append(frame.copy())
+                    kept.append(frame)
                 elif last:
                     _write(writers, [frame], timings)
             runs.append((timings, digest.hexdigest(), count))
@@ -143,7 +170,7 @@ def _make(
             written = pool.submit(_finish, stack.pop_all(), writers, kept, timings)
         else:
             written.set_result(None)
-    return runs[warmup:], written
+    return runs[job.warmup :], written
 
 
 def _write(writers: Sequence[WriteFrame], frames: Sequence[Array], timings: Timings) -> None:
@@ -160,19 +187,14 @@ def _finish(
         _write(writers, frames, timings)
 
 
-def _report(
-    pipeline: FastWanPipeline,
-    sampler: str | None,
-    outputs: Sequence[Output],
-    runs: Sequence[Run],
-) -> Report:
+def _report(pipeline: FastWanPipeline, job: _Job, runs: Sequence[Run]) -> Report:
     shape = pipeline.components.shape
-    video = next((each.path for each in outputs if each.kind == "mp4"), None)
-    images = next((each for each in outputs if each.kind == "frames"), None)
+    video = next((each.path for each in job.outputs if each.kind == "mp4"), None)
+    images = next((each for each in job.outputs if each.kind == "frames"), None)
     _, digest, count = runs[-1]
     seconds = [{name: round(s, 6) for name, s in timings.items()} for timings, _, _ in runs]
     return {
-        "sampler": pipeline.schedule(sampler).name,
+        "sampler": pipeline.schedule(job.request.sampler).name,
         "device": pipeline.device.name,
         "note": pipeline.device.note,
         "runtime_cache": pipeline.components.runtime_cache,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.errors import BadInput, EnvironmentLacks
@@ -15,14 +16,11 @@ from fastwan.runtime.components import Components
 from fastwan.runtime.cpu.components import CpuComponents
 from fastwan.runtime.device.choice import DeviceChoice, resolve_device
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.sampler import Schedule, schedule_for
-from fastwan.runtime.outputs import (
-    OUTPUT_TYPES,
-    OutputType,
-    PipelineOutput,
-    collect_frames,
-)
+from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.model.schedule import Schedule
+from fastwan.runtime.outputs import OutputType, PipelineOutput, collect_frames
 from fastwan.runtime.prompt_cache import PromptCache
+from fastwan.runtime.request import Request
 from fastwan.runtime.timings import Timings
 
 if TYPE_CHECKING:
@@ -45,6 +43,7 @@ class FastWanPipeline:
         self.device = device
         self.components = components
         self.prompts = prompts or PromptCache.of(bundle)
+        self._closed = False
 
     @classmethod
     def from_bundle(
@@ -111,192 +110,206 @@ class FastWanPipeline:
             output_type: "np", "pil", "pt" or "latent"; see `PipelineOutput`.
             callback_on_step_end: called after each step as (pipeline, step, timestep,
                 {"latents": fp32 tensor}); the dictionary it returns may replace the latents.
-            sampler: "unipc" or "dmd" instead of the bundle's.
+            sampler: one of the bundle's; by default the first.
             progress: told of stages and steps.
 
         Raises:
             BadInput: an argument that the bundle cannot serve.
             VerificationFailed: a file of the bundle differs from its hash.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise BadInput(
-                f"unknown output_type {output_type!r}", fix="one of " + ", ".join(OUTPUT_TYPES)
-            )
         if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
             raise BadInput(
                 f"callback inputs {sorted(unknown)} do not exist",
                 where="callback_on_step_end_tensor_inputs",
                 fix="only latents is offered",
             )
-        built = self.components.shape
-        check_shape(built, height=height, width=width, num_frames=num_frames)
-        timings = Timings()
-        decoded = output_type != "latent"
-        self.load(text=prompt is not None, decoder=decoded, sampler=sampler, timings=timings)
-        embeds = self.embed(prompt, prompt_embeds, timings=timings, progress=progress)
-        run: dict[str, Any] = {
-            "generator": generator,
-            "seed": seed,
-            "latents": latents,
-            "callback_on_step_end": callback_on_step_end,
-            "sampler": sampler,
-            "timings": timings,
-            "progress": progress,
-        }
-        frames: Any
-        if decoded:
-            made = self.frames(embeds, **run)
-            frames = collect_frames(made, self.components.video_shape, output_type)
-        else:
-            import torch
 
-            frames = torch.from_numpy(self.denoise(embeds, **run))
+        def on_step(step: int, timestep: int, latents: torch.Tensor) -> dict[str, Any] | None:
+            assert callback_on_step_end is not None
+            return callback_on_step_end(self, step, timestep, {"latents": latents})
+
+        request = Request(
+            prompt=prompt,
+            prompt_embeds=prompt_embeds,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            generator=generator,
+            seed=seed,
+            latents=latents,
+            output_type=output_type,
+            on_step=None if callback_on_step_end is None else on_step,
+            sampler=sampler,
+        )
+        return self.make(request, progress=progress)
+
+    def make(self, request: Request, *, progress: Progress | None = None) -> PipelineOutput:
+        """Make the video of a request; arguments and errors as of a call.
+
+        Calls of several threads are served one after the other on a GPU and side by side on the
+        CPU, each as if it were alone.
+        """
+        progress, timings = progress or Quiet(), Timings()
+        with self._turn():
+            embeds = self._begin(request, timings, progress)
+            frames: Any
+            if request.decoded:
+                made = self._frames(embeds, request, timings, progress)
+                frames = collect_frames(made, self.components.video_shape, request.output_type)
+            else:
+                import torch
+
+                frames = torch.from_numpy(self._denoise(embeds, request, timings, progress))
         return PipelineOutput(frames, timings, self.device.name, self.device.note)
-
-    def load(
-        self,
-        *,
-        text: bool = True,
-        decoder: bool = True,
-        sampler: str | None = None,
-        timings: Timings | None = None,
-    ) -> None:
-        """Open the components that a video needs, those that are not open yet.
-
-        Raises:
-            BadInput, VerificationFailed: a graph is missing, unusable or differs from its hash.
-            EnvironmentLacks: the device cannot hold or run the engines.
-        """
-        with (timings if timings is not None else Timings()).measure("load"):
-            self.components.load(self.schedule(sampler), text=text, decoder=decoder)
-
-    def schedule(self, sampler: str | None = None) -> Schedule:
-        """Schedule of `sampler`, by default the bundle's."""
-        return schedule_for(sampler or self.bundle.manifest.sampler)
-
-    def embed(
-        self,
-        prompt: str | None,
-        prompt_embeds: torch.Tensor | Array | None = None,
-        *,
-        timings: Timings | None = None,
-        progress: Progress | None = None,
-    ) -> Array:
-        """Prompt embeddings [1, text_length, text_dim], from a prompt or as given.
-
-        Raises:
-            BadInput: neither or both, or embeddings of a wrong shape.
-        """
-        if (prompt is None) == (prompt_embeds is None):
-            raise BadInput("give either prompt or prompt_embeds", where="prompt")
-        if prompt_embeds is not None:
-            return padded_embeds(prompt_embeds, self.components.text_shape)
-        if not isinstance(prompt, str):
-            raise BadInput("prompt must be one string", where="prompt", fix="call once a prompt")
-        progress = progress or Quiet()
-        progress.start("text")
-        with (timings if timings is not None else Timings()).measure("text"):
-            embeds = self.prompts.get(prompt, self.components.text_encoder.encode)
-        progress.finish()
-        return embeds
-
-    def denoise(
-        self,
-        prompt_embeds: Array,
-        *,
-        generator: torch.Generator | None = None,
-        seed: int = 1024,
-        latents: torch.Tensor | Array | None = None,
-        callback_on_step_end: StepCallback | None = None,
-        sampler: str | None = None,
-        timings: Timings | None = None,
-        progress: Progress | None = None,
-    ) -> Array:
-        """Clean latents [1, C, T, h, w], fp32, from the embeddings of `embed`.
-
-        Arguments and errors as of a call.
-        """
-        import torch
-
-        timings = Timings() if timings is None else timings
-        progress = progress or Quiet()
-        schedule = self.schedule(sampler)
-        noises = draw_noises(self.components.latents_shape, schedule, generator, seed, latents)
-        with timings.measure("text_kv"):
-            self.components.prepare(prompt_embeds, schedule)
-        begin = time.perf_counter()
-
-        def on_step(index: int, timestep: int, state: Array) -> Array | None:
-            nonlocal begin
-            timings[f"step_{index}"] = time.perf_counter() - begin
-            progress.advance()
-            replaced = None
-            if callback_on_step_end is not None:
-                tensors = {"latents": torch.from_numpy(state)}
-                replaced = replacement(callback_on_step_end(self, index, timestep, tensors), state)
-            begin = time.perf_counter()
-            return replaced
-
-        progress.start("denoise", len(schedule.steps), "steps")
-        clean = self.components.denoise(noises, schedule, on_step)
-        progress.finish()
-        return clean
 
     def frames(
         self,
-        prompt_embeds: Array,
+        request: Request,
         *,
-        generator: torch.Generator | None = None,
-        seed: int = 1024,
-        latents: torch.Tensor | Array | None = None,
-        callback_on_step_end: StepCallback | None = None,
-        sampler: str | None = None,
         timings: Timings | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Array]:
         """Frames of a video in order, uint8 [H, W, 3]; a frame is valid until the next.
 
         On a GPU the steps and the decoder are one launch; a callback needs the host between two
-        steps and divides it. Arguments and errors as of a call.
+        steps and divides it. Nothing begins before the first frame is asked for. Errors as of a
+        call.
+
+        Args:
+            timings: gets the measured seconds of the stages.
         """
         timings = Timings() if timings is None else timings
-        if not self.components.fused or callback_on_step_end is not None:
-            clean = self.denoise(
-                prompt_embeds,
-                generator=generator,
-                seed=seed,
-                latents=latents,
-                callback_on_step_end=callback_on_step_end,
-                sampler=sampler,
-                timings=timings,
-                progress=progress,
-            )
-            yield from self.decode(clean, timings=timings, progress=progress)
-            return
         progress = progress or Quiet()
-        schedule = self.schedule(sampler)
-        noises = draw_noises(self.components.latents_shape, schedule, generator, seed, latents)
-        with timings.measure("text_kv"):
-            self.components.prepare(prompt_embeds, schedule)
-        progress.start("video", self.components.video_shape[0], "frames")
-        for frame in self.components.video(noises, schedule, timings):
-            progress.advance()
-            yield frame
-        progress.finish()
+        with self._turn():
+            embeds = self._begin(request, timings, progress)
+            made = self._frames(embeds, request, timings, progress)
+            if self.components.fused:
+                # The next turn writes over the device's own.
+                made = iter([frame.copy() for frame in made])
+        yield from made
 
-    def decode(
-        self, latents: Array, *, timings: Timings | None = None, progress: Progress | None = None
-    ) -> Iterator[Array]:
-        """Frames of clean latents in order, uint8 [H, W, 3]; a frame is valid until the next."""
-        timings = Timings() if timings is None else timings
-        progress = progress or Quiet()
-        frames = self.components.decode(latents)
-        progress.start("decode", self.components.video_shape[0], "frames")
-        while True:
-            with timings.measure("decode"):
-                frame = next(frames, None)
-            if frame is None:
-                break
-            progress.advance()
-            yield frame
+    def load(self, *, text: bool = True, decoder: bool = True, sampler: str | None = None) -> None:
+        """Open what a video needs beforehand, so that the first one takes no longer than others.
+
+        Raises:
+            BadInput, VerificationFailed: a graph is missing, unusable or differs from its hash.
+            EnvironmentLacks: the device cannot hold or run the engines.
+        """
+        with self._turn():
+            self.components.load(self.schedule(sampler), text=text, decoder=decoder)
+
+    def embed(self, prompt: str, *, progress: Progress | None = None) -> Array:
+        """Prompt embeddings [1, text_length, text_dim] in the dtype of the encoder.
+
+        Raises:
+            BadInput: no text encoder in the bundle.
+        """
+        with self._turn():
+            return self._embed(Request(prompt=prompt), Timings(), progress or Quiet())
+
+    def schedule(self, sampler: str | None = None) -> Schedule:
+        """Schedule of one of the bundle's samplers, by default the first.
+
+        Raises:
+            BadInput: the bundle has no such sampler.
+        """
+        return schedule_of(self.bundle.manifest.sampler_spec(sampler))
+
+    def close(self) -> None:
+        """Give back memory, engines and sessions. A closed pipeline makes no more videos."""
+        if not self._closed:
+            with self.components.turn():
+                self._closed = True
+                self.components.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self.components.turn():
+            if self._closed:
+                raise BadInput(
+                    "the pipeline is closed", where=str(self.bundle.root), fix="open the bundle"
+                )
+            yield
+
+    def _begin(self, request: Request, timings: Timings, progress: Progress) -> Array:
+        """Open what a request needs; its embeddings."""
+        check_shape(
+            self.components.shape,
+            height=request.height,
+            width=request.width,
+            num_frames=request.num_frames,
+        )
+        schedule = self.schedule(request.sampler)
+        with timings.measure("load"):
+            text = request.prompt is not None
+            self.components.load(schedule, text=text, decoder=request.decoded)
+        return self._embed(request, timings, progress)
+
+    def _embed(self, request: Request, timings: Timings, progress: Progress) -> Array:
+        if request.prompt is None:
+            assert request.prompt_embeds is not None
+            return padded_embeds(request.prompt_embeds, self.components.text_shape)
+        progress.start("text")
+        with timings.measure("text"):
+            embeds = self.prompts.get(request.prompt, self.components.text_encoder.encode)
         progress.finish()
+        return embeds
+
+    def _denoise(
+        self, embeds: Array, request: Request, timings: Timings, progress: Progress
+    ) -> Array:
+        import torch
+
+        schedule = self.schedule(request.sampler)
+        noises = draw_noises(self.components.latents_shape, schedule, request)
+        begin: float | None = None
+
+        def on_step(index: int, timestep: int, state: Array) -> Array | None:
+            nonlocal begin
+            before = started + timings["text_kv"] if begin is None else begin
+            timings[f"step_{index}"] = time.perf_counter() - before
+            progress.advance()
+            replaced = None
+            if request.on_step is not None:
+                returned = request.on_step(index, timestep, torch.from_numpy(state))
+                replaced = replacement(returned, state)
+            begin = time.perf_counter()
+            return replaced
+
+        progress.start("denoise", len(schedule.steps), "steps")
+        started = time.perf_counter()
+        clean = self.components.denoise(embeds, noises, schedule, timings, on_step)
+        progress.finish()
+        return clean
+
+    def _frames(
+        self, embeds: Array, request: Request, timings: Timings, progress: Progress
+    ) -> Iterator[Array]:
+        schedule = self.schedule(request.sampler)
+        if not self.components.fused or request.on_step is not None:
+            latents = self._denoise(embeds, request, timings, progress)
+            return self._decode(latents, schedule, timings, progress)
+        noises = draw_noises(self.components.latents_shape, schedule, request)
+        progress.start("video", self.components.video_shape[0], "frames")
+        return _counted(self.components.video(embeds, noises, schedule, timings), progress)
+
+    def _decode(
+        self, latents: Array, schedule: Schedule, timings: Timings, progress: Progress
+    ) -> Iterator[Array]:
+        progress.start("decode", self.components.video_shape[0], "frames")
+        frames = self.components.decode(latents, schedule)
+        return _counted(timings.measured("decode", frames), progress)
+
+
+def _counted(frames: Iterator[Array], progress: Progress) -> Iterator[Array]:
+    """`frames`, each told to `progress`, and the end of its stage behind the last."""
+    for frame in frames:
+        progress.advance()
+        yield frame
+    progress.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ class PromptCache:
         self._folder = folder
         self._capacity = capacity
         self._kept: OrderedDict[str, Array] = OrderedDict()
+        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, bundle: Bundle, folder: Path | None = None) -> PromptCache:
@@ -44,18 +46,23 @@ class PromptCache:
         return cls(digest.hexdigest(), folder)
 
     def get(self, prompt: str, encode: Callable[[str], Array]) -> Array:
-        """Embeddings of a prompt, from the cache or from `encode`; read-only."""
+        """Embeddings of a prompt, from the cache or from `encode`; read-only.
+
+        May be called from several threads; two that miss at once both encode.
+        """
         key = hashlib.sha256(f"{self._encoder}\n{prompt}".encode()).hexdigest()
-        found = self._kept.pop(key, None)
+        with self._lock:
+            found = self._kept.pop(key, None)
         if found is None:
             found = self._load(key)
         if found is None:
             found = encode(prompt)
             self._store(key, found)
         found.flags.writeable = False
-        self._kept[key] = found
-        while len(self._kept) > self._capacity:
-            self._kept.popitem(last=False)
+        with self._lock:
+            self._kept[key] = found
+            while len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
         return found
 
     def _load(self, key: str) -> Array | None:

@@ -5,6 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class _End:
+    """Behind the last item."""
+
+
+_END = _End()
 
 
 class Timings(dict[str, float]):
@@ -22,3 +32,12 @@ class Timings(dict[str, float]):
             yield
         finally:
             self[stage] = self.get(stage, 0.0) + time.perf_counter() - begin
+
+    def measured(self, stage: str, items: Iterator[T]) -> Iterator[T]:
+        """`items`, with the time of each `next` added to `stage`."""
+        while True:
+            with self.measure(stage):
+                item = next(items, _END)
+            if isinstance(item, _End):
+                return
+            yield item

@@ -30,8 +30,9 @@ def loop(arguments: argparse.Namespace) -> Record:
     """Three steps and the decoder of the tiny model: one graph launch against eager."""
     from torch_executors import combine, torch_decoder, torch_decoder_module, torch_dit
 
+    from fastwan.config import SAMPLERS
     from fastwan.runtime.model.loop import denoise
-    from fastwan.runtime.model.sampler import schedule_for
+    from fastwan.runtime.model.samplers import schedule_of
 
     checkpoint = _checkpoint("tiny")
     shape = checkpoint.default_shape
@@ -42,7 +43,7 @@ def loop(arguments: argparse.Namespace) -> Record:
     embeds = torch.randn(dit.text_shape, generator=generator).cuda()
     embeds[:, 20:] = 0
     context = dit.prepare(embeds)
-    schedule = schedule_for("unipc")
+    schedule = schedule_of(SAMPLERS["unipc"])
     video = torch.empty(
         (shape.num_frames, shape.height, shape.width, 3), dtype=torch.uint8, device="cuda"
     )

@@ -30,7 +30,7 @@ from fastwan.bundle import (
     Shape,
     TensorSpec,
 )
-from fastwan.config import VideoShape
+from fastwan.config import SAMPLERS, VideoShape
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.export.decoder_onnx import load_decoder
@@ -43,7 +43,7 @@ from fastwan.runtime.device.cuda import CudaDevice
 from fastwan.runtime.device.kernels import PluginKernels
 from fastwan.runtime.device.session import Platform, Session
 from fastwan.runtime.model.noise import draw, generator_for
-from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.machine import Binding, DeviceError
 
 DTYPES = {
@@ -244,6 +244,7 @@ def bundle_of(built: Built, shape: VideoShape) -> Bundle:
         backend="tensorrt-rtx",
         attention="native",
         sampler="unipc",
+        samplers=(SAMPLERS["unipc"], SAMPLERS["dmd"]),
         components=("dit", "decoder", "text_encoder"),
         onnx=OnnxManifest(tool_version="0", model=model, graphs={}),
         engines=built.engines,
@@ -282,7 +283,7 @@ def check() -> Record:
 
 
 def _play(platform: Platform, bundle: Bundle, sampler: str) -> Record:
-    session = Session(platform, bundle, schedule_for(sampler))
+    session = Session(platform, bundle, schedule_of(SAMPLERS[sampler]))
     with warnings.catch_warnings():
         # A capture that fails is a finding here, not a way on.
         warnings.simplefilter("error", RuntimeWarning)

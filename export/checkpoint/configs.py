@@ -12,7 +12,6 @@ from fastwan.config import (
     VAE_TEMPORAL,
     DecoderConfig,
     DiTConfig,
-    SamplerName,
     TextEncoderConfig,
     VideoShape,
 )
@@ -24,7 +23,7 @@ SHAPE_KEY = "_fastwan_shape"
 """Key of ``model_index.json`` under which a checkpoint brings its own default video shape."""
 
 PipelineClass = Literal["WanPipeline", "WanDMDPipeline"]
-SAMPLERS: dict[PipelineClass, SamplerName] = {"WanPipeline": "unipc", "WanDMDPipeline": "dmd"}
+SAMPLERS: dict[PipelineClass, str] = {"WanPipeline": "unipc", "WanDMDPipeline": "dmd"}
 """Sampler that a pipeline class of ``model_index.json`` runs."""
 
 _MAX_CONFIG_BYTES = 1_000_000

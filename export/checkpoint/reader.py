@@ -12,7 +12,6 @@ from fastwan.config import (
     MODELS,
     DecoderConfig,
     DiTConfig,
-    SamplerName,
     TextEncoderConfig,
     VideoShape,
     lookup,
@@ -81,7 +80,7 @@ class Checkpoint:
     tokenizer_dir: Path | None
 
     @property
-    def default_sampler(self) -> SamplerName:
+    def default_sampler(self) -> str:
         """Sampler of the pipeline class: ``unipc`` or ``dmd``."""
         return SAMPLERS[self.pipeline_class]
 

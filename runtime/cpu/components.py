@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 from fastwan.bundle import Bundle
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
-from fastwan.runtime.components import OnStep, State, bundle_shape, require_text_encoder
+from fastwan.runtime.components import State, bundle_shape, require_text_encoder
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DIT_GRAPHS, DiT
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.loop import combine, denoise
-from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.model.loop import OnStep, combine, denoise
+from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
 from fastwan.runtime.timings import Timings
 
@@ -32,7 +33,6 @@ class CpuComponents:
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         self._bundle = bundle
         self._threads = threads
-        self._context: Mapping[str, Array] = {}
 
     @property
     def runtime_cache(self) -> State:
@@ -83,12 +83,22 @@ class CpuComponents:
         for step in schedule.steps:
             self.dit.tables(step.timestep)
 
-    def prepare(self, prompt_embeds: Array, schedule: Schedule) -> None:
-        self._context = self.dit.prepare(prompt_embeds)
+    def turn(self) -> AbstractContextManager[None]:
+        # Nothing of a call is kept here, so that calls run side by side.
+        return nullcontext()
 
-    def denoise(self, noises: Sequence[Array], schedule: Schedule, on_step: OnStep | None) -> Array:
+    def denoise(
+        self,
+        prompt_embeds: Array,
+        noises: Sequence[Array],
+        schedule: Schedule,
+        timings: Timings,
+        on_step: OnStep[Array] | None,
+    ) -> Array:
+        with timings.measure("text_kv"):
+            context = self.dit.prepare(prompt_embeds)
         return denoise(
-            lambda state, timestep: self.dit.velocity(state, timestep, self._context),
+            lambda state, timestep: self.dit.velocity(state, timestep, context),
             noises[0],
             schedule,
             noises[1:],
@@ -96,12 +106,18 @@ class CpuComponents:
             on_step=on_step,
         )
 
-    def decode(self, latents: Array) -> Iterator[Array]:
+    def decode(self, latents: Array, schedule: Schedule) -> Iterator[Array]:
         return self.decoder.frames(latents)
 
     def video(
-        self, noises: Sequence[Array], schedule: Schedule, timings: Timings
+        self,
+        prompt_embeds: Array,
+        noises: Sequence[Array],
+        schedule: Schedule,
+        timings: Timings,
     ) -> Iterator[Array]:
-        with timings.measure("denoise"):
-            latents = self.denoise(noises, schedule, None)
-        return self.decode(latents)
+        return self.decode(self.denoise(prompt_embeds, noises, schedule, timings, None), schedule)
+
+    def close(self) -> None:
+        for name in ("text_encoder", "dit", "decoder"):
+            self.__dict__.pop(name, None)

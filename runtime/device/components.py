@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 
@@ -11,10 +13,12 @@ import numpy as np
 from fastwan.bundle import Bundle, TensorSpec
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
-from fastwan.runtime.components import OnStep, State, bundle_shape, require_text_encoder
+from fastwan.runtime.components import State, bundle_shape, require_text_encoder
 from fastwan.runtime.device.session import Platform, Session, no_decoder
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.sampler import Schedule, schedule_for
+from fastwan.runtime.model.loop import OnStep
+from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
 from fastwan.runtime.recording.machine import DeviceEngine
 from fastwan.runtime.recording.text import EMBEDDINGS, HIDDEN_STATES
@@ -22,7 +26,7 @@ from fastwan.runtime.timings import Timings
 
 
 class DeviceComponents:
-    """Components over engines. Frames are views of pinned memory, valid until the next call.
+    """Components over engines. Frames are views of pinned memory, valid while a turn is held.
 
     Args:
         platform: device, kernels and how engines are opened.
@@ -37,6 +41,22 @@ class DeviceComponents:
         self._sessions: dict[str, Session] = {}
         self._current: Session | None = None
         self._prepared: dict[str, Array] = {}
+        self._lock = threading.Lock()
+        self._holder = 0
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        if self._holder == threading.get_ident():
+            raise BadInput(
+                "a step's callback calls the pipeline that it is called by",
+                fix="make the other video before or after this one",
+            )
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = 0
 
     def session(self, schedule: Schedule | None = None) -> Session:
         """Session of a sampler; by default the last one that was used, or the bundle's own.
@@ -45,7 +65,7 @@ class DeviceComponents:
         """
         if schedule is None and self._current is not None:
             return self._current
-        schedule = schedule or schedule_for(self._bundle.manifest.sampler)
+        schedule = schedule or schedule_of(self._bundle.manifest.sampler_spec())
         if schedule.name not in self._sessions:
             shared = replace(self._platform, open_engines=self._open_engines)
             self._sessions[schedule.name] = Session(shared, self._bundle, schedule)
@@ -92,7 +112,7 @@ class DeviceComponents:
         if text:
             _ = self.text_encoder
 
-    def prepare(self, prompt_embeds: Array, schedule: Schedule) -> None:
+    def _prepare(self, prompt_embeds: Array, schedule: Schedule) -> None:
         # Keys and values stay on the device: the same prompt again costs nothing.
         known = self._prepared.get(schedule.name)
         if known is not None and np.array_equal(known, prompt_embeds):
@@ -102,24 +122,47 @@ class DeviceComponents:
         self._prepared[schedule.name] = prompt_embeds.copy()
 
     def forget(self) -> None:
-        """Compute keys and values anew at the next `prepare`."""
+        """Compute keys and values anew for the next video."""
         self._prepared.clear()
 
-    def denoise(self, noises: Sequence[Array], schedule: Schedule, on_step: OnStep | None) -> Array:
+    def denoise(
+        self,
+        prompt_embeds: Array,
+        noises: Sequence[Array],
+        schedule: Schedule,
+        timings: Timings,
+        on_step: OnStep[Array] | None,
+    ) -> Array:
+        with timings.measure("text_kv"):
+            self._prepare(prompt_embeds, schedule)
         return self.session(schedule).denoise(noises, on_step)
 
-    def decode(self, latents: Array) -> Iterator[Array]:
-        return iter(self.session().decode(latents))
+    def decode(self, latents: Array, schedule: Schedule) -> Iterator[Array]:
+        return iter(self.session(schedule).decode(latents))
 
     def video(
-        self, noises: Sequence[Array], schedule: Schedule, timings: Timings
+        self,
+        prompt_embeds: Array,
+        noises: Sequence[Array],
+        schedule: Schedule,
+        timings: Timings,
     ) -> Iterator[Array]:
         session = self.session(schedule)
+        with timings.measure("text_kv"):
+            self._prepare(prompt_embeds, schedule)
         with timings.measure("video"):
             frames = session.video(noises)
         for name, milliseconds in session.milliseconds().items():
             timings[name] = milliseconds / 1e3
         return iter(frames)
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        self._prepared.clear()
+        self._current = self._engines = None
+        self.__dict__.pop("text_encoder", None)
 
 
 class _TextExecutor:

@@ -13,16 +13,14 @@ from fastwan.runtime.device.memory import DeviceMemory, check_fit
 from fastwan.runtime.device.player import BEGIN, Player
 from fastwan.runtime.device.runtime_cache import RuntimeCache
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.model.loop import OnStep
+from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.recording.machine import Device, DeviceEngine, DeviceError, Kernels
 from fastwan.runtime.recording.memory_plan import plan
 from fastwan.runtime.recording.operations import Copy
 from fastwan.runtime.recording.record import record
 from fastwan.runtime.recording.recorder import COMPUTE, Stage
 from fastwan.runtime.recording.tensors import Tensor
-
-OnStep = Callable[[int, int, Array], "Array | None"]
-"""(step, timestep, latents after it) -> latents to go on with, None to keep them."""
 
 
 def no_decoder(bundle: Path) -> BadInput:
@@ -178,7 +176,7 @@ class Session:
             player.play(self.recording.video)
             return self._frames(player)
 
-    def denoise(self, noises: Sequence[Array], on_step: OnStep | None = None) -> Array:
+    def denoise(self, noises: Sequence[Array], on_step: OnStep[Array] | None = None) -> Array:
         """Clean latents, fp32: one graph a step, and the host between two steps."""
         states, steps = self.recording.states, self.recording.schedule.steps
         with self._running() as player:

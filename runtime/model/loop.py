@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.model.schedule import Schedule
 
 A = TypeVar("A")
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from fastwan.errors import BadInput
-from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.model.schedule import Schedule
 
 DEFAULT_SEED = 1024
 """Seed of the published run."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fastwan.bundle import Bundle
-from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.record import Recording, record
 from fastwan.runtime.recording.recorder import SCRATCH
@@ -131,7 +131,7 @@ def bundle_memory(bundle: Bundle, sampler: str | None = None) -> dict[str, int]:
     Raises:
         BadInput: a bundle that no video can be made with.
     """
-    recording = record(bundle.manifest, schedule_for(sampler or bundle.manifest.sampler))
+    recording = record(bundle.manifest, schedule_of(bundle.manifest.sampler_spec(sampler)))
     return plan(recording).to_json()
 
 

@@ -14,7 +14,7 @@ from fastwan.errors import BadInput
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DiT
 from fastwan.runtime.model.loop import denoise
-from fastwan.runtime.model.sampler import Schedule
+from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.recording.executor import RecordingExecutor
 from fastwan.runtime.recording.recorder import COPY, Recorder, Stage
 from fastwan.runtime.recording.tensors import Tensor, allocate, row_major

@@ -10,17 +10,18 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fastwan.bundle import Manifest
 from fastwan.config import (
     COMPONENTS,
     MODELS,
     RECIPES,
+    SAMPLERS,
     TARGETS,
     AttentionName,
     BackendName,
-    SamplerName,
+    ModelPreset,
+    SamplerSpec,
     VideoShape,
     lookup,
 )
@@ -54,7 +55,7 @@ class BuildSpec:
     target: str = "rtx5090"
     backend: BackendName = "tensorrt-rtx"
     attention: AttentionName | None = None
-    sampler: SamplerName | Literal["auto"] = "auto"
+    sampler: str = "auto"
     height: int | None = None
     width: int | None = None
     num_frames: int | None = None
@@ -103,7 +104,8 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             where="--attention",
             fix="one of " + ", ".join(target.attentions),
         )
-    sampler = checkpoint.default_sampler if spec.sampler == "auto" else spec.sampler
+    samplers = _samplers(spec, checkpoint, preset)
+    sampler = samplers[0].name
     shape = _shape(spec, checkpoint)
     library = plugin_library(attention, spec.backend)
     with _temporary_sibling(spec.output) as folder:
@@ -130,7 +132,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             target=target,
             backend=backend,
             attention=attention,
-            sampler=sampler,
+            samplers=samplers,
             components=tuple(name for name in COMPONENTS if name in spec.components),
             plugin_library=library,
             use_cache=spec.use_cache,
@@ -141,6 +143,24 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
         return build_bundle(
             folder, spec.output, sources, request, regions=regions, progress=progress
         )
+
+
+def _samplers(
+    spec: BuildSpec, checkpoint: Checkpoint, preset: ModelPreset
+) -> tuple[SamplerSpec, ...]:
+    """Those of the model, the chosen one first.
+
+    Raises:
+        BadInput: the model was not trained for the chosen one, or the runtime cannot play it.
+    """
+    offered = {name: lookup(SAMPLERS, name) for name in preset.samplers}
+    chosen = spec.sampler
+    if chosen == "auto":
+        told = checkpoint.default_sampler
+        chosen = told if told in offered else preset.samplers[0]
+    first = lookup(offered, chosen)
+    first.require_no_guidance()
+    return (first, *(each for each in offered.values() if each is not first))
 
 
 def _shape(spec: BuildSpec, checkpoint: Checkpoint) -> VideoShape:

@@ -15,10 +15,11 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fastwan.config import SamplerSpec, lookup
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import confined_file, sha256_file
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 ONNX_MANIFEST = "export.json"
 LAYERS = "layers.json"
@@ -99,7 +100,7 @@ class Model(_Record):
     dit: dict[str, object]
     decoder: dict[str, object]
     text_encoder: dict[str, object] | None
-    default_sampler: Literal["unipc", "dmd"]
+    default_sampler: str
 
 
 class OnnxManifest(_Record):
@@ -113,7 +114,7 @@ class OnnxManifest(_Record):
         extra_files: further files the runtime needs, e.g. the tokenizer and the embedding table.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     tool_version: str
     model: Model
     graphs: dict[str, Graph]
@@ -258,23 +259,41 @@ class Manifest(_Record):
         engines: by engine name, in the order in which they run.
         regions: by region name, what the runtime launches between engines.
         attention: ``sage3`` (engines cut at the attention node) or ``native``.
+        sampler: name of the one of `samplers` that plays unless another is asked for.
+        samplers: those that the model was trained for.
         onnx: the ONNX bundle the engines were made of, kept under ``onnx/`` as the CPU reference.
         files: every other file of the bundle.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     tool_version: str
     versions: dict[str, str]
     target: str
     backend: Literal["tensorrt-rtx", "tensorrt"]
     attention: Literal["sage3", "native"]
-    sampler: Literal["unipc", "dmd"]
+    sampler: str
+    samplers: tuple[SamplerSpec, ...]
     components: tuple[str, ...]
     onnx: OnnxManifest
     engines: dict[str, Engine]
     regions: dict[str, Region] = Field(default_factory=dict)
     files: dict[str, FileRecord]
     build: BuildRecord
+
+    @model_validator(mode="after")
+    def _check_samplers(self) -> Manifest:
+        names = [spec.name for spec in self.samplers]
+        if len(set(names)) < len(names) or self.sampler not in names:
+            raise ValueError(f"sampler {self.sampler!r} is not one of {names}")
+        return self
+
+    def sampler_spec(self, name: str | None = None) -> SamplerSpec:
+        """The sampler of that name, by default the bundle's own.
+
+        Raises:
+            BadInput: the model was not trained for it; the message lists those there are.
+        """
+        return lookup({spec.name: spec for spec in self.samplers}, name or self.sampler)
 
 
 def parse_manifest(path: Path, kind: type[T]) -> T:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import click
 
 from fastwan import __version__
-from fastwan.config import COMPONENTS, MODELS, TARGETS
+from fastwan.config import COMPONENTS, MODELS, SAMPLERS, TARGETS
 from fastwan.errors import EnvironmentLacks, FastWanError
 from fastwan.progress import Console, Progress, Quiet
 
@@ -148,7 +148,7 @@ def make_checkpoint(
 )
 @click.option(
     "--sampler",
-    type=click.Choice(["auto", "unipc", "dmd"]),
+    type=click.Choice(["auto", *SAMPLERS]),
     default="auto",
     show_default=True,
 )
@@ -226,7 +226,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option(
     "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
 )
-@click.option("--sampler", type=click.Choice(["unipc", "dmd"]), help="Default: the bundle's.")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Default: the bundle's.")
 @click.option("--warmup", type=int, default=0, show_default=True, help="Unmeasured videos before.")
 @click.option("--repeat", type=int, default=1, show_default=True, help="Measured videos.")
 @click.option(
@@ -264,7 +264,7 @@ def generate(
 @click.option("--runs", type=int, default=5, show_default=True, help="Measured videos.")
 @click.option("--warmup", type=int, default=2, show_default=True, help="Videos before them.")
 @click.option("--prompt", help="Default: one sentence.")
-@click.option("--sampler", type=click.Choice(["unipc", "dmd"]), help="Default: the bundle's.")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Default: the bundle's.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Report of an earlier --json.")
 @click.option("--limit", type=float, default=0.05, show_default=True, help="Share beyond it.")
 @_json_option

@@ -14,7 +14,6 @@ from fastwan.errors import BadInput
 LinearFormat = Literal["nvfp4", "bf16"]
 T = TypeVar("T")
 AttentionName = Literal["sage3", "native"]
-SamplerName = Literal["unipc", "dmd"]
 BackendName = Literal["tensorrt-rtx", "tensorrt"]
 COMPONENTS = ("dit", "decoder", "text_encoder")
 
@@ -194,12 +193,68 @@ class Target:
 
 
 @dataclass(frozen=True)
+class SamplerSpec:
+    """What a sampler's constants are derived from; a bundle's manifest carries it whole.
+
+    Attributes:
+        name: what people choose it by.
+        kind: how the constants follow; see `fastwan.runtime.model.samplers`.
+        steps: forwards of the transformer a video.
+        shift: of the flow-matching schedule.
+        shift_twice: shift the levels between the ends of a shifted schedule once more.
+        timesteps: those of the steps; empty where the kind derives them.
+        guidance: scale of classifier-free guidance; 1 is none, and one forward a step.
+    """
+
+    name: str
+    kind: str
+    steps: int
+    shift: float
+    shift_twice: bool = False
+    timesteps: tuple[int, ...] = ()
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise BadInput(f"{self.steps} steps are not within 1 .. 1000", where=self.name)
+        if not 0 < self.shift < 1000:
+            raise BadInput(f"shift {self.shift} is not within 0 .. 1000", where=self.name)
+        if self.timesteps and len(self.timesteps) != self.steps:
+            raise BadInput(
+                f"{len(self.timesteps)} timesteps for {self.steps} steps", where=self.name
+            )
+        if not all(0 < timestep <= 1000 for timestep in self.timesteps):
+            raise BadInput("a timestep is not within 1 .. 1000", where=self.name)
+        if not 1 <= self.guidance < 100:
+            raise BadInput(f"guidance {self.guidance} is not within 1 .. 100", where=self.name)
+
+    def require_no_guidance(self) -> None:
+        """Refuse a sampler that the runtime cannot play yet.
+
+        Raises:
+            BadInput: it needs classifier-free guidance.
+        """
+        if self.guidance != 1:
+            raise BadInput(
+                f"{self.steps} steps with guidance {self.guidance:g} take a second forward a step "
+                "for a negative prompt, which this version does not make",
+                where=f"sampler {self.name}",
+                fix="use a distilled model such as FastWan-QAD-1.3B",
+            )
+
+
+@dataclass(frozen=True)
 class ModelPreset:
-    """A published model: what its linears and its attention are, and where it runs."""
+    """A published model: what its linears and its attention are, and where it runs.
+
+    Attributes:
+        samplers: those that it was trained for, the default first.
+    """
 
     name: str
     recipe: str
     attention: AttentionName
+    samplers: tuple[str, ...]
     targets: tuple[str, ...]
 
 
@@ -220,12 +275,27 @@ TARGETS = {
     )
 }
 
+SAMPLERS = {
+    sampler.name: sampler
+    for sampler in (
+        SamplerSpec("unipc", "unipc", steps=3, shift=3.0, shift_twice=True),
+        SamplerSpec("dmd", "dmd", steps=3, shift=8.0, timesteps=(1000, 757, 522)),
+        # As the published diffusers folder and WanPipeline's defaults have it, for 480p.
+        SamplerSpec("unipc-50", "unipc", steps=50, shift=3.0, guidance=5.0),
+    )
+}
+"""Published samplers. FastWan-QAD runs as ``unipc`` and was trained with ``dmd``."""
+
 MODELS = {
     model.name: model
     for model in (
-        ModelPreset("FastWan-QAD-1.3B", "nvfp4", "sage3", ("rtx5090", "gb10")),
+        ModelPreset("FastWan-QAD-1.3B", "nvfp4", "sage3", ("unipc", "dmd"), ("rtx5090", "gb10")),
         ModelPreset(
-            "Wan2.1-T2V-1.3B", "bf16", "native", ("rtx5090", "gb10", "rtx4090", "rtx3090", "a100")
+            "Wan2.1-T2V-1.3B",
+            "bf16",
+            "native",
+            ("unipc-50",),
+            ("rtx5090", "gb10", "rtx4090", "rtx3090", "a100"),
         ),
     )
 }

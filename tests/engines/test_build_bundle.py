@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from fastwan.bundle import open_bundle
-from fastwan.config import TARGETS
+from fastwan.config import SAMPLERS, TARGETS
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
 from fastwan.engines.cache import EngineCache
@@ -30,7 +30,7 @@ def request(backend: Any, **rest: Any) -> BuildRequest:
     settings: dict[str, Any] = {
         "target": TARGETS["rtx5090"],
         "attention": "native",
-        "sampler": "unipc",
+        "samplers": (SAMPLERS["unipc"],),
         "components": ("dit",),
     }
     return BuildRequest(backend=backend, **(settings | rest))

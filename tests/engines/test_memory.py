@@ -14,9 +14,11 @@ from fastwan.bundle import (
     Model,
     OnnxManifest,
     Region,
+    RegionNode,
     Shape,
     TensorSpec,
 )
+from fastwan.config import SAMPLERS
 from fastwan.quality.memory import device_bytes, spec_bytes
 
 
@@ -51,6 +53,7 @@ def manifest(engines: dict[str, Engine], regions: dict[str, Region] | None = Non
         backend="tensorrt-rtx",
         attention="sage3",
         sampler="unipc",
+        samplers=(SAMPLERS["unipc"],),
         components=("dit",),
         onnx=OnnxManifest(tool_version="0", model=model, graphs={}),
         engines=engines,
@@ -100,7 +103,7 @@ def test_regions_stand_where_they_run() -> None:
     region = Region(
         component="dit",
         after="a",
-        nodes=(),
+        nodes=(RegionNode(op="Any", inputs=("qkv",), outputs=("out",), attributes={}),),
         inputs=(spec("qkv", 300),),
         constants=(),
         outputs=(spec("out", 100),),

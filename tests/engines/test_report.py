@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.config import TARGETS
+from fastwan.config import SAMPLERS, TARGETS
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
 from fastwan.engines.source import EngineSource
@@ -40,7 +40,8 @@ def make_bundle(
         sources = [bundle_source(name) for name in ("time_tables", "text_kv", "dit")]
         sources.append(bundle_source("decoder", component="decoder", linears=()))
         request = BuildRequest(
-            target=TARGETS[target], backend=fake_backend, attention="native", sampler="unipc",
+            target=TARGETS[target], backend=fake_backend, attention="native",
+            samplers=(SAMPLERS["unipc"],),
             components=("dit", "decoder"), use_cache=False,
         )  # fmt: skip
         build_bundle(onnx_bundle, tmp_path / "bundle", sources, request)

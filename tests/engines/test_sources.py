@@ -11,7 +11,7 @@ import pytest
 from onnx import helper as oh
 
 from fastwan.bundle import Graph, Model, OnnxManifest, Shape, TensorSpec, open_bundle
-from fastwan.config import TARGETS
+from fastwan.config import SAMPLERS, TARGETS
 from fastwan.engines.backend import load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
@@ -205,7 +205,7 @@ def test_the_whole_way_to_a_bundle(exported: tuple[Path, OnnxManifest], tmp_path
     sources, regions = plan(exported)
     request = BuildRequest(
         target=TARGETS["rtx5090"], backend=load_backend("tensorrt-rtx"), attention="sage3",
-        sampler="unipc", components=ALL, use_cache=False,
+        samplers=(SAMPLERS["unipc"],), components=ALL, use_cache=False,
     )  # fmt: skip
     build_bundle(exported[0], tmp_path / "out", sources, request, regions=regions)
     bundle = open_bundle(tmp_path / "out")

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import pytest
 
-from fastwan.bundle import Region, RegionNode, TensorSpec
+from fastwan.bundle import Region, RegionNode
 from fastwan.engines.layers import LayerRecord, layer_from_json
 from fastwan.plugins.loader import checkout_root
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from fastwan.quality.cost import Cost, kernel_cost, region_cost, total
 from fastwan.quality.gpus import GPUS
 
@@ -129,21 +130,18 @@ def layers() -> dict[str, list[LayerRecord]]:
 @pytest.fixture(scope="module")
 def attention() -> Cost:
     """What the tool says of the region between two engines."""
-
-    def spec(name: str, channels: int) -> TensorSpec:
-        return TensorSpec(name=name, dtype="bfloat16", shape=(1, 32768, channels))
-
+    described = SageAttention3(1, 32768, SageAttributes(12, 32760))
     node = RegionNode(
         op="SageAttention3",
-        inputs=("qkv",),
+        inputs=tuple(spec.name for spec in described.inputs),
         outputs=("out",),
         attributes={"num_heads": 12, "num_tokens": 32760},
     )
     region = Region(
-        component="dit", after="segment_05", nodes=(node,), inputs=(spec("qkv", 4608),),
-        constants=(), outputs=(spec("out", 1536),),
+        component="dit", after="segment_05", nodes=(node,), inputs=described.inputs[:1],
+        constants=described.inputs[1:], outputs=described.outputs,
     )  # fmt: skip
-    return region_cost(region, GPU, "sage3")
+    return region_cost(region, GPU)
 
 
 @pytest.mark.parametrize("engine", BY_HAND)

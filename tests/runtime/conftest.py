@@ -27,6 +27,7 @@ from fastwan.bundle import (
     Shape,
     TensorSpec,
 )
+from fastwan.config import SAMPLERS
 from fastwan.files import sha256_file
 
 TEXT_LENGTH, TEXT_DIM = 6, 8
@@ -111,6 +112,7 @@ class FakeBundle:
             backend="tensorrt-rtx",
             attention="sage3",
             sampler=self.sampler,
+            samplers=(SAMPLERS["unipc"], SAMPLERS["dmd"]),
             components=("dit", "decoder"),
             onnx=OnnxManifest(tool_version="0", model=model, graphs=graphs),
             engines=engines,

@@ -265,7 +265,7 @@ def test_generate_refuses_a_tampered_bundle_and_writes_nothing(bundle: Any, tmp_
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(VerificationFailed, match=r"decoder\.cpu\.onnx"):
         generate(bundle.root, "a", tmp_path / "bad" / "frames", device="cpu")
-    assert list((tmp_path / "bad").iterdir()) == []
+    assert not (tmp_path / "bad").exists()
 
 
 def test_generate_finds_an_unusable_output_before_it_runs(bundle: Any, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_generate_finds_an_unusable_output_before_it_runs(bundle: Any, tmp_path:
     # No graph of this bundle can be run: the output has to be refused first.
     for path in bundle.onnx.glob("*.onnx"):
         path.unlink()
-    with pytest.raises(BadInput, match="not made by this tool"):
+    with pytest.raises(BadInput, match="was not written there"):
         generate(bundle.root, "a", tmp_path / "mine", device="cpu")
     with pytest.raises(BadInput, match="file is missing"):
         generate(bundle.root, "a", tmp_path / "new", device="cpu")

@@ -21,7 +21,8 @@ from fastwan.runtime.device.choice import resolve_device
 from fastwan.runtime.device.null import ENQUEUES, Call, NullDevice
 from fastwan.runtime.device.platforms import cuda_platform, null_platform
 from fastwan.runtime.device.session import Session
-from fastwan.runtime.model.sampler import Schedule, schedule_for
+from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.model.schedule import Schedule
 
 DEFAULT_PROMPT = "A curious raccoon peers through a vibrant field of yellow sunflowers."
 COVERS = (
@@ -63,7 +64,7 @@ def bench(
     if runs < 1 or warmup < 0:
         raise BadInput("at least one run is needed", where="--runs")
     bundle = open_bundle(path)
-    schedule = schedule_for(sampler or bundle.manifest.sampler)
+    schedule = schedule_of(bundle.manifest.sampler_spec(sampler))
     report = counts(bundle, schedule)
     report["times"] = None
     if device == "null":
@@ -167,9 +168,7 @@ def _measure(
         with timings.measure("total"):
             with timings.measure("text"):
                 embeds = components.text_encoder.encode(prompt)
-            with timings.measure("text_kv"):
-                components.prepare(embeds, schedule)
-            components.video(noises, schedule, timings)
+            components.video(embeds, noises, schedule, timings)
         measured.append(timings)
         states.append(gpu_state())
         least = min(least, platform.device.free_bytes())

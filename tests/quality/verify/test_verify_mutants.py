@@ -15,7 +15,9 @@ import onnx
 import pytest
 
 import fastwan.runtime.model.sampler
-from fastwan.runtime.model.sampler import Schedule, schedule_for
+from fastwan.config import SAMPLERS
+from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.model.schedule import Schedule
 
 pytestmark = pytest.mark.trt
 
@@ -208,7 +210,7 @@ def test_a_wrong_rope_table_fails_even_with_its_digest(mutant: Any) -> None:
 
 def test_changed_sampler_constants_fail(mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(name: str) -> Schedule:
-        schedule = schedule_for(name)
+        schedule = schedule_of(SAMPLERS[name])
         first = replace(schedule.steps[0], sigma=schedule.steps[0].sigma - 1e-5)
         return replace(schedule, steps=(first, *schedule.steps[1:]))
 

@@ -21,11 +21,12 @@ from fastwan.bundle import (
     TensorSpec,
     open_bundle,
 )
+from fastwan.config import SAMPLERS
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.device.null import Call, NullDevice, NullEngine, NullKernels
 from fastwan.runtime.device.platforms import null_platform
 from fastwan.runtime.device.session import Platform, Session
-from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.machine import DeviceError
 
 
@@ -283,7 +284,7 @@ def open_session(bundle: Any) -> Callable[..., Session]:
             opened = Bundle(opened.root, manifest)
         on_host = isinstance(device, HostDevice)
         platform = make_host_platform(device) if on_host else null_platform(opened, device)
-        return Session(platform, opened, schedule_for(sampler))
+        return Session(platform, opened, schedule_of(SAMPLERS[sampler]))
 
     return make
 

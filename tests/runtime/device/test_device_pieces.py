@@ -11,12 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fastwan.bundle import MANIFEST, Engine, FileRecord, Graph, Manifest, TensorSpec, open_bundle
+from fastwan.config import SAMPLERS
 from fastwan.errors import BadInput
 from fastwan.files import sha256_file
 from fastwan.quality.races import find_races
 from fastwan.runtime.device.null import Call, NullDevice, NullEngine
 from fastwan.runtime.device.session import Session
-from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.machine import DeviceError
 from fastwan.runtime.recording.memory_plan import plan
@@ -185,7 +186,7 @@ def engines_of(recording: Recording, stage: str) -> list[RunEngine]:
 
 
 def test_pieces_run_in_the_order_of_the_manifest(pieces: Manifest) -> None:
-    recording = record(pieces, schedule_for("unipc"))
+    recording = record(pieces, schedule_of(SAMPLERS["unipc"]))
     text = ["text_encoder_00", "text_encoder_01"]
     assert [run.engine for run in engines_of(recording, "text")] == text
     for step in range(3):
@@ -257,7 +258,7 @@ def test_the_longest_prompt_is_what_every_piece_takes(
 def test_a_prompt_runs_in_the_smallest_profile_that_takes_it(
     pieces: Manifest, length: int, profile: int
 ) -> None:
-    text = record(pieces, schedule_for("unipc")).text
+    text = record(pieces, schedule_of(SAMPLERS["unipc"])).text
     assert text is not None
     (stage,) = text.stages(length)
     runs = [each for each in stage.operations if isinstance(each, RunEngine)]
@@ -266,7 +267,7 @@ def test_a_prompt_runs_in_the_smallest_profile_that_takes_it(
 
 
 def test_engines_of_fixed_shapes_have_one_profile(pieces: Manifest) -> None:
-    recording = record(pieces, schedule_for("unipc"))
+    recording = record(pieces, schedule_of(SAMPLERS["unipc"]))
     runs = [run for step in range(3) for run in engines_of(recording, f"step_{step}")]
     assert {run.profile for run in runs} == {0}
 
@@ -307,7 +308,7 @@ def test_a_length_between_the_profiles_is_refused(pieces: Manifest) -> None:
         for name, (short, long) in second.profiles.items()
     }
     changed = with_engines(pieces, text_encoder_01=second.model_copy(update={"profiles": gap}))
-    text = record(changed, schedule_for("unipc")).text
+    text = record(changed, schedule_of(SAMPLERS["unipc"])).text
     assert text is not None
     text.stages(2)
     with pytest.raises(BadInput, match="text_encoder_01 has no profile for"):
@@ -319,7 +320,7 @@ def test_a_length_between_the_profiles_is_refused(pieces: Manifest) -> None:
     [("text_encoder_01", "scores"), ("dit_01", "rope_cos.shared"), ("dit_02", "shift")],
 )
 def test_a_value_that_nobody_makes_is_named(pieces: Manifest, piece: str, value: str) -> None:
-    record(pieces, schedule_for("unipc"))
+    record(pieces, schedule_of(SAMPLERS["unipc"]))
     reads = pieces.engines[piece]
     inputs = tuple(
         spec.model_copy(update={"name": "ghost"}) if spec.name == value else spec
@@ -328,7 +329,7 @@ def test_a_value_that_nobody_makes_is_named(pieces: Manifest, piece: str, value:
     profiles = {"ghost" if n == value else n: shapes for n, shapes in reads.profiles.items()}
     changed = reads.model_copy(update={"inputs": inputs, "profiles": profiles})
     with pytest.raises(BadInput, match="nothing provides ghost"):
-        record(with_engines(pieces, **{piece: changed}), schedule_for("unipc"))
+        record(with_engines(pieces, **{piece: changed}), schedule_of(SAMPLERS["unipc"]))
 
 
 @pytest.mark.parametrize(
@@ -337,29 +338,31 @@ def test_a_value_that_nobody_makes_is_named(pieces: Manifest, piece: str, value:
 def test_a_value_that_is_made_too_late_is_named(
     pieces: Manifest, component: str, missing: str
 ) -> None:
-    record(pieces, schedule_for("unipc"))
+    record(pieces, schedule_of(SAMPLERS["unipc"]))
     reverse = dict(reversed(pieces.engines.items()))
     apart = ("time_tables", "text_kv")
     moved = {n: e for n, e in reverse.items() if e.component == component and n not in apart}
     kept = {n: e for n, e in pieces.engines.items() if n not in moved}
     with pytest.raises(BadInput, match=f"nothing provides .*{missing}"):
-        record(pieces.model_copy(update={"engines": {**kept, **moved}}), schedule_for("unipc"))
+        record(
+            pieces.model_copy(update={"engines": {**kept, **moved}}), schedule_of(SAMPLERS["unipc"])
+        )
 
 
 def test_pieces_that_differ_in_dtype_are_refused(pieces: Manifest) -> None:
-    record(pieces, schedule_for("unipc"))
+    record(pieces, schedule_of(SAMPLERS["unipc"]))
     second = pieces.engines["text_encoder_01"]
     hidden, scores = second.inputs
     inputs = (hidden.model_copy(update={"dtype": "bfloat16"}), scores)
     changed = second.model_copy(update={"inputs": inputs})
     with pytest.raises(BadInput, match=r"reads encoder\.block\.0\.out as bfloat16"):
-        record(with_engines(pieces, text_encoder_01=changed), schedule_for("unipc"))
+        record(with_engines(pieces, text_encoder_01=changed), schedule_of(SAMPLERS["unipc"]))
 
 
 def test_a_dynamic_piece_without_a_profile_is_refused(pieces: Manifest) -> None:
-    record(pieces, schedule_for("unipc"))
+    record(pieces, schedule_of(SAMPLERS["unipc"]))
     second = pieces.engines["text_encoder_01"]
     profiles = {HIDDEN[0]: second.profiles[HIDDEN[0]]}
     changed = second.model_copy(update={"profiles": profiles})
     with pytest.raises(BadInput, match="text_encoder_01 has no profile for scores"):
-        record(with_engines(pieces, text_encoder_01=changed), schedule_for("unipc"))
+        record(with_engines(pieces, text_encoder_01=changed), schedule_of(SAMPLERS["unipc"]))

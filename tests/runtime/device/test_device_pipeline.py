@@ -125,6 +125,7 @@ def test_generate_writes_each_video_beside_the_next(
     prompts = ["a", "red fox"]
     alone = [generate(bundle.root, p, tmp_path / f"cpu_{p}", device="cpu") for p in prompts]
     monkeypatch.setattr(FastWanPipeline, "from_bundle", lambda *_, **__: on_device)
+    monkeypatch.setattr(on_device, "close", lambda: None)
     together = generate(bundle.root, prompts, tmp_path / "out", repeat=2)["videos"]
     for made, expected in zip(together, alone, strict=True):
         assert made["frames_sha256"] == expected["frames_sha256"]
@@ -142,6 +143,7 @@ def test_a_write_that_fails_beside_the_next_video_is_reported(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(FastWanPipeline, "from_bundle", lambda *_, **__: on_device)
+    monkeypatch.setattr(on_device, "close", lambda: None)
     monkeypatch.setattr("PIL.Image.Image.save", full)
     with pytest.raises(BadInput, match="No space left"):
         generate(bundle.root, ["a", "red fox"], tmp_path / "out")

@@ -13,12 +13,13 @@ import pytest
 from pydantic import ValidationError
 
 from fastwan.bundle import Bundle, Region, RegionNode, TensorSpec
+from fastwan.config import SAMPLERS
 from fastwan.errors import BadInput
 from fastwan.plugins.regions import REGIONS, Launch, RegionOp, region_op
 from fastwan.quality.races import find_races
 from fastwan.runtime.device.null import Call, NullDevice
 from fastwan.runtime.device.session import Session
-from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.memory_plan import lifetimes, plan
 from fastwan.runtime.recording.operations import LaunchRegion
 from fastwan.runtime.recording.record import Recording, record
@@ -93,7 +94,7 @@ def launches(recording: Recording) -> list[LaunchRegion]:
 
 
 def test_both_nodes_are_recorded_in_order(chained: Bundle) -> None:
-    recorded = launches(record(chained.manifest, schedule_for("unipc")))
+    recorded = launches(record(chained.manifest, schedule_of(SAMPLERS["unipc"])))
     assert [type(op.region).op for op in recorded] == ["SageAttention3", "Negate"] * 2
     attention, negation = recorded[:2]
     assert negation.inputs == attention.outputs
@@ -101,7 +102,7 @@ def test_both_nodes_are_recorded_in_order(chained: Bundle) -> None:
 
 
 def test_the_value_between_them_lives_no_longer_than_the_region(chained: Bundle) -> None:
-    recording = record(chained.manifest, schedule_for("unipc"))
+    recording = record(chained.manifest, schedule_of(SAMPLERS["unipc"]))
     layout, (lives, _) = plan(recording), lifetimes(recording)
     inner = [buffer for buffer in lives if buffer.name.startswith("inner")]
     assert len(inner) == 6  # two regions, three steps

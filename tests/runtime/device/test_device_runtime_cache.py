@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from fastwan.bundle import Bundle, open_bundle
+from fastwan.config import SAMPLERS
 from fastwan.runtime.device import engines as trt_executor
 from fastwan.runtime.device import runtime_cache
 from fastwan.runtime.device.components import DeviceComponents
 from fastwan.runtime.device.runtime_cache import MAX_FILES, RuntimeCache, cache_file
 from fastwan.runtime.device.session import Session
-from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.machine import DeviceInfo
 
 GPU = DeviceInfo("A GPU", 120, "13.0", 32 << 30)
@@ -303,7 +304,7 @@ def test_a_session_keeps_what_its_warm_up_compiled(
 ) -> None:
     cache, native = started(path, b"kernels")
     platform = replace(host_platform(host_device), runtime_cache=cache)
-    session = Session(platform, open_bundle(bundle.root), schedule_for("unipc"))
+    session = Session(platform, open_bundle(bundle.root), schedule_of(SAMPLERS["unipc"]))
     assert not path.exists()
     session.load()
     assert path.exists()
@@ -322,7 +323,7 @@ def test_components_say_whether_the_cache_was_used(
     for state in ("miss", "hit"):
         cache, _ = started(path, b"kernels")
         components = DeviceComponents(opened, replace(platform, runtime_cache=cache))
-        components.load(schedule_for("unipc"), text=True, decoder=True)
+        components.load(schedule_of(SAMPLERS["unipc"]), text=True, decoder=True)
         assert components.runtime_cache == state
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from fastwan.bundle import Bundle, Region, open_bundle
+from fastwan.config import SAMPLERS
 from fastwan.errors import BadInput
 from fastwan.quality.races import find_races
 from fastwan.runtime.cpu import components
 from fastwan.runtime.device.null import ENQUEUES, Call, NullDevice, NullEngine
 from fastwan.runtime.device.session import Session
-from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import ALIGNMENT, aligned, bundle_memory, lifetimes, plan
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
@@ -60,13 +61,13 @@ def test_the_recorded_calls_are_those_of_the_cpu(
 ) -> None:
     spy = Spy(monkeypatch)
     FastWanPipeline.from_bundle(bundle.root, "cpu")("red fox", sampler=sampler)
-    recording = record(open_bundle(bundle.root).manifest, schedule_for(sampler))
+    recording = record(open_bundle(bundle.root).manifest, schedule_of(SAMPLERS[sampler]))
     assert recording.calls == spy.calls
     assert Counter(call.split()[0] for call in recording.calls)["dit"] == 3
 
 
 def test_segments_and_regions_run_in_the_order_of_the_manifest(segmented: Bundle) -> None:
-    recording = record(segmented.manifest, schedule_for("unipc"))
+    recording = record(segmented.manifest, schedule_of(SAMPLERS["unipc"]))
     step = next(stage for stage in recording.stages if stage.name == "step_1")
     names = [
         op.engine if isinstance(op, RunEngine) else op.inputs[0].buffer.name
@@ -81,15 +82,15 @@ def test_segments_and_regions_run_in_the_order_of_the_manifest(segmented: Bundle
 def test_a_region_of_a_later_version_is_refused(
     segmented: Bundle, make_region: Callable[..., Region]
 ) -> None:
-    record(segmented.manifest, schedule_for("unipc"))
+    record(segmented.manifest, schedule_of(SAMPLERS["unipc"]))
     regions = {"region_00": make_region(0, op="FeedForward4"), "region_01": make_region(1)}
     other = segmented.manifest.model_copy(update={"regions": regions})
     with pytest.raises(BadInput, match="launches no FeedForward4"):
-        record(other, schedule_for("unipc"))
+        record(other, schedule_of(SAMPLERS["unipc"]))
 
 
 def test_constants_are_shared_and_written_once(segmented: Bundle) -> None:
-    recording = record(segmented.manifest, schedule_for("unipc"))
+    recording = record(segmented.manifest, schedule_of(SAMPLERS["unipc"]))
     layout = plan(recording)
     names = Counter(buffer.name for buffer in layout.fixed_buffers)
     assert names["rope_cos"] == 1
@@ -128,7 +129,7 @@ def check_aliasing(recording: Recording, offsets: Mapping[Any, int]) -> list[tup
 def test_buffers_share_memory_only_where_their_lifetimes_allow(
     segmented: Bundle, sampler: str
 ) -> None:
-    recording = record(segmented.manifest, schedule_for(sampler))
+    recording = record(segmented.manifest, schedule_of(SAMPLERS[sampler]))
     layout = plan(recording)
     assert check_aliasing(recording, layout.offsets) == []
     assert layout.arena < layout.unshared

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastwan.config import SAMPLERS
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.quality.races import find_races
 from fastwan.runtime.device.session import Session
 from fastwan.runtime.model.noise import draw, generator_for
-from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.machine import DeviceError
 
@@ -214,7 +215,9 @@ def test_a_bundle_without_a_decoder_still_denoises(bundle: Any, open_session: Op
 
     manifest = open_bundle(bundle.root).manifest
     engines = {n: e for n, e in manifest.engines.items() if n != "decoder"}
-    recording = record(manifest.model_copy(update={"engines": engines}), schedule_for("unipc"))
+    recording = record(
+        manifest.model_copy(update={"engines": engines}), schedule_of(SAMPLERS["unipc"])
+    )
     assert recording.frames is None
     assert [stage.name for stage in recording.video] == ["step_0", "step_1", "step_2"]
     assert plan(recording).arena < open_session().plan.unshared

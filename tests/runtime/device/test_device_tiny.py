@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from fastwan.bundle import Bundle, open_bundle
+from fastwan.config import SAMPLERS
 from fastwan.progress import Quiet
 from fastwan.quality.bench import counts
 from fastwan.runtime.cpu import components
 from fastwan.runtime.device.constants import initializers
-from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import plan
 from fastwan.runtime.recording.record import record
@@ -60,11 +61,11 @@ def test_the_null_device_and_the_cpu_make_the_same_calls(
     monkeypatch.setattr(components, "cpu_executor", cpu_executor)
     monkeypatch.setattr(components, "combine", noted_combine)
     FastWanPipeline.from_bundle(tiny.root, "cpu")("a red fox", sampler=sampler)
-    assert record(tiny.manifest, schedule_for(sampler)).calls == calls
+    assert record(tiny.manifest, schedule_of(SAMPLERS[sampler])).calls == calls
 
 
 def test_one_video_of_the_tiny_model(tiny: Bundle) -> None:
-    report = counts(tiny, schedule_for("unipc"))
+    report = counts(tiny, schedule_of(SAMPLERS["unipc"]))
     segments = sum(
         e.component == "dit" and e.runs == "step" for e in tiny.manifest.engines.values()
     )
@@ -81,7 +82,7 @@ def test_one_video_of_the_tiny_model(tiny: Bundle) -> None:
     assert report["allocations_in_loop"] == report["host_syncs_in_loop"] == report["races"] == 0
     assert report["bytes_to_host"] == 9 * 96 * 160 * 3
     assert report["kernels"] > report["enqueues"]
-    layout = plan(record(tiny.manifest, schedule_for("unipc")))
+    layout = plan(record(tiny.manifest, schedule_of(SAMPLERS["unipc"])))
     assert layout.arena < layout.unshared / 2
 
 
@@ -89,6 +90,6 @@ def test_every_constant_of_a_region_is_in_the_bundle(tiny: Bundle) -> None:
     specs = {spec.name: spec for r in tiny.manifest.regions.values() for spec in r.constants}
     assert specs
     found = initializers(tiny, list(specs))
-    layout = plan(record(tiny.manifest, schedule_for("unipc")))
+    layout = plan(record(tiny.manifest, schedule_of(SAMPLERS["unipc"])))
     sizes = {buffer.name: buffer.size for buffer in layout.fixed_buffers}
     assert {name: len(data) for name, data in found.items()} == {n: sizes[n] for n in specs}

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-import fastwan.runtime.model.sampler as runtime
 from fastwan.config import VideoShape
 from fastwan.export.models.taehv import StreamingStep
 from fastwan.export.models.wan import WanDiT
@@ -25,6 +24,7 @@ from fastwan.runtime.model.dit import DiT
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import combine, denoise
 from fastwan.runtime.model.noise import DEFAULT_SEED, draw
+from fastwan.runtime.model.samplers import schedule_of
 
 MARGIN = 2.0
 """Limit over the largest sensitivity measured.
@@ -91,7 +91,7 @@ class Model:
 
 def step_names(subject: Subject) -> tuple[str, ...]:
     """Names of the checks, one for each step of the bundle's sampler."""
-    steps = runtime.schedule_for(subject.manifest.sampler).steps
+    steps = schedule_of(subject.manifest.sampler_spec()).steps
     return tuple(f"step_{index}" for index in range(len(steps)))
 
 
@@ -108,7 +108,7 @@ def check_video(
         text: prompt embeddings.
         decode: clean latents to frames by the runtime's decoder, None to leave the frames out.
     """
-    schedule = runtime.schedule_for(subject.manifest.sampler)
+    schedule = schedule_of(subject.manifest.sampler_spec())
     shape = subject.check_shape.latents(subject.dit_config.in_channels)
     noises = draw(shape, schedule, torch.Generator().manual_seed(DEFAULT_SEED))
     nvfp4, fp4 = subject.recipe.linears == "nvfp4", subject.fp4_attention
