@@ -16,10 +16,11 @@ from fastwan.progress import Progress
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
+from fastwan.runtime.report import GenerateReport, MadeVideo
 from fastwan.runtime.timings import Timings
 from fastwan.runtime.video import FPS, Output, WriteFrame, open_output, parse_output
+from fastwan.schema import BundleFacts
 
-Report = dict[str, Any]
 Run = tuple[Timings, str, int]
 """Times, hash and number of the frames of one video."""
 
@@ -37,7 +38,7 @@ def generate(
     repeat: int = 1,
     prompt_cache: Path | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> GenerateReport:
     """Make videos and write them; no more than the frames of one latent are held at a time.
 
     Args:
@@ -49,10 +50,6 @@ def generate(
         warmup: videos of each prompt that are made before and neither measured nor written.
         repeat: times that each video is made and measured; the last one is written.
         prompt_cache: folder that keeps the embeddings of prompts.
-
-    Returns:
-        What was made, ready for JSON; ``seconds`` are measured, ``frames_sha256`` is over the raw
-        pixels of all frames in order. For several prompts ``videos`` holds one such object each.
 
     Raises:
         BadInput, EnvironmentLacks, VerificationFailed: see `FastWanPipeline`; nothing is written.
@@ -68,7 +65,7 @@ def generate(
         print(pipeline.device.note, file=sys.stderr)
     memory = None
     if pipeline.bundle.manifest.engines:
-        memory = {"kind": "predicted", **bundle_memory(pipeline.bundle, sampler)}
+        memory = bundle_memory(pipeline.bundle, sampler)
     videos = []
     with ThreadPoolExecutor(1) as pool:
         for index, text in enumerate(prompts):
@@ -79,16 +76,22 @@ def generate(
                 )
             except OSError as error:
                 raise _unwritable(error, output) from error
-            facts = {"bundle": str(bundle), "prompt": text, "seed": seed, "device_bytes": memory}
-            videos.append((facts, outputs, runs, written))
+            videos.append((text, outputs, runs, written))
     made = []
-    for facts, outputs, runs, written in videos:
+    for text, outputs, runs, written in videos:
         try:
             written.result()
         except OSError as error:
             raise _unwritable(error, output) from error
-        made.append({**facts, **_report(pipeline, sampler, outputs, runs)})
-    return made[0] if len(made) == 1 else {"videos": made}
+        made.append(_made(pipeline, text, seed, sampler, outputs, runs))
+    return GenerateReport(
+        bundle=BundleFacts.of(pipeline.bundle),
+        device=pipeline.device.name,
+        note=pipeline.device.note,
+        runtime_cache=pipeline.components.runtime_cache,
+        device_bytes=memory,
+        videos=tuple(made),
+    )
 
 
 def _unwritable(error: OSError, output: Path) -> BadInput:
@@ -160,30 +163,31 @@ def _finish(
         _write(writers, frames, timings)
 
 
-def _report(
+def _made(
     pipeline: FastWanPipeline,
+    prompt: str,
+    seed: int,
     sampler: str | None,
     outputs: Sequence[Output],
     runs: Sequence[Run],
-) -> Report:
+) -> MadeVideo:
     shape = pipeline.components.shape
     video = next((each.path for each in outputs if each.kind == "mp4"), None)
     images = next((each for each in outputs if each.kind == "frames"), None)
     _, digest, count = runs[-1]
     seconds = [{name: round(s, 6) for name, s in timings.items()} for timings, _, _ in runs]
-    return {
-        "sampler": pipeline.schedule(sampler).name,
-        "device": pipeline.device.name,
-        "note": pipeline.device.note,
-        "runtime_cache": pipeline.components.runtime_cache,
-        "video": str(video) if video else None,
-        "frames_dir": str(images.path) if images else None,
-        "first_frame": str(images.frame(0)) if images else None,
-        "height": shape.height,
-        "width": shape.width,
-        "fps": FPS,
-        "frame_count": count,
-        "frames_sha256": digest,
-        "seconds": {"kind": "measured", **seconds[-1]},
-        "runs": seconds,
-    }
+    return MadeVideo(
+        prompt=prompt,
+        seed=seed,
+        sampler=pipeline.schedule(sampler).name,
+        video=str(video) if video else None,
+        frames_dir=str(images.path) if images else None,
+        first_frame=str(images.frame(0)) if images else None,
+        height=shape.height,
+        width=shape.width,
+        fps=FPS,
+        frame_count=count,
+        frames_sha256=digest,
+        seconds=seconds[-1],
+        runs=tuple(seconds),
+    )

@@ -57,4 +57,6 @@ def check_sampler(subject: Subject) -> Check:
         )
         value = max(value, *(abs(a - b) for a, b in pairs))
     metric = "largest difference to the published constants"
-    return Check("sampler", metric, value, LIMIT, note=f"{name}, {len(steps)} steps")
+    return Check(
+        name="sampler", metric=metric, value=value, limit=LIMIT, note=f"{name}, {len(steps)} steps"
+    )
