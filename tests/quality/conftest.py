@@ -38,6 +38,7 @@ WIDTH = HEADS * 128
 LATENTS = (1, 16, 3, 2, 4)
 FRAMES = (4, 16, 32, 3)
 TEXT_PROFILES = ((1, 64, 64), (65, 256, 256))
+SHAPE = Shape(height=16, width=32, num_frames=9)
 
 
 def record(
@@ -175,6 +176,33 @@ def engines() -> dict[str, tuple[Engine, list[LayerRecord]]]:
     }  # fmt: skip
 
 
+def manifest_of(
+    engines: dict[str, Engine],
+    regions: dict[str, Region],
+    files: dict[str, FileRecord],
+    shape: Shape = SHAPE,
+    **rest: Any,
+) -> Manifest:
+    """A manifest without graphs."""
+    model = Model(
+        name="tiny", recipe="nvfp4", shape=shape, dit={}, decoder={}, text_encoder=None,
+        default_sampler="unipc",
+    )  # fmt: skip
+    settings: dict[str, Any] = {"target": "rtx5090", "sampler": "unipc", "components": ("dit",)}
+    return Manifest(
+        tool_version="0.1",
+        versions={"tensorrt-rtx": "1.0"},
+        backend="tensorrt-rtx",
+        attention="sage3",
+        onnx=OnnxManifest(tool_version="0.1", model=model, graphs={}),
+        engines=engines,
+        regions=regions,
+        files=files,
+        build=BuildRecord(seconds=1.5, peak_rss_bytes=10, stages={"export": 1.0}),
+        **(settings | rest),
+    )
+
+
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
     """Write a bundle without graphs; everything but running it works."""
@@ -194,29 +222,20 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
             name: [each.to_json() for each in records] for name, (_, records) in parts.items()
         }
         (root / "layers.json").write_text(json.dumps(layers))
-        model = Model(
-            name="tiny", recipe="nvfp4", shape=Shape(height=16, width=32, num_frames=9), dit={},
-            decoder={}, text_encoder=None, default_sampler="unipc",
-        )  # fmt: skip
-        manifest = Manifest(
-            tool_version="0.1",
-            versions={"tensorrt-rtx": "1.0"},
+        files = {
+            str(path.relative_to(root)): FileRecord(
+                sha256=sha256_file(path), bytes=path.stat().st_size
+            )
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        }
+        manifest = manifest_of(
+            {name: engine for name, (engine, _) in parts.items()},
+            {"region_00": region()} if "dit" in components else {},
+            files,
             target=target,
-            backend="tensorrt-rtx",
-            attention="sage3",
             sampler=sampler,
             components=components,
-            onnx=OnnxManifest(tool_version="0.1", model=model, graphs={}),
-            engines={name: engine for name, (engine, _) in parts.items()},
-            regions={"region_00": region()} if "dit" in components else {},
-            files={
-                str(path.relative_to(root)): FileRecord(
-                    sha256=sha256_file(path), bytes=path.stat().st_size
-                )
-                for path in sorted(root.rglob("*"))
-                if path.is_file()
-            },
-            build=BuildRecord(seconds=1.5, peak_rss_bytes=10, stages={"export": 1.0}),
         )
         (root / MANIFEST).write_text(manifest.model_dump_json())
         return open_bundle(root)
@@ -237,7 +256,7 @@ def constants(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
     """Helpers of this file."""
-    return SimpleNamespace(record=record, move=move, quantise=quantise, fp4_gemm=fp4_gemm)
+    return SimpleNamespace(record=record, move=move, manifest=manifest_of)
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,30 @@
 """The predicted time of a step against a computation by hand, and the page that shows it.
 
-``step_layers.json`` has the layer records of four engines of a real build of the 1.3 B transformer
-at 832x480, 81 frames, cut at its attention: the time tables, the first segment, one in the middle
-and the last.
+``full_size.json.gz`` has the engines, regions and layer records of a real build of the 1.3 B
+transformer and its decoder at 832x480, 81 frames, cut at its attention (`scripts/step_records.py`).
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
+from fastwan.bundle import Engine, FileRecord, Region, Shape
 from fastwan.engines.layers import LayerRecord, layer_from_json
 from fastwan.plugins.loader import checkout_root
-from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from fastwan.quality.cost import Cost, kernel_cost, region_op_cost, total
 from fastwan.quality.gpus import GPUS
+from fastwan.quality.price import VideoCost, operation_cost, price
+from fastwan.runtime.model.sampler import schedule_for
+from fastwan.runtime.recording.operations import Cast, Combine, Copy, LaunchRegion
+from fastwan.runtime.recording.record import Recording, record
 
 GPU = GPUS["rtx5090"]
 MIDDLE_BLOCKS = 29
@@ -47,15 +52,17 @@ GEMM, WIDE_GEMM, TRIPLE_GEMM = 154_618_822_656, 901_943_132_160, 463_856_467_968
 
 
 class Hand(NamedTuple):
-    """A kernel by hand: what it moves, what it computes, at which rate."""
+    """A kernel by hand: what it moves (over the bus?), what it computes, at which rate."""
 
     bytes: int
     operations: int = 0
     rate: float = 1.0
+    bus: bool = False
 
     @property
     def microseconds(self) -> float:
-        return max(self.bytes / 1.79e6, self.operations / self.rate / 1e-6) + 2
+        moved = self.bytes / (63e3 if self.bus else 1.79e6)
+        return max(moved, self.operations / self.rate / 1e-6) + 2
 
 
 FP4_RATE, BF16_RATE, MHA_RATE, SAGE_RATE = 1676e12, 209e12, 214e12, 760e12
@@ -120,27 +127,67 @@ SEGMENTS = {"segment_00": FIRST, "segment_05": BLOCK, "segment_30": LAST}
 BY_HAND = {"time_tables": TABLES, **SEGMENTS}
 
 
-@pytest.fixture(scope="module")
-def layers() -> dict[str, list[LayerRecord]]:
-    raw = json.loads((Path(__file__).parent / "step_layers.json").read_text())
-    return {name: [layer_from_json(record) for record in records] for name, records in raw.items()}
+LATENTS = 16 * 21 * 60 * 104  # values of the latents
+AROUND = {
+    "noise to the GPU": (0, Hand(4 * LATENTS, bus=True)),
+    "latents to bf16": (1, Hand(6 * LATENTS)),
+    "sums of step 0": (0, Hand(14 * LATENTS)),  # noise, velocity; latents, prediction
+    "sum of step 1": (1, Hand(18 * LATENTS)),  # noise, prediction, latents, velocity; latents
+    "sum of step 2": (2, Hand(10 * LATENTS)),  # latents, velocity; latents
+}
+"""Operations between two runs of the transformer, each with a step that has it."""
 
 
 @pytest.fixture(scope="module")
-def attention() -> Cost:
+def full_size() -> dict[str, Any]:
+    return dict(
+        json.loads(gzip.decompress((Path(__file__).parent / "full_size.json.gz").read_bytes()))
+    )
+
+
+@pytest.fixture(scope="module")
+def layers(full_size: dict[str, Any]) -> dict[str, list[LayerRecord]]:
+    return {
+        name: [layer_from_json(record) for record in records]
+        for name, records in full_size["layers"].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def recording(full_size: dict[str, Any], kit: SimpleNamespace) -> Recording:
+    engines = {name: Engine(**engine) for name, engine in full_size["engines"].items()}
+    manifest = kit.manifest(
+        engines,
+        {name: Region(**region) for name, region in full_size["regions"].items()},
+        {engine.file: FileRecord(sha256="", bytes=0) for engine in engines.values()},
+        Shape(height=480, width=832, num_frames=81),
+    )
+    return record(manifest, schedule_for("unipc"))
+
+
+@pytest.fixture(scope="module")
+def video(recording: Recording, layers: dict[str, list[LayerRecord]]) -> VideoCost:
+    return price(recording, layers, GPU)
+
+
+@pytest.fixture(scope="module")
+def attention(recording: Recording) -> Cost:
     """What the tool says of the region between two engines."""
-
-    return region_op_cost(SageAttention3(1, 32768, SageAttributes(12, 32760)), GPU)
+    (stage,) = (stage for stage in recording.stages if stage.name == "step_0")
+    regions = [each.region for each in stage.operations if isinstance(each, LaunchRegion)]
+    assert len(regions) == BLOCKS
+    assert len(set(regions)) == 1
+    return region_op_cost(regions[0], GPU)
 
 
 @pytest.mark.parametrize("engine", BY_HAND)
 def test_every_kernel_is_priced_as_by_hand(
     layers: dict[str, list[LayerRecord]], engine: str
 ) -> None:
-    for record, hand in zip(layers[engine], BY_HAND[engine], strict=True):
-        cost = kernel_cost(record, GPU)
-        assert (cost.bytes_moved, cost.flops) == (hand.bytes, hand.operations), record.name
-        assert cost.seconds == pytest.approx(hand.microseconds * 1e-6), record.name
+    for layer, hand in zip(layers[engine], BY_HAND[engine], strict=True):
+        cost = kernel_cost(layer, GPU)
+        assert (cost.bytes_moved, cost.flops) == (hand.bytes, hand.operations), layer.name
+        assert cost.seconds == pytest.approx(hand.microseconds * 1e-6), layer.name
 
 
 def test_the_attention_is_priced_as_by_hand(attention: Cost) -> None:
@@ -171,7 +218,7 @@ def shown(hand: Hand) -> list[str]:
     return [f"{hand.bytes / 1e6:,.1f}", operations, f"{hand.microseconds:,.1f}"]
 
 
-SYMBOLS = {"L": 32_768, "N": 32_760, "C": 1_536, "F": 8_960, "T": 512, "P": PACKED}
+SYMBOLS = {"D": LATENTS, "L": 32_768, "N": 32_760, "C": 1_536, "F": 8_960, "T": 512, "P": PACKED}
 
 
 def formula_bytes(formula: str) -> float:
@@ -214,27 +261,91 @@ def test_the_page_shows_every_kernel(page: str, title: str, kernels: list[Hand])
     assert last[-3:] == total_row(kernels)
 
 
-def test_the_page_has_the_step_that_the_tool_predicts(
-    page: str, layers: dict[str, list[LayerRecord]], attention: Cost
-) -> None:
+def step_sums(layers: dict[str, list[LayerRecord]], attention: Cost) -> dict[str, Cost]:
     first, middle, last = (
         total(kernel_cost(record, GPU) for record in layers[name]) for name in SEGMENTS
     )
-    step = first + middle * MIDDLE_BLOCKS + attention * BLOCKS + last
-    parts = {
+    return {
         "first engine": first,
         "29 engines between two attentions": middle * MIDDLE_BLOCKS,
         "30 attentions": attention * BLOCKS,
         "last engine": last,
-        "**step**": step,
+        "**transformer**": first + middle * MIDDLE_BLOCKS + attention * BLOCKS + last,
     }
-    expected = []
-    for name, cost in parts.items():
-        cells = [
-            f"{cost.kernels:,}",
-            f"{cost.bytes_moved / 1e9:,.2f}",
-            f"{cost.floor_seconds * 1e3:,.2f}",
-            f"{cost.seconds * 1e3:,.2f}",
-        ]
-        expected.append([name, *(f"**{each}**" if cost is step else each for each in cells)])
+
+
+def cells(cost: Cost, runs: int = 1) -> list[str]:
+    return [
+        f"{cost.kernels / runs:,.0f}",
+        f"{cost.bytes_moved / runs / 1e9:,.2f}",
+        f"{cost.floor_seconds / runs * 1e3:,.2f}",
+        f"{cost.seconds / runs * 1e3:,.2f}",
+    ]
+
+
+def bold(row: list[str]) -> list[str]:
+    return [f"**{each}**" for each in row]
+
+
+def test_the_middle_engines_are_alike(layers: dict[str, list[LayerRecord]]) -> None:
+    middle = [name for name in layers if re.fullmatch(r"segment_(0[1-9]|[12]\d)", name)]
+    assert len(middle) == MIDDLE_BLOCKS
+    costs = {total(kernel_cost(record, GPU) for record in layers[name]) for name in middle}
+    assert len(costs) == 1
+
+
+def test_the_page_has_the_operations_around_the_transformer(
+    page: str, recording: Recording, layers: dict[str, list[LayerRecord]]
+) -> None:
+    rows = section(page, "Around the transformer")
+    assert [row[0] for row in rows] == list(AROUND)
+    for row, (step, hand) in zip(rows, AROUND.values(), strict=True):
+        assert row[-2:] == [f"{hand.bytes / 1e6:,.1f}", f"{hand.microseconds:,.1f}"]
+        assert formula_bytes(row[2]) == hand.bytes
+        (stage,) = (stage for stage in recording.stages if stage.name == f"step_{step}")
+        kind = {"noise": Copy, "latents": Cast}.get(row[0].split()[0], Combine)
+        (operation,) = (each for each in stage.operations if isinstance(each, kind))
+        cost = operation_cost(operation, recording.manifest, layers, GPU)
+        assert cost.bytes_moved == hand.bytes
+        assert cost.seconds == pytest.approx(hand.microseconds * 1e-6)
+
+
+def test_the_page_has_the_steps_that_the_tool_predicts(
+    page: str, layers: dict[str, list[LayerRecord]], attention: Cost, video: VideoCost
+) -> None:
+    sums = step_sums(layers, attention)
+    expected = [[name, *cells(cost)] for name, cost in sums.items()]
+    expected[-1][1:] = bold(expected[-1][1:])
+    expected += [[f"step {i}", *cells(video.of([name]))] for i, name in enumerate(video.steps)]
+    expected.append(["**mean step**", *bold(cells(video.of(video.steps), len(video.steps)))])
     assert section(page, "The step") == expected
+
+
+def test_a_step_is_the_transformer_and_what_is_around_it(
+    layers: dict[str, list[LayerRecord]], attention: Cost, video: VideoCost
+) -> None:
+    transformer = step_sums(layers, attention)["**transformer**"]
+    around = {name: hand for name, (_, hand) in AROUND.items()}
+    cast = around["latents to bf16"]
+    beside = [
+        [around["noise to the GPU"], cast, around["sums of step 0"]],
+        [cast, around["sum of step 1"]],
+        [cast, around["sum of step 2"]],
+    ]
+    for name, hands in zip(video.steps, beside, strict=True):
+        step = video.of([name])
+        assert step.bytes_moved == transformer.bytes_moved + sum(hand.bytes for hand in hands)
+        assert step.kernels == transformer.kernels + 2
+        extra = sum(hand.microseconds for hand in hands) * 1e-6
+        assert step.seconds == pytest.approx(transformer.seconds + extra)
+
+
+def test_the_page_has_the_video_that_the_tool_predicts(page: str, video: VideoCost) -> None:
+    parts = {
+        "keys and values of the prompt": ["text_kv"],
+        "3 steps": list(video.steps),
+        "decoder, frames in host memory": ["decode"],
+    }
+    expected = [[name, *cells(video.of(names))] for name, names in parts.items()]
+    expected.append(["**video**", *bold(cells(video.video))])
+    assert section(page, "The video") == expected
