@@ -38,7 +38,7 @@ def timed(report: BenchReport, median_ms: float) -> BenchReport:
         times={"decode": decode}, load_seconds=1.0, runtime_cache="unused", memory_peak_bytes=100,
         gpu_states=(None,), eager_reason="",
     )  # fmt: skip
-    return report.model_copy(update={"measured": measured})
+    return report.model_copy(update={"measurement": measured})
 
 
 def test_bench_and_inspect_count_the_same_video(bundle: Bundle, report: BenchReport) -> None:

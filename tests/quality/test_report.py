@@ -12,6 +12,7 @@ from fastwan.bundle import Bundle
 from fastwan.quality.inspection import InspectReport
 from fastwan.quality.report import build_report, inspect_bundle
 from fastwan.quality.report_text import render
+from fastwan.runtime.model.sampler import unipc
 
 Make = Callable[..., Bundle]
 TOKENS, WIDTH = 128, 256
@@ -79,6 +80,21 @@ def test_the_prediction_is_the_recorded_video(make_bundle: Make) -> None:
     assert "step_2, decode" in prediction.covers
     assert "not the time tables" in prediction.covers
     assert prediction.published_step_ms is None  # another size than the published one
+
+
+def test_a_sampler_with_a_step_more_predicts_a_longer_video(
+    make_bundle: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle()
+    usual = inspect_bundle(bundle).prediction
+    monkeypatch.setattr("fastwan.quality.report.schedule_for", lambda _: unipc(4))
+    longer = inspect_bundle(bundle).prediction
+    assert usual is not None
+    assert longer is not None
+    assert list(longer.stages)[-2:] == ["step_3", "decode"]
+    step = longer.stages["step_3"].predicted_ms
+    assert step is not None
+    assert (longer.video_ms or 0) - (usual.video_ms or 0) == pytest.approx(step, rel=0.2)
 
 
 def test_a_gpu_without_rates_has_no_prediction(make_bundle: Make) -> None:

@@ -22,7 +22,7 @@ GIVEN = {
     "schema_version", "seed", "bundle.shape.height", "bundle.shape.width",
     "bundle.shape.num_frames", "prediction.published_step_ms", "prediction.published_video_ms",
     "videos.*.seed", "videos.*.height", "videos.*.width", "videos.*.fps",
-    "measured.compute_capability", "measured.runs", "measured.warmup",
+    "measurement.compute_capability", "measurement.runs", "measurement.warmup",
 }  # fmt: skip
 """Numbers that are no figures: what the caller or the model says."""
 

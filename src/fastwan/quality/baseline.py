@@ -40,9 +40,9 @@ def figures(report: BenchReport) -> dict[str, float]:
     counts = {name: getattr(report, name) for name in _COUNTS}
     counts["device_bytes"] = report.device_bytes.total
     times = {}
-    if report.measured is not None:
-        counts["memory_peak_bytes"] = report.measured.memory_peak_bytes
-        stages = report.measured.times.items()
+    if report.measurement is not None:
+        counts["memory_peak_bytes"] = report.measurement.memory_peak_bytes
+        stages = report.measurement.times.items()
         times = {f"{stage} median_ms": each.median_ms for stage, each in stages}
     return {**{n: float(count) for n, count in counts.items() if count is not None}, **times}
 

@@ -69,7 +69,7 @@ def bench(
         report = report.model_copy(update={"note": note})
     elif resolve_device(device).name == "cuda":
         name, measured = _measure(bundle, schedule, prompt, runs, warmup, progress or Quiet())
-        report = report.model_copy(update={"device": name, "measured": measured})
+        report = report.model_copy(update={"device": name, "measurement": measured})
     else:
         note = "no CUDA device is visible: exact counts, no times"
         report = report.model_copy(update={"note": note})
@@ -117,7 +117,7 @@ def counts(bundle: Bundle, schedule: Schedule) -> BenchReport:
         unshared_arena_bytes=session.plan.unshared,
         races=len(find_races(device.calls)),
         covers=COVERS.format(steps=len(schedule.steps)),
-        measured=None,
+        measurement=None,
         environment=environment(),
     )
 

@@ -73,7 +73,7 @@ class BenchReport(FigureReport):
     """Accesses to the same bytes that nothing puts in order."""
     covers: str
     """What ``total`` and the counts are of."""
-    measured: Measurement | None
+    measurement: Measurement | None
     environment: Environment
 
 
@@ -88,9 +88,9 @@ def render(report: BenchReport) -> str:
         f"device memory (predicted): {report.device_bytes.total / 1e6:,.1f} MB; "
         f"to the host: {report.bytes_to_host / 1e6:,.1f} MB",
     ]
-    if report.measured is None:
+    if report.measurement is None:
         return "\n".join([*lines, report.note])
-    for stage, times in report.measured.times.items():
+    for stage, times in report.measurement.times.items():
         lines.append(
             f"{stage:>10}: median {times.median_ms:.2f} ms, min {times.min_ms:.2f}, "
             f"p95 {times.p95_ms:.2f} (measured)"

@@ -28,7 +28,7 @@ def test_counts_of_one_video_are_exact(bundle: Any) -> None:
     assert report.enqueues_by_kind == kinds
     assert report.enqueues == sum(kinds.values())
     assert report.kernels is None  # the bundle has no layer records
-    assert report.measured is None
+    assert report.measurement is None
     assert "no times" in render(report)
 
 
@@ -80,7 +80,7 @@ def test_stages_are_measured_on_a_device(
     monkeypatch.setattr(device, "cuda_device_count", lambda: 1)
     monkeypatch.setattr(module, "cuda_platform", lambda _bundle: host_platform(host_device))
     report = bench(bundle.root, runs=2, warmup=1, prompt="red fox")
-    measured = report.measured
+    measured = report.measurement
     assert measured is not None
     assert (report.device, measured.runtime_cache) == ("NULL device", "unused")
     steps = ["step_0", "step_1", "step_2"]
