@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal, cast
 
+from fastwan.bundle import Bundle
 from fastwan.errors import BadInput, VerificationFailed
 
 Kind = Literal["gemm", "attention", "convolution", "memory", "host"]
@@ -183,6 +184,11 @@ def layer_from_json(raw: dict[str, object]) -> LayerRecord:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"a layer record is malformed: {error!r}", where="layers.json") from None
+
+
+def bundle_layers(bundle: Bundle) -> dict[str, tuple[LayerRecord, ...]]:
+    """Layer records by engine; raises what `Bundle.file` and `layer_from_json` raise."""
+    return {name: tuple(map(layer_from_json, records)) for name, records in bundle.layers.items()}
 
 
 def parse_layers(

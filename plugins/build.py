@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fastwan.errors import EnvironmentLacks
 from fastwan.plugins import loader
 from fastwan.progress import Progress, Quiet
+from fastwan.schema import FigureReport, Measured
 
 SOURCE = Path(__file__).resolve().parent
 OLDEST_CUDA = (12, 8)
@@ -38,6 +39,18 @@ class Requirement(NamedTuple):
     found: str
     needed: bool
     fix: str
+
+
+class PluginReport(FigureReport):
+    """What ``build-plugin`` compiled."""
+
+    kind: Literal["build-plugin"] = "build-plugin"
+    schema_version: Literal[1] = 1
+    library: str
+    """Path of the library."""
+    bytes: Measured[int]
+    build: dict[str, str]
+    """What it was built from, see `fastwan.plugins.loader.PluginLibrary.build_info`."""
 
 
 def _nvcc() -> Path | None:
@@ -214,6 +227,15 @@ def build_plugin(output: Path | None = None, *, progress: Progress | None = None
     library = folder / loader.LIBRARY_NAME
     loader.PluginLibrary(library)
     return library if output is None else _install(library, output)
+
+
+def plugin_report(library: Path) -> PluginReport:
+    """What is known of a library that was built; it is loaded for that."""
+    return PluginReport(
+        library=str(library),
+        bytes=library.stat().st_size,
+        build=loader.PluginLibrary(library).build_info,
+    )
 
 
 def _install(library: Path, output: Path) -> Path:

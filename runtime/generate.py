@@ -9,13 +9,13 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fastwan.errors import BadInput
 from fastwan.progress import Progress
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
+from fastwan.runtime.report import GenerateReport, MadeVideo
 from fastwan.runtime.request import Request
 from fastwan.runtime.timings import Timings
 from fastwan.runtime.video import (
@@ -26,8 +26,8 @@ from fastwan.runtime.video import (
     open_output,
     parse_output,
 )
+from fastwan.schema import BundleFacts
 
-Report = dict[str, Any]
 Run = tuple[Timings, str, int]
 """Times, hash and number of the frames of one video."""
 
@@ -46,7 +46,7 @@ def generate(
     prompt_cache: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
-) -> Report:
+) -> GenerateReport:
     """Make videos and write them; no more than the frames of one latent are held at a time.
 
     Args:
@@ -59,10 +59,6 @@ def generate(
         repeat: times that each video is made and measured; the last one is written.
         prompt_cache: folder that keeps the embeddings of prompts.
         force: replace outputs that this tool did not write, too.
-
-    Returns:
-        What was made, ready for JSON; ``seconds`` are measured, ``frames_sha256`` is over the raw
-        pixels of all frames in order. For several prompts ``videos`` holds one such object each.
 
     Raises:
         BadInput, EnvironmentLacks, VerificationFailed: see `FastWanPipeline`; nothing is written.
@@ -82,16 +78,20 @@ def generate(
             print(pipeline.device.note, file=sys.stderr)
         memory = None
         if pipeline.bundle.manifest.engines:
-            memory = {"kind": "predicted", **bundle_memory(pipeline.bundle, sampler)}
+            memory = bundle_memory(pipeline.bundle, sampler)
         jobs = [
             _Job(Request(prompt=text, seed=seed, sampler=sampler), tuple(place), warmup, repeat)
             for text, place in zip(prompts, places, strict=True)
         ]
-        reports = []
-        for job, runs in zip(jobs, _make_all(pipeline, jobs, force, progress), strict=True):
-            facts = {"bundle": str(bundle), "prompt": job.request.prompt, "seed": seed}
-            reports.append({**facts, "device_bytes": memory, **_report(pipeline, job, runs)})
-    return reports[0] if not several else {"videos": reports}
+        made = _make_all(pipeline, jobs, force, progress)
+        return GenerateReport(
+            bundle=BundleFacts.of(pipeline.bundle),
+            device=pipeline.device.name,
+            note=pipeline.device.note,
+            runtime_cache=pipeline.components.runtime_cache,
+            device_bytes=memory,
+            videos=tuple(_made(pipeline, job, runs) for job, runs in zip(jobs, made, strict=True)),
+        )
 
 
 @dataclass(frozen=True)
@@ -187,25 +187,24 @@ def _finish(
         _write(writers, frames, timings)
 
 
-def _report(pipeline: FastWanPipeline, job: _Job, runs: Sequence[Run]) -> Report:
+def _made(pipeline: FastWanPipeline, job: _Job, runs: Sequence[Run]) -> MadeVideo:
     shape = pipeline.components.shape
     video = next((each.path for each in job.outputs if each.kind == "mp4"), None)
     images = next((each for each in job.outputs if each.kind == "frames"), None)
     _, digest, count = runs[-1]
     seconds = [{name: round(s, 6) for name, s in timings.items()} for timings, _, _ in runs]
-    return {
-        "sampler": pipeline.schedule(job.request.sampler).name,
-        "device": pipeline.device.name,
-        "note": pipeline.device.note,
-        "runtime_cache": pipeline.components.runtime_cache,
-        "video": str(video) if video else None,
-        "frames_dir": str(images.path) if images else None,
-        "first_frame": str(images.frame(0)) if images else None,
-        "height": shape.height,
-        "width": shape.width,
-        "fps": FPS,
-        "frame_count": count,
-        "frames_sha256": digest,
-        "seconds": {"kind": "measured", **seconds[-1]},
-        "runs": seconds,
-    }
+    return MadeVideo(
+        prompt=str(job.request.prompt),
+        seed=job.request.seed,
+        sampler=pipeline.schedule(job.request.sampler).name,
+        video=str(video) if video else None,
+        frames_dir=str(images.path) if images else None,
+        first_frame=str(images.frame(0)) if images else None,
+        height=shape.height,
+        width=shape.width,
+        fps=FPS,
+        frame_count=count,
+        frames_sha256=digest,
+        seconds=seconds[-1],
+        runs=tuple(seconds),
+    )

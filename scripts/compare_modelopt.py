@@ -151,10 +151,11 @@ def measure(side: str, count: int, folder: Path) -> dict[str, object]:
     from fastwan.engines.tensorrt_rtx import TensorRTRTX
     from fastwan.progress import Quiet
     from fastwan.quality.cost import kernel_cost
+    from fastwan.quality.gpus import UNKNOWN
 
     source = EngineSource("blocks", "dit", path.read_bytes(), folder)
     built = TensorRTRTX().build(source, BuildOptions(TARGETS["rtx5090"]), Quiet())
-    costs = [kernel_cost(record, None) for record in built.layers]
+    costs = [kernel_cost(record, UNKNOWN) for record in built.layers]
     return result | {
         "engine_bytes": built.plan.nbytes,
         "kernels": len(costs),

@@ -333,7 +333,7 @@ def _play(platform: Platform, bundle: Bundle, sampler: str) -> Record:
         "stages_ms": stages,
         "launch_us": statistics.median(launch) * 1e6,
         "video_ms": statistics.median(whole) * 1e3,
-        "plan": session.plan.to_json(),
+        "plan": session.plan.device_bytes.model_dump(),
     }
     session.close()
     return result

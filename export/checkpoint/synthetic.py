@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -30,6 +30,7 @@ from fastwan.export.checkpoint.synthetic_weights import (
 )
 from fastwan.files import atomic_dir
 from fastwan.progress import Progress, Quiet, stage
+from fastwan.schema import FigureReport, Measured
 
 Size = Literal["tiny", "1.3b"]
 _FillOf = Callable[[str, tuple[int, ...]], Fill]
@@ -52,6 +53,20 @@ class Preset:
     shape: VideoShape
     text_encoder: bool
     shard_bytes: int = 1_000_000_000
+
+
+class CheckpointReport(FigureReport):
+    """What ``make-checkpoint`` wrote."""
+
+    kind: Literal["make-checkpoint"] = "make-checkpoint"
+    schema_version: Literal[1] = 1
+    path: str
+    size: Size
+    seed: int
+    files: Measured[dict[str, int]]
+    """Bytes by path in the checkpoint."""
+    bytes: Measured[int]
+    parameters: Measured[int]
 
 
 PRESETS: dict[Size, Preset] = {
@@ -84,7 +99,7 @@ def make_checkpoint(
     seed: int = 0,
     text_encoder: bool | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> CheckpointReport:
     """Write a synthetic checkpoint, tensor by tensor, the same bytes for the same arguments.
 
     Args:
@@ -93,10 +108,6 @@ def make_checkpoint(
         seed: any whole number that is not negative.
         text_encoder: whether to write the UMT5 encoder (11.4 GB at ``1.3b``); None leaves it to
             the preset.
-
-    Returns:
-        ``path``, ``size``, ``seed``, ``files`` (bytes by relative path), ``bytes`` and
-        ``parameters``.
 
     Raises:
         BadInput: unknown size, negative seed, or a folder that is not to be replaced.
@@ -150,14 +161,14 @@ def make_checkpoint(
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
-    return {
-        "path": str(output),
-        "size": size,
-        "seed": seed,
-        "files": written,
-        "bytes": sum(written.values()),
-        "parameters": parameters,
-    }
+    return CheckpointReport(
+        path=str(output),
+        size=size,
+        seed=seed,
+        files=written,
+        bytes=sum(written.values()),
+        parameters=parameters,
+    )
 
 
 def _write_bf16(

@@ -11,9 +11,27 @@ from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.record import Recording, record
 from fastwan.runtime.recording.recorder import SCRATCH
 from fastwan.runtime.recording.tensors import Buffer
+from fastwan.schema import Record
 
 ALIGNMENT = 512
 """Of every buffer: TensorRT wants 256 bytes, and a cache line is never shared by two."""
+
+
+class DeviceBytes(Record):
+    """Memory of a video by use, in bytes, beside the CUDA context."""
+
+    weights: int
+    """Of the engines, by the size of their files."""
+    scratch: int
+    """The one buffer that every engine and region uses while it runs."""
+    arena: int
+    """Tensors that share memory where their lifetimes allow."""
+    fixed: int
+    """Constants, tables of the schedule, keys and values of the prompt."""
+    total: int
+    """Device memory in all."""
+    pinned_host: int
+    """Host memory; no part of the total."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +73,17 @@ class MemoryPlan:
         """Device memory beside the CUDA context."""
         return self.weights + self.scratch + self.arena + self.fixed
 
-    def to_json(self) -> dict[str, int]:
-        """Sizes by use; `pinned` is host memory and no part of `total`."""
-        return {
-            "weights": self.weights,
-            "scratch": self.scratch,
-            "arena": self.arena,
-            "fixed": self.fixed,
-            "total": self.total,
-            "pinned_host": self.pinned,
-        }
+    @property
+    def device_bytes(self) -> DeviceBytes:
+        """Sizes by use, for a report."""
+        return DeviceBytes(
+            weights=self.weights,
+            scratch=self.scratch,
+            arena=self.arena,
+            fixed=self.fixed,
+            total=self.total,
+            pinned_host=self.pinned,
+        )
 
 
 def lifetimes(recording: Recording) -> tuple[dict[Buffer, Lifetime], set[Buffer]]:
@@ -125,14 +144,14 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def bundle_memory(bundle: Bundle, sampler: str | None = None) -> dict[str, int]:
-    """`MemoryPlan.to_json` of a bundle, from its manifest alone.
+def bundle_memory(bundle: Bundle, sampler: str | None = None) -> DeviceBytes:
+    """Memory of a bundle's video, from its manifest alone.
 
     Raises:
         BadInput: a bundle that no video can be made with.
     """
     recording = record(bundle.manifest, schedule_of(bundle.manifest.sampler_spec(sampler)))
-    return plan(recording).to_json()
+    return plan(recording).device_bytes
 
 
 def _scratch(recording: Recording) -> tuple[int, int]:

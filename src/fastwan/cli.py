@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from fastwan.progress import Console, Progress, Quiet
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from fastwan.schema import Report
 
 P = ParamSpec("P")
 INTERRUPTED = 130
@@ -75,8 +76,8 @@ def _fail(line: str, code: int) -> None:
     sys.exit(code)
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=1))
+def _print_json(report: Report) -> None:
+    click.echo(report.to_json())
 
 
 def _print_rich(text: RenderableType) -> None:
@@ -121,15 +122,13 @@ def make_checkpoint(
     """Write synthetic weights in the published file formats to OUTPUT."""
     from fastwan.export.checkpoint import synthetic
 
-    summary = synthetic.make_checkpoint(
+    report = synthetic.make_checkpoint(
         output, size=size, seed=seed, text_encoder=text_encoder, progress=_progress()
     )
     if as_json:
-        _print_json(summary)
+        _print_json(report)
     else:
-        click.echo(
-            f"{output}: {summary['parameters']:,} parameters, {summary['bytes'] / 1e6:,.1f} MB"
-        )
+        click.echo(f"{output}: {report.parameters:,} parameters, {report.bytes / 1e6:,.1f} MB")
 
 
 @main.command("build-engine")
@@ -179,14 +178,12 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
 
     spec = BuildSpec(components=parse_components(components), use_cache=not no_cache, **options)
     manifest = build(spec, _progress())
-    report: dict[str, Any] = build_report(
-        str(spec.output), manifest, inspect_bundle(open_bundle(spec.output))
-    )
+    report = build_report(inspect_bundle(open_bundle(spec.output)), manifest)
     if as_json:
         _print_json(report)
         return
-    linears = sum(part["linears"] for part in report["components"].values())
-    fp4 = sum(part["fp4_linears"] for part in report["components"].values())
+    linears = sum(part.linears for part in report.components.values())
+    fp4 = sum(part.fp4_linears for part in report.components.values())
     click.echo(
         f"{spec.output}: {len(manifest.engines)} engines for {manifest.target}, "
         f"{fp4} of {linears} targeted linears in FP4, {manifest.build.seconds:.1f} s, "
@@ -204,13 +201,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     from fastwan.quality.report import inspect_bundle
     from fastwan.quality.report_text import render
 
-    opened = open_bundle(bundle)
-    report = inspect_bundle(opened)
-    if "dit" in opened.manifest.components:
-        # What the runtime will allocate; the report's own figure is what must be alive at once.
-        from fastwan.runtime.recording.memory_plan import bundle_memory
-
-        report["device_bytes"] = bundle_memory(opened)
+    report = inspect_bundle(open_bundle(bundle))
     if as_json:
         _print_json(report)
     else:
@@ -249,11 +240,11 @@ def generate(
     if as_json:
         _print_json(result)
         return
-    for video in result.get("videos", [result]):
-        path = video["video"] or video["frames_dir"]
-        click.echo(f"video: {path} ({video['frame_count']} frames, {video['device']})")
-        if video["first_frame"]:
-            click.echo(f"frame: {video['first_frame']}")
+    for video in result.videos:
+        path = video.video or video.frames_dir
+        click.echo(f"video: {path} ({video.frame_count} frames, {result.device})")
+        if video.first_frame:
+            click.echo(f"frame: {video.first_frame}")
 
 
 @main.command("bench")
@@ -274,8 +265,9 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
 
     Exits 5 if a figure is beyond the baseline's by more than the limit.
     """
-    from fastwan.quality.bench import DEFAULT_PROMPT, render
+    from fastwan.quality.bench import DEFAULT_PROMPT
     from fastwan.quality.bench import bench as run
+    from fastwan.quality.bench_report import render
 
     report = run(bundle, prompt=prompt or DEFAULT_PROMPT, progress=_progress(), **options)
     if as_json:
@@ -298,7 +290,7 @@ def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
 
     report = verify_bundle(bundle, checkpoint=checkpoint, progress=_progress())
     if as_json:
-        _print_json(report.to_json())
+        _print_json(report)
     else:
         _print_rich(render(report))
     return 0 if report.passed else 4
@@ -311,16 +303,14 @@ def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
 def build_plugin(output: Path | None, as_json: bool) -> None:
     """Compile libfastwan_plugins.so, the FP4 attention, with CMake and nvcc."""
     from fastwan.plugins.build import build_plugin as build
-    from fastwan.plugins.loader import PluginLibrary
+    from fastwan.plugins.build import plugin_report
 
-    library = build(output, progress=_progress())
-    info = PluginLibrary(library).build_info
+    report = plugin_report(build(output, progress=_progress()))
     if as_json:
-        record = {"library": str(library), "bytes": library.stat().st_size, "build": info}
-        _print_json(record)
+        _print_json(report)
         return
-    click.echo(str(library))
-    if info["tensorrt"] == "none":
+    click.echo(report.library)
+    if report.build["tensorrt"] == "none":
         click.echo(
             "without the TensorRT plugin: no headers were found. The tensorrt-rtx backend does not "
             "need it; for tensorrt set TENSORRT_ROOT and build again",
@@ -333,11 +323,11 @@ def build_plugin(output: Path | None, as_json: bool) -> None:
 @_report_errors
 def doctor(as_json: bool) -> None:
     """Tell what this machine can do, and what to install for the rest."""
-    from fastwan.doctor import diagnose, render
+    from fastwan.doctor import DoctorReport, diagnose, render
 
     findings = diagnose()
     if as_json:
-        _print_json({"findings": [finding.to_json() for finding in findings]})
+        _print_json(DoctorReport(findings=tuple(findings)))
     else:
         _print_rich(render(findings))
 

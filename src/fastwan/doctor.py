@@ -14,13 +14,14 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fastwan.config import TARGETS, Target
 from fastwan.errors import FastWanError
+from fastwan.schema import Report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,8 +56,13 @@ class Finding:
     detail: str
     fix: str = ""
 
-    def to_json(self) -> dict[str, str]:
-        return asdict(self)
+
+class DoctorReport(Report):
+    """What ``doctor`` found."""
+
+    kind: Literal["doctor"] = "doctor"
+    schema_version: Literal[1] = 1
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,12 @@ from fastwan.config import SAMPLERS, TARGETS
 from fastwan.engines.backend import load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
+from fastwan.engines.coverage import check_coverage
+from fastwan.engines.layers import bundle_layers
 from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput
-from fastwan.quality.report import inspect_bundle
+from fastwan.quality.cost import engine_cost
+from fastwan.quality.gpus import UNKNOWN
 
 TOKENS, WIDTH = 128, 256
 ALL = ("dit", "decoder", "text_encoder")
@@ -212,12 +215,10 @@ def test_the_whole_way_to_a_bundle(exported: tuple[Path, OnnxManifest], tmp_path
     region = bundle.manifest.regions["region_00"]
     assert (region.after, region.nodes[0].attributes["num_tokens"]) == ("segment_00", 100)
     assert [s.name for s in region.constants] == ["qkv_scale"]
-    report: dict[str, Any] = inspect_bundle(bundle)
-    dit = report["components"]["dit"]
-    assert (dit["linears"], dit["fp4_linears"]) == (2, 2)
-    step = sum(report["engines"][name]["bytes_moved"] for name in ("segment_00", "segment_01"))
-    assert dit["bytes_moved"] == step + report["regions"]["region_00"]["bytes_moved"]
-    table = 2 * 2 * WIDTH  # read and written, bf16
-    assert dit["per_timestep"]["bytes_moved"] == table
-    assert report["components"]["text_encoder"]["bytes_moved"] == 2 * 64 * 32 * 2
+    engines, layers = bundle.manifest.engines, bundle_layers(bundle)
+    covered = [check_coverage(layers[n], e.linears).covered for n, e in engines.items()]
+    assert sum(map(len, covered)) == 2
+    moved = {n: engine_cost(e, layers[n], UNKNOWN).bytes_moved for n, e in engines.items()}
+    assert moved["time_tables"] == 2 * 2 * WIDTH  # read and written, bf16
+    assert moved["text_encoder"] == 2 * 64 * 32 * 2
     assert bundle.manifest.engines["decoder"].inputs[1].format == "hwc8"

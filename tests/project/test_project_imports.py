@@ -112,7 +112,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 
 COMMON = {"fastwan", *(f"fastwan.{name}" for name in ("bundle", "config", "errors", "files"))}
-COMMON |= {"fastwan.onnx_guard", "fastwan.parallel", "fastwan.progress"}
+COMMON |= {"fastwan.onnx_guard", "fastwan.parallel", "fastwan.progress", "fastwan.schema"}
 COMMON |= {"fastwan.outputs", "fastwan.ownership", "fastwan.staging"}
 MAY_IMPORT = {
     "plugins": {"fastwan.plugins"},

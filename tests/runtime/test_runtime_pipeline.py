@@ -22,6 +22,7 @@ from fastwan.errors import BadInput, EnvironmentLacks, VerificationFailed
 from fastwan.runtime.device import choice as device
 from fastwan.runtime.generate import generate
 from fastwan.runtime.pipeline import FastWanPipeline
+from fastwan.runtime.report import GenerateReport
 
 
 @pytest.fixture
@@ -231,19 +232,18 @@ def test_generate_writes_the_pipelines_video_and_tells_about_it(
         device="cpu",
         frames_dir=tmp_path / "frames",
     )
-    assert json.loads(json.dumps(result)) == result
+    assert GenerateReport.model_validate_json(result.to_json()) == result
+    (made,) = result.videos
     video = pipe("red fox", seed=7).frames[0]
-    assert result["frames_sha256"] == hashlib.sha256(video.tobytes()).hexdigest()
-    assert result["frame_count"] == 9
-    assert result["runtime_cache"] == "unused"
+    assert made.frames_sha256 == hashlib.sha256(video.tobytes()).hexdigest()
+    assert made.frame_count == 9
+    assert result.runtime_cache == "unused"
     assert (tmp_path / "out.mp4").stat().st_size > 0
-    np.testing.assert_array_equal(np.asarray(Image.open(str(result["first_frame"]))), video[0])
-    seconds = result["seconds"]
-    assert isinstance(seconds, dict)
-    assert seconds.pop("kind") == "measured"
+    np.testing.assert_array_equal(np.asarray(Image.open(str(made.first_frame))), video[0])
+    assert result.labels["videos.*.seconds"] == "measured"
     steps = ["step_0", "step_1", "step_2"]
-    assert list(seconds) == ["load", "text", "text_kv", *steps, "decode", "write"]
-    assert (result["device"], result["sampler"], result["seed"]) == ("cpu", "unipc", 7)
+    assert list(made.seconds) == ["load", "text", "text_kv", *steps, "decode", "write"]
+    assert (result.device, made.sampler, made.seed) == ("cpu", "unipc", 7)
 
 
 @pytest.mark.parametrize("name", ["video.mp4", "frames"])
@@ -295,7 +295,7 @@ def test_generate_says_on_stderr_that_auto_fell_to_the_cpu(
     captured = capsys.readouterr()
     assert "no CUDA device is visible" in captured.err
     assert captured.out == ""
-    assert result["note"]
+    assert result.note
 
 
 class Recorder:
@@ -327,12 +327,13 @@ def test_progress_counts_steps_and_frames(pipe: FastWanPipeline) -> None:
 def test_repeated_videos_are_measured_one_by_one_and_written_once(
     bundle: Any, tmp_path: Path
 ) -> None:
-    result = generate(bundle.root, "a fox", tmp_path / "out", device="cpu", warmup=1, repeat=2)
-    assert len(result["runs"]) == 2
+    made = generate(bundle.root, "a fox", tmp_path / "out", device="cpu", warmup=1, repeat=2)
+    (result,) = made.videos
+    assert len(result.runs) == 2
     # The prompt is encoded in the first video only.
-    assert all("decode" in run and run["text"] < 1 for run in result["runs"])
+    assert all("decode" in run and run["text"] < 1 for run in result.runs)
     once = generate(bundle.root, "a fox", tmp_path / "once", device="cpu")
-    assert result["frames_sha256"] == once["frames_sha256"]
+    assert result.frames_sha256 == once.videos[0].frames_sha256
     assert len(list((tmp_path / "out").glob("*.png"))) == 9
     with pytest.raises(BadInput, match="one run at least"):
         generate(bundle.root, "a", tmp_path / "none", device="cpu", repeat=0)
@@ -340,17 +341,19 @@ def test_repeated_videos_are_measured_one_by_one_and_written_once(
 
 def test_several_prompts_number_their_outputs(bundle: Any, tmp_path: Path) -> None:
     result = generate(bundle.root, ["a", "red fox"], tmp_path / "out", device="cpu")
-    videos = result["videos"]
-    assert [video["prompt"] for video in videos] == ["a", "red fox"]
-    assert [Path(video["frames_dir"]).name for video in videos] == ["out_0", "out_1"]
+    videos = result.videos
+    assert [video.prompt for video in videos] == ["a", "red fox"]
+    assert [Path(str(video.frames_dir)).name for video in videos] == ["out_0", "out_1"]
     for video, prompt in zip(videos, ("a", "red fox"), strict=True):
         alone = generate(bundle.root, prompt, tmp_path / "alone", device="cpu")
-        assert video["frames_sha256"] == alone["frames_sha256"]
+        assert video.frames_sha256 == alone.videos[0].frames_sha256
 
 
 def test_the_memory_of_a_device_is_planned_and_reported_without_one(
     bundle: Any, tmp_path: Path
 ) -> None:
-    memory = generate(bundle.root, "a", tmp_path / "out", device="cpu")["device_bytes"]
-    assert memory["kind"] == "predicted"
-    assert memory["total"] == sum(memory[n] for n in ("weights", "scratch", "arena", "fixed"))
+    made = generate(bundle.root, "a", tmp_path / "out", device="cpu")
+    memory = made.device_bytes
+    assert memory is not None
+    assert made.labels["device_bytes"] == "predicted"
+    assert memory.total == memory.weights + memory.scratch + memory.arena + memory.fixed

@@ -24,6 +24,7 @@ from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
 from fastwan.export.passes.graphs import nbytes
 from fastwan.progress import Quiet
 from fastwan.quality.cost import kernel_cost
+from fastwan.quality.gpus import UNKNOWN
 
 pytestmark = [pytest.mark.slow, pytest.mark.trt]
 
@@ -79,7 +80,7 @@ def block(
 
 def test_memory_bound_bytes(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
     attention, _, built = block
-    moved = {r.name: kernel_cost(r, None).memory_bound_bytes for r in built.layers}
+    moved = {r.name: kernel_cost(r, UNKNOWN).memory_bound_bytes for r in built.layers}
     largest = sorted(moved.items(), key=lambda item: -item[1])[:6]
     assert sum(moved.values()) <= LIMIT_MB[attention] * 1_000_000, largest
 

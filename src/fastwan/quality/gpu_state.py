@@ -8,6 +8,8 @@ from contextlib import suppress
 from importlib import import_module, metadata
 from typing import Any
 
+from fastwan.schema import Record
+
 _PACKAGES = (
     "fastwan-export", "torch", "numpy", "onnxruntime", "tensorrt-rtx-cu13", "tensorrt-cu13",
     "cuda-bindings",
@@ -19,7 +21,27 @@ _THROTTLE = {
 }  # fmt: skip
 
 
-def gpu_state() -> dict[str, object] | None:
+class GpuState(Record):
+    """A GPU at one moment; null where it does not answer."""
+
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    throttled: tuple[str, ...] | None = None
+    """Reasons for lower clocks."""
+    driver: str | None = None
+
+
+class Environment(Record):
+    """Versions that a measurement depends on."""
+
+    python: str
+    system: str
+    packages: dict[str, str]
+
+
+def gpu_state() -> GpuState | None:
     """What NVML says of the first GPU now; None without the package ``nvidia-ml-py`` or a GPU."""
     try:
         nvml: Any = import_module("pynvml")
@@ -35,29 +57,27 @@ def gpu_state() -> dict[str, object] | None:
         "throttled": lambda: _reasons(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)),
         "driver": lambda: _text(nvml.nvmlSystemGetDriverVersion()),
     }
-    state: dict[str, object] = {}
+    state: dict[str, Any] = {}
     for name, ask in questions.items():
         # Not every GPU answers every question.
         with suppress(Exception):
             state[name] = ask()
-    return state
+    return GpuState(**state)
 
 
-def environment() -> dict[str, object]:
-    """Versions that a measurement depends on."""
+def environment() -> Environment:
+    """Versions of Python, the system and the packages."""
     versions: dict[str, str] = {}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": versions,
-    }
+    return Environment(
+        python=platform.python_version(), system=platform.platform(), packages=versions
+    )
 
 
-def _reasons(bits: int) -> list[str]:
-    return [name for bit, name in _THROTTLE.items() if bits & bit]
+def _reasons(bits: int) -> tuple[str, ...]:
+    return tuple(name for bit, name in _THROTTLE.items() if bits & bit)
 
 
 def _text(value: str | bytes) -> str:

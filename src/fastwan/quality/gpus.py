@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class GpuRates:
-    """Peaks and measured kernel rates of one GPU.
+    """Peaks and measured kernel rates of one GPU; NaN where a rate is not known.
 
     Attributes:
         date: when the figures were taken.
         source: where they are from.
         bytes_per_second: memory bandwidth.
+        host_bytes_per_second: peak of the bus between pinned host memory and the GPU, one way.
         flops: dense peak of matrix arithmetic, operations a second by operand dtype of the
             layer records.
         attention: measured rate of an attention kernel, operations a second, by attention mode;
@@ -21,17 +23,26 @@ class GpuRates:
         launch_seconds: cost of a kernel inside a CUDA graph beyond its work; an assumption.
     """
 
-    name: str
-    date: str
-    source: str
-    bytes_per_second: float
-    flops: Mapping[str, float]
-    attention: Mapping[str, float]
-    launch_seconds: float
+    name: str = ""
+    date: str = ""
+    source: str = ""
+    bytes_per_second: float = math.nan
+    host_bytes_per_second: float = math.nan
+    flops: Mapping[str, float] = field(default_factory=dict)
+    attention: Mapping[str, float] = field(default_factory=dict)
+    launch_seconds: float = math.nan
 
     def matrix_rate(self, dtype: str) -> float:
         """Dense peak for operands of `dtype`; the 16-bit one where the table has no entry."""
-        return self.flops.get(dtype, self.flops["BFloat16"])
+        return self.flops.get(dtype, self.flops.get("BFloat16", math.nan))
+
+    def attention_rate(self, mode: str) -> float:
+        """Rate of the attention kernel of a mode."""
+        return self.attention.get(mode, math.nan)
+
+
+UNKNOWN = GpuRates()
+"""Prices every kernel at NaN seconds: bytes and operations are known, times are not."""
 
 
 GPUS: dict[str, GpuRates] = {
@@ -40,15 +51,22 @@ GPUS: dict[str, GpuRates] = {
         GpuRates(
             name="rtx5090",
             date="2026-08-21",
-            source="GB202 data sheet; attention at 32k tokens, head 128, as published",
+            source="GB202 data sheet; PCIe 5.0 x16; attention at 32k tokens, head 128, published",
             bytes_per_second=1.79e12,
+            host_bytes_per_second=63e9,
             flops={"FP4E2M1": 1676e12, "BFloat16": 209e12, "Half": 209e12},
             attention={"sage3": 760e12, "native": 214e12},
             launch_seconds=2e-6,
         ),
     )
 }
-"""By target name. A target without a row gets bytes and operations, but no time."""
+"""By target name."""
+
+
+def rates_of(target: str) -> GpuRates:
+    """Row of a target; `UNKNOWN` where the table has none."""
+    return GPUS.get(target, UNKNOWN)
+
 
 PUBLISHED_STEP_SECONDS = 0.50
 """A denoising step of FastWan-QAD-1.3B at 832x480x81 on an RTX 5090, as published."""

@@ -5,45 +5,52 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from fastwan.bundle import Bundle, Manifest
+from fastwan.bundle import Bundle, Cadence, Engine, Manifest
 from fastwan.engines.coverage import check_coverage, is_fp4_gemm
-from fastwan.engines.layers import LayerRecord, layer_from_json
-from fastwan.quality.cost import STEPS, Cost, VideoCost, price, usual_records
+from fastwan.engines.layers import LayerRecord, bundle_layers
+from fastwan.quality.cost import (
+    USUAL_TEXT_LENGTH,
+    Cost,
+    engine_cost,
+    region_cost,
+    total,
+    usual_records,
+)
 from fastwan.quality.gpus import (
-    GPUS,
     PUBLISHED_STEP_SECONDS,
     PUBLISHED_VIDEO_SECONDS,
+    GpuRates,
+    rates_of,
 )
-from fastwan.quality.memory import device_bytes
-
-Report = dict[str, object]
-
-LABELS: Mapping[str, str] = {
-    "files": "measured", "bytes": "measured", "linears": "measured", "fp4_linears": "measured",
-    "kernels": "measured", "dtypes": "measured", "fp4_gemm_share": "measured",
-    "scratch_bytes": "measured", "weight_bytes": "measured", "bytes_moved": "predicted",
-    "memory_bound_bytes": "predicted", "flops": "predicted", "predicted_ms": "predicted",
-    "floor_ms": "predicted", "seconds": "measured", "peak_rss_bytes": "measured",
-    "device_bytes": "predicted",
-}  # fmt: skip
-"""How each figure was got: ``measured`` is read from files, the build and its records;
-``predicted`` follows from them by a model. No figure was taken on a GPU."""
+from fastwan.quality.inspection import (
+    BuildReport,
+    BuiltComponent,
+    ComponentFigures,
+    EngineFigures,
+    Figures,
+    InspectReport,
+    Prediction,
+    StageFigures,
+    milliseconds,
+)
+from fastwan.quality.price import price
+from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.recording.memory_plan import plan
+from fastwan.runtime.recording.record import Recording, record
+from fastwan.schema import BundleFacts
 
 PUBLISHED_SHAPE = (480, 832, 81)
+COVERS = (
+    "stages {stages}, with a prompt of at most {tokens} tokens, every cast, sum, memset and copy; "
+    "not the time tables, which are computed at loading"
+)
 
 
-def bundle_layers(bundle: Bundle) -> dict[str, tuple[LayerRecord, ...]]:
-    """Layer records by engine, from the hash-checked ``layers.json``."""
-    return {name: tuple(map(layer_from_json, records)) for name, records in bundle.layers.items()}
-
-
-def inspect_bundle(bundle: Bundle) -> Report:
+def inspect_bundle(bundle: Bundle) -> InspectReport:
     """Everything ``inspect --json`` prints.
 
-    Figures of a component are for one run: of ``dit`` a denoising step (and, apart, the text key
-    and value engine once a prompt and the tables of one timestep, which loading computes), of
-    ``decoder`` one latent frame, of ``text_encoder`` one prompt of the usual length, in the profile
-    that it falls into.
+    A bundle without a transformer has no video: no memory is planned and no time predicted for it,
+    and the report says so.
 
     Raises:
         BadInput: no bundle of this tool, or malformed layer records.
@@ -51,122 +58,114 @@ def inspect_bundle(bundle: Bundle) -> Report:
     """
     manifest = bundle.manifest
     layers = bundle_layers(bundle)
-    gpu = GPUS.get(manifest.target)
-    costs = price(manifest, layers, gpu)
-    present = dict.fromkeys(engine.component for engine in manifest.engines.values())
-    shape = manifest.onnx.model.shape
-    published = (shape.height, shape.width, shape.num_frames) == PUBLISHED_SHAPE
-    return {
-        "bundle": str(bundle.root),
-        "model": manifest.onnx.model.name,
-        "recipe": manifest.onnx.model.recipe,
-        "shape": shape.model_dump(),
-        "target": manifest.target,
-        "backend": manifest.backend,
-        "attention": manifest.attention,
-        "sampler": manifest.sampler,
-        "versions": {"fastwan-export": manifest.tool_version, **manifest.versions},
-        "seconds": manifest.build.seconds,
-        "peak_rss_bytes": manifest.build.peak_rss_bytes,
-        "components": {
-            component: component_report(manifest, layers, costs, component) for component in present
+    gpu = rates_of(manifest.target)
+    engines = {
+        name: engine_cost(engine, layers[name], gpu) for name, engine in manifest.engines.items()
+    }
+    regions = {name: region_cost(each, gpu) for name, each in manifest.regions.items()}
+    recording = _recording(manifest)
+    return InspectReport(
+        bundle=BundleFacts.of(bundle),
+        seconds=manifest.build.seconds,
+        peak_rss_bytes=manifest.build.peak_rss_bytes,
+        components={
+            name: _component(manifest, name, layers, engines, regions)
+            for name in dict.fromkeys(engine.component for engine in manifest.engines.values())
         },
-        "engines": {
-            name: _cost_fields(costs.engines[name])
-            | {"component": engine.component, "runs": engine.runs}
+        engines={
+            name: EngineFigures.of(engines[name], component=engine.component, runs=engine.runs)
             for name, engine in manifest.engines.items()
         },
-        "regions": {name: _cost_fields(cost) for name, cost in costs.regions.items()},
-        "device_bytes": device_bytes(manifest),
-        "prediction": {
-            "gpu": None if gpu is None else gpu.name,
-            "rates_of": None if gpu is None else gpu.date,
-            "step_ms": _ms(costs.step.seconds),
-            "step_floor_ms": _ms(costs.step.floor_seconds),
-            "video_ms": _ms(costs.video.seconds),
-            "video_floor_ms": _ms(costs.video.floor_seconds),
-            "published_step_ms": PUBLISHED_STEP_SECONDS * 1e3 if published else None,
-            "published_video_ms": PUBLISHED_VIDEO_SECONDS * 1e3 if published else None,
-            "covers": (
-                f"text encoder, text_kv, {STEPS} steps, decoder; no copies to the host, and not "
-                "the time tables, which are computed at loading"
-            ),
-        },
-        "labels": dict(LABELS),
-    }
+        regions={name: Figures.of(cost) for name, cost in regions.items()},
+        device_bytes=None if recording is None else plan(recording).device_bytes,
+        prediction=None if recording is None else _prediction(recording, layers, gpu),
+        note="the bundle has no transformer: it makes no video" if recording is None else "",
+    )
 
 
-def component_report(
+def _recording(manifest: Manifest) -> Recording | None:
+    if not any(engine.component == "dit" for engine in manifest.engines.values()):
+        return None
+    return record(manifest, schedule_of(manifest.sampler_spec()))
+
+
+def _component(
     manifest: Manifest,
-    layers: Mapping[str, Sequence[LayerRecord]],
-    costs: VideoCost,
     component: str,
-) -> Report:
-    """Figures of one component; ``files`` and ``bytes`` are of its engines and their kin."""
+    layers: Mapping[str, Sequence[LayerRecord]],
+    engine_costs: Mapping[str, Cost],
+    region_costs: Mapping[str, Cost],
+) -> ComponentFigures:
     engines = {n: e for n, e in manifest.engines.items() if e.component == component}
     records = [r for name, e in engines.items() for r in usual_records(e, layers[name])]
     coverage = {name: check_coverage(layers[name], e.linears) for name, e in engines.items()}
     files = [f for name, f in manifest.files.items() if name.startswith(f"{component}/")]
     gemms = [record for record in records if record.kind == "gemm"]
-    main = {"dit": costs.step, "decoder": costs.latent}.get(component)
-    if main is None:
-        main = sum((costs.engines[name] for name in engines), Cost())
-    report: Report = {
-        "files": len(files),
-        "bytes": sum(file.bytes for file in files),
-        "linears": sum(len(linear.sources) for e in engines.values() for linear in e.linears),
-        "fp4_linears": sum(len(linear.sources) for c in coverage.values() for linear in c.covered),
-        "kernels": sum(record.kind != "host" for record in records),
-        "kinds": dict(Counter(record.kind for record in records)),
-        "dtypes": dict(Counter(record.precision for record in records if record.precision)),
-        "fp4_gemm_share": _share(sum(map(is_fp4_gemm, gemms)), len(gemms)),
-        "weight_bytes": sum(tensor.bytes() for record in records for tensor in record.constants),
-        "scratch_bytes": max((engine.scratch_bytes for engine in engines.values()), default=0),
-        **_cost_fields(main, kernels=False),
-    }
-    if component == "dit":
-        text = (costs.engines[name] for name, e in engines.items() if e.runs == "prompt")
-        report["per_prompt"] = _cost_fields(sum(text, Cost()))
-        report["per_timestep"] = _cost_fields(costs.timestep)
-    return report
+    inner = {n: e for n, e in engines.items() if e.runs in ("step", "latent")} or engines
+    beside = {n: e for n, e in engines.items() if n not in inner}
+    between = [name for name, each in manifest.regions.items() if each.component == component]
+    run = [engine_costs[name] for name in inner] + [region_costs[name] for name in between]
+    return ComponentFigures(
+        files=len(files),
+        bytes=sum(file.bytes for file in files),
+        linears=sum(len(linear.sources) for e in engines.values() for linear in e.linears),
+        fp4_linears=sum(len(linear.sources) for c in coverage.values() for linear in c.covered),
+        kernels=sum(record.kind != "host" for record in records),
+        scratch_bytes=max((engine.scratch_bytes for engine in engines.values()), default=0),
+        kinds=Counter(record.kind for record in records),
+        dtypes=Counter(record.precision for record in records if record.precision),
+        fp4_gemm_share=sum(map(is_fp4_gemm, gemms)) / len(gemms) if gemms else 0.0,
+        weight_bytes=sum(tensor.bytes() for record in records for tensor in record.constants),
+        per_run=Figures.of(total(run)),
+        per_prompt=_apart(beside, "prompt", engine_costs),
+        per_timestep=_apart(beside, "schedule", engine_costs),
+    )
 
 
-def build_report(bundle: str, manifest: Manifest, report: Mapping[str, object]) -> Report:
-    """What ``build-engine --json`` prints, from the report of `inspect_bundle`."""
-    fields = ("files", "bytes", "linears", "fp4_linears", "kernels", "scratch_bytes")
-    components = report["components"]
-    assert isinstance(components, dict)
-    return {
-        "bundle": bundle,
-        "target": manifest.target,
-        "backend": manifest.backend,
-        "attention": manifest.attention,
-        "seconds": manifest.build.seconds,
-        "peak_rss_bytes": manifest.build.peak_rss_bytes,
-        "stages": manifest.build.stages,
-        "cached": list(manifest.build.cached),
-        "components": {
-            name: {field: figures[field] for field in fields}
-            for name, figures in components.items()
+def _apart(
+    engines: Mapping[str, Engine], runs: Cadence, costs: Mapping[str, Cost]
+) -> Figures | None:
+    """Figures of the engines of one cadence; None without any."""
+    names = [name for name, engine in engines.items() if engine.runs == runs]
+    return Figures.of(total(costs[name] for name in names)) if names else None
+
+
+def _prediction(
+    recording: Recording, layers: Mapping[str, Sequence[LayerRecord]], gpu: GpuRates
+) -> Prediction:
+    cost = price(recording, layers, gpu)
+    steps, video = cost.of(cost.steps), cost.video
+    shape = recording.manifest.onnx.model.shape
+    published = (shape.height, shape.width, shape.num_frames) == PUBLISHED_SHAPE
+    names = [name for name in cost.stages if name != "tables"]
+    return Prediction(
+        gpu=gpu.name or None,
+        rates_date=gpu.date or None,
+        stages={
+            name: StageFigures.of(stage.cost, enqueues=stage.enqueues.total())
+            for name, stage in cost.stages.items()
         },
-        "labels": {name: LABELS[name] for name in (*fields, "seconds", "peak_rss_bytes")},
-    }
+        step_ms=milliseconds(steps.seconds / len(cost.steps)),
+        step_floor_ms=milliseconds(steps.floor_seconds / len(cost.steps)),
+        video_ms=milliseconds(video.seconds),
+        video_floor_ms=milliseconds(video.floor_seconds),
+        published_step_ms=PUBLISHED_STEP_SECONDS * 1e3 if published else None,
+        published_video_ms=PUBLISHED_VIDEO_SECONDS * 1e3 if published else None,
+        covers=COVERS.format(stages=", ".join(names), tokens=USUAL_TEXT_LENGTH),
+    )
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1e3
-
-
-def _cost_fields(cost: Cost, *, kernels: bool = True) -> Report:
-    fields: Report = {"kernels": cost.kernels} if kernels else {}
-    return fields | {
-        "bytes_moved": cost.bytes_moved,
-        "memory_bound_bytes": cost.memory_bound_bytes,
-        "flops": cost.flops,
-        "predicted_ms": _ms(cost.seconds),
-        "floor_ms": _ms(cost.floor_seconds),
-    }
+def build_report(inspected: InspectReport, manifest: Manifest) -> BuildReport:
+    """What ``build-engine --json`` prints, from the report of `inspect_bundle`."""
+    fields = set(BuiltComponent.model_fields)
+    return BuildReport(
+        bundle=inspected.bundle,
+        seconds=manifest.build.seconds,
+        peak_rss_bytes=manifest.build.peak_rss_bytes,
+        stages=manifest.build.stages,
+        cached=manifest.build.cached,
+        components={
+            name: BuiltComponent(**figures.model_dump(include=fields))
+            for name, figures in inspected.components.items()
+        },
+    )

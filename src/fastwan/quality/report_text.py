@@ -1,13 +1,16 @@
-"""The report of `fastwan.quality.report` as tables for a terminal."""
+"""The report of ``inspect`` as tables for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from fastwan.quality.inspection import ComponentFigures, InspectReport, Prediction
+from fastwan.runtime.recording.memory_plan import DeviceBytes
+from fastwan.schema import labels_of
 
 _ROWS = (
     ("files", "files", "count"),
@@ -20,56 +23,80 @@ _ROWS = (
     ("fp4_gemm_share", "FP4 share of GEMMs", "share"),
     ("weight_bytes", "weights read", "MB"),
     ("scratch_bytes", "scratch", "MB"),
-    ("bytes_moved", "bytes moved, one run", "MB"),
-    ("memory_bound_bytes", "  memory-bound kernels", "MB"),
-    ("flops", "operations, one run", "T"),
-    ("predicted_ms", "time, one run", "ms"),
-    ("floor_ms", "  arithmetic alone", "ms"),
+    ("per_run.bytes_moved", "bytes moved, one run", "MB"),
+    ("per_run.memory_bound_bytes", "  memory-bound kernels", "MB"),
+    ("per_run.flops", "operations, one run", "T"),
+    ("per_run.predicted_ms", "time, one run", "ms"),
+    ("per_run.floor_ms", "  arithmetic alone", "ms"),
 )
+"""Place in `ComponentFigures`, title and unit."""
 _RUNS = {"dit": "one step", "decoder": "one latent frame", "text_encoder": "one prompt"}
 
 
-def render(report: Mapping[str, Any]) -> RenderableType:
-    """Tables of `inspect_bundle`'s report; every figure with how it was got."""
-    components: Mapping[str, Mapping[str, Any]] = report["components"]
-    table = Table(title=f"{report['model']} for {report['target']}", title_justify="left")
+def render(report: InspectReport) -> RenderableType:
+    """Tables of a report; every figure with how it was got."""
+    title = f"{report.bundle.model} for {report.bundle.target}"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
-    for name in components:
+    for name in report.components:
         table.add_column(f"{name} ({_RUNS[name]})", justify="right")
     table.add_column("")
-    for field, title, unit in _ROWS:
-        cells = [_format(figures.get(field), unit) for figures in components.values()]
-        table.add_row(title, *cells, report["labels"].get(field, "measured"))
-    return Group(Text(_headline(report)), table, _prediction(report["prediction"]), _memory(report))
+    labels = dict(labels_of(ComponentFigures))
+    for place, row, unit in _ROWS:
+        cells = [_format(_at(figures, place), unit) for figures in report.components.values()]
+        table.add_row(row, *cells, labels[place])
+    parts: list[RenderableType] = [Text(_headline(report)), table]
+    if report.prediction is not None:
+        parts.append(_prediction(report.prediction))
+    if report.device_bytes is not None:
+        parts.append(_memory(report.device_bytes))
+    if report.note:
+        parts.append(Text(report.note))
+    return Group(*parts)
 
 
-def _headline(report: Mapping[str, Any]) -> str:
-    shape = report["shape"]
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+def _at(figures: ComponentFigures, place: str) -> Any:
+    value: Any = figures
+    for name in place.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _headline(report: InspectReport) -> str:
+    bundle = report.bundle
+    versions = ", ".join(f"{name} {version}" for name, version in bundle.versions.items())
     return (
-        f"{report['bundle']}: {report['backend']}, attention {report['attention']}, "
-        f"recipe {report['recipe']}, {shape['width']}x{shape['height']}x{shape['num_frames']}, "
-        f"sampler {report['sampler']} ({versions})"
+        f"{bundle.path}: {bundle.backend}, attention {bundle.attention}, "
+        f"recipe {bundle.recipe}, "
+        f"{bundle.shape.width}x{bundle.shape.height}x{bundle.shape.num_frames}, "
+        f"sampler {bundle.sampler} ({versions})"
     )
 
 
-def _prediction(prediction: Mapping[str, Any]) -> RenderableType:
-    if prediction["gpu"] is None:
+def _prediction(prediction: Prediction) -> RenderableType:
+    if prediction.gpu is None:
         return Text("no prediction: no rates are known for this target")
-    title = f"predicted on {prediction['gpu']}, rates of {prediction['rates_of']}"
-    table = Table(title=title, title_justify="left", caption=f"covers {prediction['covers']}")
+    title = f"predicted on {prediction.gpu}, rates of {prediction.rates_date}"
+    table = Table(title=title, title_justify="left", caption=f"covers {prediction.covers}")
     for column in ("", "predicted", "arithmetic alone (floor)", "published"):
         table.add_column(column, justify="right" if column else "left")
-    for name in ("step", "video"):
-        fields = (f"{name}_ms", f"{name}_floor_ms", f"published_{name}_ms")
-        table.add_row(name, *(_format(prediction[field], "ms") for field in fields))
+    for name, stage in prediction.stages.items():
+        table.add_row(name, _format(stage.predicted_ms, "ms"), _format(stage.floor_ms, "ms"), "")
+    rows = {
+        "step (mean)": (
+            prediction.step_ms, prediction.step_floor_ms, prediction.published_step_ms,
+        ),
+        "video": (prediction.video_ms, prediction.video_floor_ms, prediction.published_video_ms),
+    }  # fmt: skip
+    for name, figures in rows.items():
+        table.add_row(name, *(_format(figure, "ms") for figure in figures))
     return table
 
 
-def _memory(report: Mapping[str, Any]) -> RenderableType:
-    memory = report["device_bytes"]
-    parts = ", ".join(f"{name} {_format(memory[name], 'MB')}" for name in memory if name != "total")
-    return Text(f"device memory (predicted): {_format(memory['total'], 'MB')}: {parts}")
+def _memory(memory: DeviceBytes) -> RenderableType:
+    sizes = memory.model_dump(exclude={"total"})
+    parts = ", ".join(f"{name} {_format(size, 'MB')}" for name, size in sizes.items())
+    return Text(f"device memory (predicted): {_format(memory.total, 'MB')}: {parts}")
 
 
 def _format(value: Any, unit: str) -> str:

@@ -66,13 +66,13 @@ def test_the_tiny_tensors_are_those_of_every_machine(tiny: Path) -> None:
 def test_the_summary_says_what_is_there(tmp_path: Path) -> None:
     summary = make_checkpoint(tmp_path / "tiny", size="tiny", seed=3)
     found = {name: len(data) for name, data in contents(tmp_path / "tiny").items()}
-    assert summary["files"] == found
-    assert summary["bytes"] == sum(found.values())
-    assert summary["seed"] == 3
+    assert summary.files == found
+    assert summary.bytes == sum(found.values())
+    assert summary.seed == 3
     weights = [load_file(tmp_path / "tiny" / name) for name in found if name.endswith("tensors")]
     assert len(weights) == 3
     count = sum(tensor.numel() for tensors in weights for tensor in tensors.values())
-    assert summary["parameters"] == count
+    assert summary.parameters == count
 
 
 def test_every_tensor_is_different_and_finite(tiny: Path) -> None:

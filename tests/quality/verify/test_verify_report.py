@@ -8,8 +8,26 @@ import math
 
 import pytest
 
+from fastwan.bundle import Shape
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.quality.verify.report import Check, Planned, Report, not_run, render, run_planned
+from fastwan.quality.verify.report import (
+    Check,
+    Planned,
+    VerifyReport,
+    not_run,
+    render,
+    run_planned,
+)
+from fastwan.schema import BundleFacts
+
+
+def report_of(*checks: Check) -> VerifyReport:
+    facts = BundleFacts(
+        path="bundle", model="tiny", recipe="nvfp4",
+        shape=Shape(height=16, width=16, num_frames=1), target="rtx5090", backend="tensorrt-rtx",
+        attention="native", sampler="unipc", versions={},
+    )  # fmt: skip
+    return VerifyReport(bundle=facts, checks=checks)
 
 
 @pytest.mark.parametrize(
@@ -28,20 +46,33 @@ from fastwan.quality.verify.report import Check, Planned, Report, not_run, rende
 def test_a_check_passes_within_a_finite_limit(
     value: float | None, limit: float, passed: bool
 ) -> None:
-    check = Check("name", "metric", value, limit)
+    check = Check(name="name", metric="metric", value=value, limit=limit)
     assert check.passed is passed
-    assert json.loads(json.dumps(check.to_json(), allow_nan=False))["passed"] is passed
+    printed = json.loads(report_of(check).to_json())
+    assert (printed["passed"], printed["checks"][0]["passed"]) == (passed, passed)
+
+
+def test_a_verdict_cannot_be_forged() -> None:
+    bad = report_of(Check(name="a", metric="m", value=1.0, limit=0.0))
+    printed = json.loads(bad.to_json())
+    forged = {**printed, "passed": True, "checks": [{**printed["checks"][0], "passed": True}]}
+    read = VerifyReport.model_validate(forged)
+    assert read == bad
+    assert not read.passed
 
 
 def test_a_report_needs_checks_and_all_of_them() -> None:
-    good, bad = Check("a", "m", 0.0, 0.0), Check("b", "m", 1.0, 0.0)
-    assert Report((good,)).passed
-    assert not Report((good, bad)).passed
-    assert not Report(()).passed
+    good, bad = (
+        Check(name="a", metric="m", value=0.0, limit=0.0),
+        Check(name="b", metric="m", value=1.0, limit=0.0),
+    )
+    assert report_of(good).passed
+    assert not report_of(good, bad).passed
+    assert not report_of().passed
 
 
 def test_what_a_function_does_not_deliver_has_failed() -> None:
-    good = Check("a", "m", 0.0, 0.0)
+    good = Check(name="a", metric="m", value=0.0, limit=0.0)
     made = run_planned(Planned(("a", "b"), lambda: (good,)))
     assert [(check.name, check.passed) for check in made] == [("a", True), ("b", False)]
 
@@ -54,7 +85,7 @@ def test_an_error_fails_the_checks_and_is_told(error: Exception) -> None:
     made = run_planned(Planned(("a", "b"), run))
     assert [check.passed for check in made] == [False, False]
     assert made[0].note
-    assert made[0].to_json()["value"] is None
+    assert made[0].value is None
 
 
 def test_a_missing_package_is_no_verdict() -> None:
@@ -74,7 +105,8 @@ def test_the_table_tells_the_verdict(value: float | None) -> None:
     from rich.console import Console
 
     console = Console(width=200, file=io.StringIO())
-    console.print(render(Report((Check("frames", "levels", value, 1.0, note="[bold]note"),))))
+    check = Check(name="frames", metric="levels", value=value, limit=1.0, note="[bold]note")
+    console.print(render(report_of(check)))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[bold]note" in text
     assert ("1 checks passed" in text) == (value is not None)

@@ -245,12 +245,11 @@ def test_every_wait_is_needed_and_the_checker_finds_each_one_missing(
 
 def test_memory_of_a_bundle_is_known_from_its_manifest(bundle: Any, make_bundle: Callable) -> None:
     memory = bundle_memory(open_bundle(bundle.root))
-    parts = ("weights", "scratch", "arena", "fixed")
-    assert memory["total"] == sum(memory[part] for part in parts)
-    assert memory["scratch"] == 4096
+    assert memory.total == memory.weights + memory.scratch + memory.arena + memory.fixed
+    assert memory.scratch == 4096
     # Two noises more, which are read once and only pinned memory must hold together.
     dmd = bundle_memory(open_bundle(make_bundle("dmd", sampler="dmd").root))
-    assert dmd["pinned_host"] - memory["pinned_host"] == 2 * aligned(4 * 16 * 3 * 2 * 4)
+    assert dmd.pinned_host - memory.pinned_host == 2 * aligned(4 * 16 * 3 * 2 * 4)
 
 
 def test_an_engine_that_wants_more_scratch_here_than_foreseen_gets_it(

@@ -69,19 +69,19 @@ def test_one_video_of_the_tiny_model(tiny: Bundle) -> None:
     segments = sum(
         e.component == "dit" and e.runs == "step" for e in tiny.manifest.engines.values()
     )
-    kinds = Counter(report["enqueues_by_kind"])
+    kinds = Counter(report.enqueues_by_kind)
     assert kinds["engine"] == 3 * segments + 3
     assert kinds["region"] == 3 * len(tiny.manifest.regions)
     # What a step launches: nothing that a timestep or the prompt alone decides.
     inside = {name: sum(r["kind"] != "host" for r in tiny.layers[name]) for name in tiny.layers}
     step = sum(n for name, n in inside.items() if tiny.manifest.engines[name].runs == "step")
     own = 2 * kinds["region"] + kinds["combine"] + kinds["cast"]
-    assert report["kernels"] == 3 * step + 3 * inside["decoder"] + own
+    assert report.kernels == 3 * step + 3 * inside["decoder"] + own
     assert not [r for r in tiny.layers["segment_00"] if "time" in str(r["nodes"])]
-    assert report["graph_launches"] == 1
-    assert report["allocations_in_loop"] == report["host_syncs_in_loop"] == report["races"] == 0
-    assert report["bytes_to_host"] == 9 * 96 * 160 * 3
-    assert report["kernels"] > report["enqueues"]
+    assert report.graph_launches == 1
+    assert report.allocations_in_loop == report.host_syncs_in_loop == report.races == 0
+    assert report.bytes_to_host == 9 * 96 * 160 * 3
+    assert report.kernels > report.enqueues
     layout = plan(record(tiny.manifest, schedule_of(SAMPLERS["unipc"])))
     assert layout.arena < layout.unshared / 2
 

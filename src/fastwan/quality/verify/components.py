@@ -126,7 +126,13 @@ def check_decoder(subject: Subject) -> Check:
     same = got.shape == expected.shape and expected.size
     levels = np.abs(got.astype(np.int16) - expected.astype(np.int16)).max() if same else np.inf
     note = f"{len(got)} frames of {shape.height}x{shape.width}"
-    return Check("decoder", "largest difference in levels to torch", float(levels), 1.0, note=note)
+    return Check(
+        name="decoder",
+        metric="largest difference in levels to torch",
+        value=float(levels),
+        limit=1.0,
+        note=note,
+    )
 
 
 @torch.no_grad()
@@ -155,7 +161,9 @@ def check_text_encoder(subject: Subject) -> Check:
     value = relative_difference(padded, got)
     note = f"{len(tokens)} tokens, zero rows up to {padded.shape[1]}"
     metric = "relative L2 difference to torch in bf16"
-    return Check("text_encoder", metric, value, ROUNDING_MARGIN * rounding, note=note)
+    return Check(
+        name="text_encoder", metric=metric, value=value, limit=ROUNDING_MARGIN * rounding, note=note
+    )
 
 
 def _encoded(subject: Subject, encoder: TextEncoder, embeddings: Array) -> Array:

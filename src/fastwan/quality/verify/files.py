@@ -27,7 +27,13 @@ def check_integrity(bundle: Bundle) -> Check:
     more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     note = "; ".join(bad[:_SHOWN]) + more if bad else f"{len(bundle.manifest.files)} files hashed"
     value = float(len(bad)) if bundle.manifest.files else None
-    return Check("integrity", "files that differ from the manifest", value, 0.0, note=note)
+    return Check(
+        name="integrity",
+        metric="files that differ from the manifest",
+        value=value,
+        limit=0.0,
+        note=note,
+    )
 
 
 def referenced_files(manifest: Manifest) -> set[str]:

@@ -72,8 +72,20 @@ def check_unquantised(subject: Subject) -> Sequence[Check]:
     rounding = min(relative_difference(a, b) for a, b in zip(exact, rounded, strict=True))
     limit = ROUNDING_MARGIN * rounding
     return (
-        Check("graph_fp32", f"{metric} in fp32, quantisers off", fp32, FP32_LIMIT, note=note),
-        Check("graph_bf16", f"{metric} in bf16, quantisers off", bf16, limit, note=note),
+        Check(
+            name="graph_fp32",
+            metric=f"{metric} in fp32, quantisers off",
+            value=fp32,
+            limit=FP32_LIMIT,
+            note=note,
+        ),
+        Check(
+            name="graph_bf16",
+            metric=f"{metric} in bf16, quantisers off",
+            value=bf16,
+            limit=limit,
+            note=note,
+        ),
     )
 
 
@@ -113,7 +125,13 @@ def check_attention_nodes(subject: Subject) -> Check:
     wrong = sum(attributes != wanted for attributes in found)
     wrong += abs(len(nodes) - config.num_layers)
     note = f"{len(nodes)} nodes"
-    return Check("attention_nodes", "attention nodes that differ", float(wrong), 0.0, note=note)
+    return Check(
+        name="attention_nodes",
+        metric="attention nodes that differ",
+        value=float(wrong),
+        limit=0.0,
+        note=note,
+    )
 
 
 def check_cpu_reference(subject: Subject) -> Check:
@@ -125,12 +143,12 @@ def check_cpu_reference(subject: Subject) -> Check:
     differing = sum(int(np.count_nonzero(a != b)) for a, b in zip(shipped, fresh, strict=True))
     compared = sum(a.size for a in fresh)
     return Check(
-        "cpu_reference",
-        "elements that differ from dit.onnx lowered again",
-        float(differing) if compared else None,
-        0.0,
-        "emulated",
-        f"{compared} elements, {subject.at}",
+        name="cpu_reference",
+        metric="elements that differ from dit.onnx lowered again",
+        value=float(differing) if compared else None,
+        limit=0.0,
+        label="emulated",
+        note=f"{compared} elements, {subject.at}",
     )
 
 
@@ -148,7 +166,13 @@ def check_structure(subject: Subject) -> Check:
     ]
     note = f"{len(expected)} nodes" + (f"; {min(differing)}" if differing else "")
     value = float(len(differing)) if expected else None
-    return Check("graph_structure", "nodes that differ from the exporter's", value, 0.0, note=note)
+    return Check(
+        name="graph_structure",
+        metric="nodes that differ from the exporter's",
+        value=value,
+        limit=0.0,
+        note=note,
+    )
 
 
 def _signature(node: ir.Node) -> tuple[object, ...]:

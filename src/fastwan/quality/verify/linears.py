@@ -9,9 +9,9 @@ import onnx
 from fastwan.bundle import Linear
 from fastwan.config import DiTConfig
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
+from fastwan.engines.layers import bundle_layers
 from fastwan.errors import VerificationFailed
 from fastwan.export.text_encoder_onnx import targeted_linears as text_encoder_linears
-from fastwan.quality.report import bundle_layers
 from fastwan.quality.verify.modules import text_encoder_format
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.subject import Subject
@@ -116,4 +116,4 @@ def _missing(
         shown = "; ".join(reasons[:_SHOWN]) or ", ".join(missing[:_SHOWN])
         note = f"{note}; {shown}"
     value = float(len(missing)) if expected else None
-    return Check(name, metric, value, 0.0, note=note)
+    return Check(name=name, metric=metric, value=value, limit=0.0, note=note)

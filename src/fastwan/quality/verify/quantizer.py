@@ -56,7 +56,13 @@ def check_recipe(subject: Subject) -> Check:
     note = f"{count} quantise nodes"
     note = f"{note}; {', '.join(bad[:_SHOWN])}" if bad else note
     value = float(len(bad)) if count else None
-    return Check("quantizer_recipe", "quantise nodes that differ", value, 0.0, note=note)
+    return Check(
+        name="quantizer_recipe",
+        metric="quantise nodes that differ",
+        value=value,
+        limit=0.0,
+        note=note,
+    )
 
 
 def _scalar(subject: Subject, tensor: onnx.TensorProto | None) -> float | None:
@@ -96,12 +102,12 @@ def check_quantizer(subject: Subject, lowered: Mapping[str, ir.Model]) -> Check:
     note = f"{note}; {', '.join(sorted(bad)[:_SHOWN])}" if bad else note
     complete = len(found) == len(subject.expected_linears) and values >= RANDOM_VALUES
     return Check(
-        "quantizer_bit_exact",
-        "values that differ",
-        float(wrong) if complete else None,
-        0.0,
-        "emulated",
-        note,
+        name="quantizer_bit_exact",
+        metric="values that differ",
+        value=float(wrong) if complete else None,
+        limit=0.0,
+        label="emulated",
+        note=note,
     )
 
 

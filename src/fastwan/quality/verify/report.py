@@ -7,75 +7,56 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import computed_field, field_validator
+
 from fastwan.errors import EnvironmentLacks, FastWanError
+from fastwan.schema import BundleFacts, Label, Record, Report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Kind = Literal["measured", "emulated", "predicted"]
 
-
-@dataclass(frozen=True)
-class Check:
-    """One figure held against its limit.
-
-    Attributes:
-        metric: what `value` counts or measures.
-        value: None where the check could not be run; then it has failed.
-        limit: largest good value.
-        kind: ``measured`` on the files or on the CPU; ``emulated`` where a CPU stands in for the
-            FP4 arithmetic of the GPU.
-        note: at which shape, against what, or why it could not be run.
-    """
+class Check(Record):
+    """One figure held against its limit."""
 
     name: str
     metric: str
+    """What `value` counts or measures."""
     value: float | None
-    limit: float
-    kind: Kind = "measured"
+    """Null where the check could not be run or gave no finite figure; then it has failed."""
+    limit: float | None
+    """Largest good value; null where it is not finite, and then nothing passes."""
+    label: Label = "measured"
+    """``measured`` on the files or on the CPU; ``emulated`` where a CPU stands in for the FP4
+    arithmetic of the GPU."""
     note: str = ""
+    """At which shape, against what, or why it could not be run."""
 
+    @field_validator("value", "limit")
+    @classmethod
+    def _finite(cls, figure: float | None) -> float | None:
+        return figure if figure is not None and math.isfinite(figure) else None
+
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def passed(self) -> bool:
-        """Whether there is a value and it is within a finite limit."""
-        return (
-            self.value is not None
-            and math.isfinite(self.value)
-            and math.isfinite(self.limit)
-            and self.value <= self.limit
-        )
-
-    def to_json(self) -> dict[str, object]:
-        """The check as ``verify --json`` prints it; a figure that is not finite becomes null."""
-
-        def figure(value: float | None) -> float | None:
-            return value if value is not None and math.isfinite(value) else None
-
-        return {
-            "name": self.name,
-            "metric": self.metric,
-            "value": figure(self.value),
-            "limit": figure(self.limit),
-            "kind": self.kind,
-            "passed": self.passed,
-            "note": self.note,
-        }
+        """Whether there is a value, and it is within the limit."""
+        return self.value is not None and self.limit is not None and self.value <= self.limit
 
 
-@dataclass(frozen=True)
-class Report:
+class VerifyReport(Report):
     """Outcome of all checks of a bundle."""
 
+    kind: Literal["verify"] = "verify"
+    schema_version: Literal[1] = 1
+    bundle: BundleFacts
     checks: tuple[Check, ...]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def passed(self) -> bool:
         """Whether there are checks and every one of them passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
-
-    def to_json(self) -> dict[str, object]:
-        """What ``verify --json`` prints."""
-        return {"passed": self.passed, "checks": [check.to_json() for check in self.checks]}
 
 
 @dataclass(frozen=True)
@@ -110,10 +91,10 @@ def run_planned(planned: Planned) -> tuple[Check, ...]:
 
 def not_run(name: str, note: str) -> Check:
     """A check that failed because it could not be run."""
-    return Check(name, "not run", None, 0.0, note=note)
+    return Check(name=name, metric="not run", value=None, limit=0.0, note=note)
 
 
-def render(report: Report) -> RenderableType:
+def render(report: VerifyReport) -> RenderableType:
     """The checks as a table for a terminal, with the verdict under it."""
     from rich.console import Group
     from rich.table import Table
@@ -123,12 +104,16 @@ def render(report: Report) -> RenderableType:
     for title in ("check", "value", "limit", "", "what", "note"):
         table.add_column(title, justify="right" if title in ("value", "limit") else "left")
     for check in report.checks:
-        value = "-" if check.value is None else f"{check.value:.4g}"
+        value, limit = _shown(check.value), _shown(check.limit)
         style = "" if check.passed else "bold red"
         outcome = "passed" if check.passed else "FAILED"
-        texts = (check.name, value, f"{check.limit:.4g}", outcome, check.metric, check.note)
+        texts = (check.name, value, limit, outcome, check.metric, check.note)
         # Notes hold names from the bundle, which are no markup.
         table.add_row(*(Text(text) for text in texts), style=style)
     failed = [check.name for check in report.checks if not check.passed]
     verdict = f"failed: {', '.join(failed)}" if failed else f"{len(report.checks)} checks passed"
     return Group(table, Text(verdict if report.checks else "no checks"))
+
+
+def _shown(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.4g}"

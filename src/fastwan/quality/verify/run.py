@@ -12,11 +12,12 @@ from fastwan.progress import Progress, Quiet, stage
 from fastwan.quality.verify import graphs, linears, quantizer, steps, weights
 from fastwan.quality.verify.components import Runtime, check_decoder, check_text_encoder
 from fastwan.quality.verify.files import check_integrity
-from fastwan.quality.verify.report import Check, Planned, Report, not_run, run_planned
+from fastwan.quality.verify.report import Check, Planned, VerifyReport, not_run, run_planned
 from fastwan.quality.verify.sampler import check_sampler
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.executor import Array
+from fastwan.schema import BundleFacts
 
 
 def verify_bundle(
@@ -25,7 +26,7 @@ def verify_bundle(
     checkpoint: str | None = None,
     taehv: Path | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> VerifyReport:
     """Hold a bundle against the reference, on a CPU.
 
     A check that fails does not raise. If a file differs from its hash nothing else is parsed, and
@@ -53,7 +54,7 @@ def verify_bundle(
 
 def run_checks(
     subject: Subject, names: Collection[str] | None = None, progress: Progress | None = None
-) -> Report:
+) -> VerifyReport:
     """Run the checks of a bundle, `integrity` always and first.
 
     Args:
@@ -70,7 +71,7 @@ def run_checks(
             continue
         with stage(progress, f"verify {planned.names[0]}"):
             checks += run_planned(planned)
-    return Report(tuple(checks))
+    return VerifyReport(bundle=BundleFacts.of(subject.bundle), checks=tuple(checks))
 
 
 def plan(subject: Subject) -> list[Planned]:

@@ -57,10 +57,5 @@ def check_sampler(subject: Subject) -> Check:
         )
         value = max(value, *(abs(a - b) for a, b in pairs))
     metric = "largest difference to the published constants"
-    return Check(
-        "sampler",
-        metric,
-        value,
-        LIMIT,
-        note=f"{name}, {len(steps)} steps, {len(published)} of them published",
-    )
+    note = f"{name}, {len(steps)} steps, {len(published)} of them published"
+    return Check(name="sampler", metric=metric, value=value, limit=LIMIT, note=note)

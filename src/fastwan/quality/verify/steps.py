@@ -136,12 +136,12 @@ def check_video(
         moved = [relative_difference(expected, trial(latents, timestep)) for trial in trials]
         checks.append(
             Check(
-                name,
-                "relative L2 difference of the velocity to torch, quantised",
-                relative_difference(expected, result),
-                MARGIN * max(moved),
-                "emulated",
-                f"timestep {timestep}, {subject.at}; sensitivity {max(moved):.2e}",
+                name=name,
+                metric="relative L2 difference of the velocity to torch, quantised",
+                value=relative_difference(expected, result),
+                limit=MARGIN * max(moved),
+                label="emulated",
+                note=f"timestep {timestep}, {subject.at}; sensitivity {max(moved):.2e}",
             )
         )
     if decode is not None:
@@ -149,12 +149,12 @@ def check_video(
         sensitivity = max(rms(expected, decode(run(trial))) for trial in trials)
         checks.append(
             Check(
-                "frames",
-                "root mean square difference in levels to torch, quantised",
-                rms(expected, decode(clean)),
-                MARGIN * max(sensitivity, PIXEL_FLOOR),
-                "emulated",
-                f"{len(expected)} frames, {subject.at}; sensitivity {sensitivity:.2f} levels",
+                name="frames",
+                metric="root mean square difference in levels to torch, quantised",
+                value=rms(expected, decode(clean)),
+                limit=MARGIN * max(sensitivity, PIXEL_FLOOR),
+                label="emulated",
+                note=f"{len(expected)} frames, {subject.at}; sensitivity {sensitivity:.2f} levels",
             )
         )
     return checks

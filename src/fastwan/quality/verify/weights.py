@@ -70,7 +70,9 @@ def check_weights(subject: Subject) -> Check:
     note = f"{count} tensors against {against}"
     note = f"{note}; {'; '.join(bad[:_SHOWN])}" if bad else note
     value = float(len(bad)) if count else None
-    return Check("weights_bit_exact", "tensors that differ", value, 0.0, note=note)
+    return Check(
+        name="weights_bit_exact", metric="tensors that differ", value=value, limit=0.0, note=note
+    )
 
 
 def expected_digests(subject: Subject, component: str) -> dict[str, str]:
@@ -197,7 +199,13 @@ def check_packing(subject: Subject) -> Check:
     note = f"{compared} codes against {against} through ml_dtypes"
     note = f"{note}; {', '.join(bad[:_SHOWN])}" if bad else note
     value = float(len(bad)) if compared else None
-    return Check("packing_bit_exact", "linears whose bytes differ", value, 0.0, note=note)
+    return Check(
+        name="packing_bit_exact",
+        metric="linears whose bytes differ",
+        value=value,
+        limit=0.0,
+        note=note,
+    )
 
 
 class _Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from fastwan.errors import BadInput
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from fastwan.quality.cost import (
     Cost,
+    engine_cost,
     flops,
     kernel_cost,
     region_cost,
@@ -20,7 +22,7 @@ from fastwan.quality.cost import (
     usual_records,
     usual_size,
 )
-from fastwan.quality.gpus import GPUS
+from fastwan.quality.gpus import GPUS, UNKNOWN
 
 GPU = GPUS["rtx5090"]
 L, C, FFN, TEXT = 32768, 1536, 8960, 512
@@ -192,6 +194,7 @@ def test_a_prompt_is_priced_in_its_own_profile(
     records = [replace(one, profile=index) for index in range(len(uppers))]
     assert usual_size(engine) == size
     assert usual_records(engine, records) == [records[profile]]
+    assert engine_cost(engine, records, GPU).bytes_moved == 2 * 4 * size
 
 
 def test_a_fixed_engine_is_priced_whole(kit: SimpleNamespace) -> None:
@@ -202,12 +205,19 @@ def test_a_fixed_engine_is_priced_whole(kit: SimpleNamespace) -> None:
     assert usual_records(engine, records) == records
 
 
-def test_without_a_gpu_there_are_bytes_but_no_time(kit: SimpleNamespace) -> None:
-    cost = kernel_cost(gemm(kit, C, C), None)
+def test_without_rates_there_are_bytes_but_no_time(kit: SimpleNamespace) -> None:
+    cost = kernel_cost(gemm(kit, C, C), UNKNOWN)
     assert cost.flops == 2 * L * C * C
-    assert (cost.seconds, cost.floor_seconds) == (None, None)
-    assert (Cost() + cost).seconds is None
-    assert (cost * 3).seconds is None
+    for each in (cost, Cost() + cost, cost + Cost(), cost * 3):
+        assert math.isnan(each.seconds)
+        assert math.isnan(each.floor_seconds)
+    assert math.isnan(kernel_cost(kit.move(1000), UNKNOWN).seconds)
+
+
+def test_an_attention_without_a_rate_has_no_time() -> None:
+    op = SageAttention3(1, 256, SageAttributes(2, 180))
+    assert region_op_cost(op, GPU).seconds > 0
+    assert math.isnan(region_op_cost(op, replace(GPU, attention={})).seconds)
 
 
 def test_host_calls_cost_nothing(kit: SimpleNamespace) -> None:

@@ -1,0 +1,46 @@
+"""What ``generate`` prints, as models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastwan.runtime.recording.memory_plan import DeviceBytes
+from fastwan.schema import BundleFacts, FigureReport, Measured, Predicted, Record
+
+
+class MadeVideo(Record):
+    """One video: what it was made of, where it lies, what it took."""
+
+    prompt: str
+    seed: int
+    sampler: str
+    video: str | None
+    """Path of the mp4; null without one."""
+    frames_dir: str | None
+    first_frame: str | None
+    height: int
+    width: int
+    fps: int
+    frame_count: Measured[int]
+    frames_sha256: str
+    """Over the raw pixels of all frames in order."""
+    seconds: Measured[dict[str, float]]
+    """By stage, of the last run, which was written."""
+    runs: Measured[tuple[dict[str, float], ...]]
+    """Likewise of every measured run."""
+
+
+class GenerateReport(FigureReport):
+    """Videos that were made, one for each prompt."""
+
+    kind: Literal["generate"] = "generate"
+    schema_version: Literal[1] = 1
+    bundle: BundleFacts
+    device: str
+    note: str
+    """Why this device was chosen; empty where it was named."""
+    runtime_cache: str
+    """Whether kernels that were compiled before were used."""
+    device_bytes: Predicted[DeviceBytes | None]
+    """What a video takes on a GPU; null for a bundle without engines."""
+    videos: tuple[MadeVideo, ...]

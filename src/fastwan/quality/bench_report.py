@@ -1,0 +1,98 @@
+"""What ``bench`` prints, as models and as lines for a terminal."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastwan.quality.gpu_state import Environment, GpuState
+from fastwan.runtime.recording.memory_plan import DeviceBytes
+from fastwan.schema import BundleFacts, FigureReport, Measured, Predicted, Record
+
+
+class StageTimes(Record):
+    """Times of a stage over the measured videos, in milliseconds."""
+
+    min_ms: float
+    median_ms: float
+    p95_ms: float
+    """95th percentile, nearest rank."""
+
+
+class Measurement(Record):
+    """Videos that were timed on a GPU."""
+
+    compute_capability: int
+    """10 major + minor."""
+    driver_cuda: str
+    """Version of the driver's CUDA."""
+    prompt: str
+    runs: int
+    warmup: int
+    """Videos before them that were not measured."""
+    times: Measured[dict[str, StageTimes]]
+    """By stage; ``total`` is a whole video, see `covers`."""
+    load_seconds: Measured[float]
+    runtime_cache: str
+    """Whether kernels that were compiled before were used."""
+    memory_peak_bytes: Measured[int]
+    """Device memory that was taken at most, by the device's own account."""
+    gpu_states: Measured[tuple[GpuState | None, ...]]
+    """Before the first video and after each; null where NVML cannot be asked."""
+    eager_reason: str
+    """Why videos were enqueued call by call; empty where they were graphs."""
+
+
+class BenchReport(FigureReport):
+    """Exact counts of one video, and times where a GPU was used."""
+
+    kind: Literal["bench"] = "bench"
+    schema_version: Literal[1] = 1
+    bundle: BundleFacts
+    sampler: str
+    """The one that was used."""
+    device: str
+    """Name of the GPU that was timed; ``null`` for the recording device."""
+    note: str
+    """Why there are no times."""
+    graph_launches: Measured[int]
+    enqueues: Measured[int]
+    """Of one video's launch, see `enqueues_by_kind`."""
+    enqueues_by_kind: Measured[dict[str, int]]
+    kernels: Measured[int | None]
+    """Behind these enqueues, by the builder's records; null for a bundle without them."""
+    allocations_in_loop: Measured[int]
+    """Between the launch and the wait for its end."""
+    host_syncs_in_loop: Measured[int]
+    """Waits of the host before that one."""
+    bytes_to_host: Measured[int]
+    bytes_to_device: Measured[int]
+    device_bytes: Predicted[DeviceBytes]
+    unshared_arena_bytes: Predicted[int]
+    """What the arena's tensors would take side by side."""
+    races: Measured[int]
+    """Accesses to the same bytes that nothing puts in order."""
+    covers: str
+    """What ``total`` and the counts are of."""
+    measurement: Measurement | None
+    environment: Environment
+
+
+def render(report: BenchReport) -> str:
+    """A report as lines for a terminal."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.enqueues_by_kind.items())
+    lines = [
+        f"{report.bundle.path}: {report.device}, sampler {report.sampler}",
+        f"one video: {report.graph_launches} graph launch, {report.enqueues} enqueues "
+        f"({kinds}), {report.allocations_in_loop} allocations, "
+        f"{report.host_syncs_in_loop} waits in the loop, {report.races} races",
+        f"device memory (predicted): {report.device_bytes.total / 1e6:,.1f} MB; "
+        f"to the host: {report.bytes_to_host / 1e6:,.1f} MB",
+    ]
+    if report.measurement is None:
+        return "\n".join([*lines, report.note])
+    for stage, times in report.measurement.times.items():
+        lines.append(
+            f"{stage:>10}: median {times.median_ms:.2f} ms, min {times.min_ms:.2f}, "
+            f"p95 {times.p95_ms:.2f} (measured)"
+        )
+    return "\n".join([*lines, f"total covers {report.covers}"])
