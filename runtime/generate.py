@@ -49,19 +49,27 @@ def generate(
 ) -> GenerateReport:
     """Make videos and write them; no more than the frames of one latent are held at a time.
 
+    Where one fails, nothing of it is written.
+
     Args:
+        bundle: folder that ``build-engine`` wrote.
         prompt: one, or several that are made one after the other in this process; several number
             their outputs: ``x_0.mp4``, ``x_1.mp4``.
         output: ``x.mp4``, a folder, or ``folder/name_%04d.png``.
+        seed: of the noise of every video.
+        device: "auto", "cpu" or "cuda", see `FastWanPipeline.from_bundle`.
         frames_dir: folder for PNG frames beside an mp4.
         sampler: one of the bundle's; by default the first.
         warmup: videos of each prompt that are made before and neither measured nor written.
         repeat: times that each video is made and measured; the last one is written.
         prompt_cache: folder that keeps the embeddings of prompts.
         force: replace outputs that this tool did not write, too.
+        progress: told of stages and steps.
 
     Raises:
-        BadInput, EnvironmentLacks, VerificationFailed: see `FastWanPipeline`; nothing is written.
+        BadInput: an argument that the bundle cannot serve, or an output that cannot be written.
+        EnvironmentLacks: the device cannot be used.
+        VerificationFailed: a file of the bundle differs from its hash.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or repeat < 1 or warmup < 0:

@@ -103,7 +103,9 @@ class FastWanPipeline:
 
         Args:
             prompt: the text; or else give `prompt_embeds`.
-            height, width, num_frames: None, or what the bundle was built for.
+            height: pixels; None, or what the bundle was built for.
+            width: likewise.
+            num_frames: likewise.
             generator: CPU generator of the noise; or else `seed` makes one.
             latents: initial noise [1, C, T, h, w] instead of drawn noise.
             prompt_embeds: [1, up to text_length, text_dim]; padded with zero rows.
@@ -176,7 +178,9 @@ class FastWanPipeline:
         call.
 
         Args:
+            request: what to make.
             timings: gets the measured seconds of the stages.
+            progress: told of stages and steps.
         """
         timings = Timings() if timings is None else timings
         progress = progress or Quiet()
@@ -192,7 +196,8 @@ class FastWanPipeline:
         """Open what a video needs beforehand, so that the first one takes no longer than others.
 
         Raises:
-            BadInput, VerificationFailed: a graph is missing, unusable or differs from its hash.
+            BadInput: a graph is missing or unusable.
+            VerificationFailed: a file differs from its hash.
             EnvironmentLacks: the device cannot hold or run the engines.
         """
         with self._turn():

@@ -25,7 +25,10 @@ class Request:
     Attributes:
         prompt: the text; or else `prompt_embeds`.
         prompt_embeds: [1, up to text_length, text_dim]; padded with zero rows.
-        height, width, num_frames: None, or what the bundle was built for.
+        height: pixels; None, or what the bundle was built for.
+        width: likewise.
+        num_frames: likewise.
+        seed: of the noise.
         generator: CPU generator of the noise; or else `seed` makes one.
         latents: initial noise [1, C, T, h, w] instead of drawn noise.
         sampler: one of the bundle's; None for its default.

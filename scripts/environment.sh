@@ -48,7 +48,7 @@ fastwan_environment() {
     rm -f "$stamp"
     echo "installing fastwan-export and its dependencies into $venv (minutes the first time)" >&2
     "$bin/python" -m pip install --quiet --disable-pip-version-check \
-        -c "$root/constraints.txt" -e "$root[dev]" ||
+        -c "$root/constraints.txt" -e "$root[dev,docs]" ||
         die "pip could not install the dependencies: see its message above, then run this again"
     _environment_key >"$stamp"
 }

@@ -43,9 +43,19 @@ class BuildSpec:
 
     Attributes:
         checkpoint: folder or Hugging Face id.
+        output: folder of the bundle; replaced if it holds one.
         taehv: weight file of the decoder, where the checkpoint has none.
+        model: row of `fastwan.config.MODELS`.
+        target: row of `fastwan.config.TARGETS`.
+        backend: builder of the engines.
+        attention: the model's own where None.
+        sampler: default of the bundle; "auto" takes the checkpoint's.
+        height: of the video in pixels; the checkpoint's own where None.
+        width: likewise.
+        num_frames: likewise.
+        components: parts of the model to build.
+        use_cache: take finished parts from the cache and leave new ones there.
         text_encoder_recipe: number format of the text encoder's linears.
-        height, width, num_frames: video shape; the checkpoint's own where None.
     """
 
     checkpoint: str

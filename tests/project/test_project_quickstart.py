@@ -1,15 +1,15 @@
-"""The quickstart and the README's commands, run for real; a minute each."""
+"""The quickstart, run twice for real; a minute each."""
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.trt]
 
@@ -40,19 +40,10 @@ def test_the_quickstart_ends_with_three_paths(
         assert frame.read_bytes().startswith(b"\x89PNG")
         videos.append(video.read_bytes())
     assert videos[0] == videos[1]
-
-
-def test_the_commands_of_the_readme_run(
-    root: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    section = (root / "README.md").read_text().partition("\n## Commands\n")[2]
-    block = re.search(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    assert block is not None
-    lines = [shlex.split(line, comments=True) for line in block[1].splitlines()]
-    # Compiling the kernel takes a CUDA toolkit; tests/plugins does it.
-    run = [words for words in lines if words[1] != "build-plugin"]
-    assert len(run) == len(lines) - 1
-    for words in run:
-        subprocess.run(words, env=environment, cwd=tmp_path, check=True)
-    assert (tmp_path / "fox.mp4").is_file()
-    assert (tmp_path / "frames" / "frame_0000.png").is_file()
+    # README shows this frame; another processor may round some pixels to a neighbouring level.
+    shown, made = (
+        np.asarray(Image.open(path), np.float32)
+        for path in (root / "docs" / "images" / "frame.png", frame)
+    )
+    assert shown.shape == made.shape
+    assert np.abs(shown - made).mean() < 2

@@ -53,7 +53,7 @@ def installs(project: Path) -> list[str]:
     return calls.read_text().splitlines() if calls.exists() else []
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "environment.sh"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "docs.sh", "environment.sh"])
 def test_scripts_are_bash(root: Path, script: str) -> None:
     subprocess.run(["bash", "-n", str(root / "scripts" / script)], check=True)
 
@@ -63,7 +63,7 @@ def test_the_environment_is_installed_once(checkout: Path, tmp_path: Path) -> No
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines() == ["-m pytest -k name of a test", str(checkout)]
     (call,) = installs(checkout)
-    assert f"-c {checkout}/constraints.txt -e {checkout}[dev]" in call
+    assert f"-c {checkout}/constraints.txt -e {checkout}[dev,docs]" in call
     assert run_tests(checkout).returncode == 0
     assert len(installs(checkout)) == 1
 

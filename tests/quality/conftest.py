@@ -200,7 +200,6 @@ def manifest_of(
         versions={"tensorrt-rtx": "1.0"},
         backend="tensorrt-rtx",
         attention="sage3",
-        samplers=(SAMPLERS["unipc"], SAMPLERS["dmd"]),
         onnx=OnnxManifest(tool_version="0.1", model=model, graphs={}),
         engines=engines,
         regions=regions,
