@@ -111,9 +111,11 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert not set(HEAVY) & set(json.loads(loaded))
 
 
-COMMON = {"fastwan", *(f"fastwan.{name}" for name in ("bundle", "config", "errors", "files"))}
-COMMON |= {"fastwan.onnx_guard", "fastwan.parallel", "fastwan.progress"}
-COMMON |= {"fastwan.outputs", "fastwan.ownership", "fastwan.staging"}
+SHARED = (
+    "bundle", "config", "errors", "files", "onnx_guard", "outputs", "ownership", "parallel",
+    "progress", "staging", "strict_json",
+)  # fmt: skip
+COMMON = {"fastwan", *(f"fastwan.{name}" for name in SHARED)}
 MAY_IMPORT = {
     "plugins": {"fastwan.plugins"},
     "export": {"fastwan.export", "fastwan.plugins"},
