@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 
 from fastwan.bundle import TensorSpec
+from fastwan.dtypes import TENSORRT_NAMES
 from fastwan.engines.backend import BuiltEngine
 from fastwan.engines.layers import parse_layers
 from fastwan.engines.source import EngineSource
@@ -24,11 +25,6 @@ from fastwan.onnx_guard import STANDARD_DOMAINS, all_nodes
 from fastwan.progress import Progress
 
 _SCRATCH = re.compile(r"^Total Activation Memory: (\d+) bytes", re.MULTILINE)
-_DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16",
-    "INT8": "int8", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
-    "FP8": "float8_e4m3fn", "FP4": "float4_e2m1fn",
-}  # fmt: skip
 
 
 @dataclass
@@ -287,7 +283,7 @@ def _set_profiles(builder: Any, network: Any, config: Any, source: EngineSource)
 
 def _spec(tensor: Any, source: EngineSource) -> TensorSpec:
     name = str(tensor.name)
-    dtype = _DTYPES.get(tensor.dtype.name)
+    dtype = TENSORRT_NAMES.get(tensor.dtype.name)
     if dtype is None:
         raise BadInput(f"{name!r} has dtype {tensor.dtype.name}", where=source.name)
     shape = tuple(

@@ -16,6 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
+from fastwan.dtypes import DTYPES, packed_bytes
 from fastwan.errors import BadInput
 from fastwan.files import confined_file
 
@@ -27,14 +28,7 @@ ALLOWED_DOMAINS = STANDARD_DOMAINS | {"fastwan"}
 MAX_BYTES = (2 << 30) - 1
 """Largest protobuf message."""
 
-_BITS: dict[int, int] = {
-    TensorProto.FLOAT: 32, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16,
-    TensorProto.INT16: 16, TensorProto.INT32: 32, TensorProto.INT64: 64, TensorProto.BOOL: 8,
-    TensorProto.FLOAT16: 16, TensorProto.DOUBLE: 64, TensorProto.UINT32: 32,
-    TensorProto.UINT64: 64, TensorProto.BFLOAT16: 16, TensorProto.FLOAT8E4M3FN: 8,
-    TensorProto.FLOAT8E5M2: 8, TensorProto.UINT4: 4, TensorProto.INT4: 4,
-    TensorProto.FLOAT4E2M1: 4, TensorProto.FLOAT8E8M0: 8,
-}  # fmt: skip
+_BITS = {int(TensorProto.DataType.Value(dtype.onnx)): dtype.bits for dtype in DTYPES}
 _KEYS = {"location", "offset", "length", "checksum"}
 
 
@@ -138,7 +132,7 @@ def tensor_bytes(tensor: TensorProto, where: str) -> int:
     if bits is None or any(size < 0 for size in tensor.dims):
         raise BadInput(f"dtype or shape of {tensor.name!r} is invalid", where=where)
     elements: int = math.prod(tensor.dims)
-    return -(-elements * bits // 8)
+    return packed_bytes(elements, bits)
 
 
 def _check_embedded(tensor: TensorProto, where: str) -> None:
