@@ -146,7 +146,7 @@ def _package(package: _Package) -> Finding:
 
 
 def _devices() -> Iterable[Finding]:
-    from fastwan.runtime.device.choice import cuda_device_count
+    from fastwan.cuda_driver import compute_capability, cuda_device_count
 
     count = cuda_device_count()
     if not count:
@@ -155,8 +155,6 @@ def _devices() -> Iterable[Finding]:
         return
     yield Finding("gpu", "CUDA device", "ok", f"{count} visible")
     yield _package(_CUDA_BINDINGS)
-
-    from fastwan.engines.tensorrt import compute_capability
 
     capability = compute_capability()
     served = [target.gpu for target in TARGETS.values() if target.compute_capability == capability]

@@ -66,11 +66,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     patches: dict[str, Any] = {
         "fastwan.doctor.importlib.import_module": fake_import,
         "fastwan.engines.backend.load_backend": backend,
-        "fastwan.engines.tensorrt.compute_capability": lambda: here.capability,
+        "fastwan.cuda_driver.compute_capability": lambda: here.capability,
         "fastwan.plugins.build.requirements": lambda: here.requirements,
         "fastwan.plugins.loader.PluginLibrary": lambda path: here.library(path),
         "fastwan.plugins.loader.find_library": lambda: here.find_library(),
-        "fastwan.runtime.device.choice.cuda_device_count": lambda: here.devices,
+        "fastwan.cuda_driver.cuda_device_count": lambda: here.devices,
         "fastwan.runtime.device.choice.resolve_device": lambda name: here.gpu_run(name),
         "fastwan.doctor.shutil.disk_usage": lambda path: SimpleNamespace(free=here.free),
     }

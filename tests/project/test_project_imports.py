@@ -112,8 +112,8 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 
 SHARED = (
-    "bundle", "config", "dtypes", "errors", "files", "onnx_guard", "outputs", "ownership",
-    "parallel", "progress", "staging", "strict_json",
+    "bundle", "config", "cuda_driver", "dtypes", "errors", "files", "onnx_guard", "outputs",
+    "ownership", "parallel", "progress", "staging", "strict_json",
 )  # fmt: skip
 COMMON = {"fastwan", *(f"fastwan.{name}" for name in SHARED)}
 MAY_IMPORT = {
