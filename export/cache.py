@@ -1,10 +1,9 @@
 """Cache of finished parts of an export, keyed by what they are made of.
 
-Three kinds of entries, each a folder of files with ``record.json``: the NVFP4 weight of a linear
-(key: the bytes of its checkpoint tensors), the transformer's graph (key: its configuration) and the
-decoder (both). Every key holds the exporter's own source and the versions of its libraries too. A
-build that was killed finds what it had finished; one with another option finds what does not
-depend on it.
+Two kinds of entries, each a folder of files with ``record.json``: the NVFP4 weight of a linear
+(key: the bytes of its checkpoint tensors) and the transformer's graph (key: its configuration).
+Every key holds the package's source and the versions of its libraries too. A build that was killed
+finds what it had finished; one with another option finds what does not depend on it.
 """
 
 from __future__ import annotations
@@ -23,29 +22,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastwan import __version__
+import fastwan
 from fastwan.files import atomic_dir, sha256_file
 
 DEFAULT_MAX_BYTES = 6 << 30
 _RECORD = "record.json"
 _PAYLOAD = "tensors"
 _ALIGNMENT = 16
-_OF_LINEARS = ("cache.py", "code_table.py", "quantize.py", "weights.py")
-_LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "nvidia-modelopt")
+_LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "nvidia-modelopt", "ml_dtypes", "numpy")
+_PACKAGE = Path(fastwan.__file__).resolve().parent
+_MAKES_NO_GRAPH = ("cli.py", "doctor.py", "engines", "quality", "runtime")
+"""Parts of the package that build, play or judge what an export made; export/ imports none."""
 
 
-@cache
-def fingerprint(kind: str) -> str:
-    """Hash of what makes entries of a kind: source files, and the versions of what they call."""
-    package = Path(__file__).resolve().parent
-    files = sorted(package.glob("*.py") if kind == "linear" else package.rglob("*.py"))
-    if kind == "linear":
-        files = [path for path in files if path.name in _OF_LINEARS]
-    files += [package.parent / "plugins" / name for name in ("nvfp4.py", "reference.py")]
-    digest = hashlib.sha256(__version__.encode())
-    for path in files:
-        digest.update(path.relative_to(package.parent).as_posix().encode())
-        digest.update(path.read_bytes())
+def graph_sources(package: Path) -> list[Path]:
+    """Python files of a copy of the package that may decide what a graph or a weight becomes.
+
+    Found by walking it, so that a module that moves or comes is covered. Links are followed: in a
+    checkout the stages are links.
+
+    Returns:
+        Paths relative to `package`, sorted.
+    """
+    found = [
+        Path(folder, name).relative_to(package)
+        for folder, _, names in os.walk(package, followlinks=True)
+        for name in names
+        if name.endswith(".py")
+    ]
+    return sorted(path for path in found if path.parts[0] not in _MAKES_NO_GRAPH)
+
+
+def fingerprint(package: Path) -> str:
+    """Hash of the code that makes entries: `graph_sources`, and the versions of what they call.
+
+    Args:
+        package: a copy of the package's folder.
+    """
+    digest = hashlib.sha256(fastwan.__version__.encode())
+    for path in graph_sources(package):
+        digest.update(f"{path.as_posix()}\0".encode())
+        digest.update(hashlib.sha256((package / path).read_bytes()).digest())
     for name in _LIBRARIES:
         try:
             version = importlib.metadata.version(name)
@@ -53,6 +70,11 @@ def fingerprint(kind: str) -> str:
             version = ""
         digest.update(f"{name}={version};".encode())
     return digest.hexdigest()
+
+
+@cache
+def _own_fingerprint() -> str:
+    return fingerprint(_PACKAGE)
 
 
 def content_key(
@@ -65,7 +87,7 @@ def content_key(
         facts: whatever it depends on beside the exporter and `tensors`; JSON-able.
         tensors: checkpoint tensors it is made of, by name.
     """
-    head = json.dumps([kind, fingerprint(kind), facts], sort_keys=True)
+    head = json.dumps([kind, _own_fingerprint(), facts], sort_keys=True)
     digest = hashlib.sha256(head.encode())
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
