@@ -6,15 +6,16 @@ import functools
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
 
 import click
 
 from fastwan import __version__
 from fastwan.config import COMPONENTS, MODELS, SAMPLERS, TARGETS
-from fastwan.errors import EnvironmentLacks, FastWanError
+from fastwan.errors import EnvironmentLacks, FastWanError, FastWanWarning
 from fastwan.progress import Console, Progress, Quiet
 
 if TYPE_CHECKING:
@@ -75,6 +76,24 @@ def _fail(line: str, code: int) -> None:
     sys.exit(code)
 
 
+_show_other_warning = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print this tool's warnings as one line each, like its errors; leave those of libraries."""
+    if issubclass(category, FastWanWarning):
+        print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+    else:
+        _show_other_warning(message, category, filename, lineno, file, line)
+
+
 def _print_json(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value, indent=1))
 
@@ -102,6 +121,7 @@ def main(debug: bool) -> None:
     5 slower than the baseline, 1 unexpected, 130 interrupted.
     """
     _State.debug = debug
+    warnings.showwarning = _show_warning
 
 
 @main.command("make-checkpoint")

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, hashes, confinement, the cache."""
+"""Files that are either whole or not there: atomic writes, hashes, confinement."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +14,7 @@ from typing import BinaryIO
 
 from fastwan.errors import BadInput
 
-DIRECTORY_VARIABLE = "FASTWAN_CACHE_DIR"
-
 _CHUNK = 4 << 20
-
-
-def default_cache_dir() -> Path:
-    """``$FASTWAN_CACHE_DIR``, or ``engines`` in the user's cache folder for this tool."""
-    named = os.environ.get(DIRECTORY_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fastwan-export" / "engines"
 
 
 def sha256_file(path: Path) -> str:

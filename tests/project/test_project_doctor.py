@@ -241,13 +241,14 @@ def test_the_plugin_library_is_loaded(machine: Machine) -> None:
 def test_the_cache_is_measured_and_tried(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("FASTWAN_CACHE_MAX_BYTES", "5000000")
     (tmp_path / "key").mkdir()
     (tmp_path / "key" / "engine.plan").write_bytes(bytes(3_000_000))
-    assert by_name(diagnose())["engine cache"].detail == f"3 MB in {tmp_path}"
+    assert by_name(diagnose())["cache"].detail == f"3 MB of 5 MB in {tmp_path}"
     blocker = tmp_path / "file"
     blocker.touch()
     monkeypatch.setenv("FASTWAN_CACHE_DIR", str(blocker / "cache"))
-    found = by_name(diagnose())["engine cache"]
+    found = by_name(diagnose())["cache"]
     assert found.status == "missing"
     assert "FASTWAN_CACHE_DIR" in found.fix
 
