@@ -63,7 +63,8 @@ class Record(BaseModel):
 
     def encoded(self) -> bytes:
         """The only bytes that this record is stored as."""
-        body = json.dumps(self.model_dump(), sort_keys=True, allow_nan=False)
+        # Keys stay in their order: a cached part of a bundle is written as the first time.
+        body = json.dumps(self.model_dump(), allow_nan=False)
         digest = hashlib.sha256(body.encode()).hexdigest()
         return f'{{"record": {body}, "sha256": "{digest}"}}\n'.encode()
 

@@ -51,6 +51,12 @@ def test_contents_and_note_come_back(cache: ContentCache, tmp_path: Path) -> Non
     assert cache.read(B) is None
 
 
+def test_a_note_keeps_its_order(cache: ContentCache) -> None:
+    cache.put(A, {"z": b"", "a": b""}, {"z": 1, "a": {"y": 1, "b": 2}})
+    contents, note = cache.read(A) or ({}, {})
+    assert [*contents, *note, *note["a"]] == ["z", "a", "z", "a", "y", "b"]
+
+
 def test_a_file_is_stored_by_its_path(cache: ContentCache, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"content" * 1_000_000)
