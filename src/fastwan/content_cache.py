@@ -36,6 +36,7 @@ KINDS: tuple[Kind, ...] = ("exports", "engines", "runtime")
 
 _SCRATCH = ".tmp"
 _KEY = re.compile(r"[0-9a-f]{64}")
+_SAID: set[Path | None] = set()  # roots that a warning was given for
 
 
 class ContentCache:
@@ -254,13 +255,17 @@ class ContentCache:
             os.rename(entry, scratch / entry.name)
 
     def _stop_writing(self, error: OSError | EnvironmentLacks) -> None:
-        """Go on without keeping anything, and say so once."""
+        """Go on without keeping anything; a process says so once for all kinds."""
         self._writable = False
-        where = "" if self.folder is None else f" in {self.folder.parent}"
+        root = None if self.folder is None else self.folder.parent
+        if root in _SAID:
+            return
+        _SAID.add(root)
+        where = "" if root is None else f" in {root}"
         what = error.what if isinstance(error, EnvironmentLacks) else error.strerror or error
         warnings.warn(
             f"the cache{where} cannot be written ({what}), so nothing is kept: set "
             f"{DIRECTORY_VARIABLE} to a folder that can be written",
             FastWanWarning,
-            stacklevel=1,  # the same place for every kind, so that it is said once
+            stacklevel=2,
         )

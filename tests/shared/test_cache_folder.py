@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastwan import cache_folder
+from fastwan import cache_folder, content_cache
 from fastwan.cache_folder import cache_dir, cache_root, max_cache_bytes
 from fastwan.content_cache import ContentCache
 from fastwan.errors import EnvironmentLacks, FastWanWarning
@@ -84,6 +84,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     homeless(monkeypatch)
+    monkeypatch.setattr(content_cache, "_SAID", set())
     with pytest.raises(EnvironmentLacks, match=r"no home folder.*FASTWAN_CACHE_DIR"):
         cache_root()
     with pytest.warns(FastWanWarning, match="no home folder"):

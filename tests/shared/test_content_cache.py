@@ -198,7 +198,7 @@ def in_the_way(tmp_path: Path) -> Path:
 
 def test_a_file_in_its_place_is_one_warning(in_the_way: Path) -> None:
     with pytest.warns(FastWanWarning, match=r"cannot be written.*FASTWAN_CACHE_DIR") as said:
-        cache = ContentCache("engines", in_the_way)
+        cache, _ = [ContentCache(kind, in_the_way) for kind in ("engines", "exports")]
     assert len(said) == 1
     assert "\n" not in str(said[0].message)
     with cache.lock(A):
