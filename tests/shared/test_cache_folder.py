@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from fastwan import cache_folder, content_cache
 from fastwan.cache_folder import cache_dir, cache_root, max_cache_bytes
+from fastwan.cli import main
 from fastwan.content_cache import ContentCache
 from fastwan.errors import EnvironmentLacks, FastWanWarning
 
@@ -105,3 +107,24 @@ def test_a_user_without_a_home_names_a_folder(
     cache = ContentCache("engines")
     cache.put(KEY, {"x": b"1"}, {})
     assert cache.read(KEY) == ({"x": b"1"}, {})
+
+
+@pytest.mark.parametrize("limit", ["²", "1000"])
+def test_the_command_line_says_what_is_wrong_with_the_cache_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTWAN_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setenv("FASTWAN_CACHE_MAX_BYTES", limit)
+    command = ["build-engine", "--checkpoint", str(tmp_path), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, command)
+    lines = result.stderr.splitlines()
+    if limit == "²":
+        assert result.exit_code == 3
+        (error,) = lines
+    else:  # goes on, to the folder that is no checkpoint
+        assert result.exit_code == 2
+        warning, error = lines
+        assert warning.startswith("warning: the cache in ")
+    assert error.startswith("error: ")
+    assert ("FASTWAN_CACHE_MAX_BYTES" in error) == (limit == "²")
