@@ -33,10 +33,10 @@ def test_every_kind_lies_under_one_root(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ({"FASTWAN_CACHE_DIR": "/named", "XDG_CACHE_HOME": "/xdg"}, "/named"),
         ({"FASTWAN_CACHE_DIR": "", "XDG_CACHE_HOME": "/xdg"}, "/xdg/fastwan"),
-        ({"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/fastwan"),
-        ({}, "/home/me/.cache/fastwan"),
-        ({"FASTWAN_CACHE_DIR": "~/here"}, "/home/me/here"),
-        ({"FASTWAN_CACHE_DIR": "relative"}, "/work/relative"),
+        ({"XDG_CACHE_HOME": "relative"}, "/h/me/.cache/fastwan"),
+        ({}, "/h/me/.cache/fastwan"),
+        ({"FASTWAN_CACHE_DIR": "~/here"}, "/h/me/here"),
+        ({"FASTWAN_CACHE_DIR": "relative"}, "/w/relative"),
     ],
 )
 def test_the_root_follows_the_environment(
@@ -44,9 +44,9 @@ def test_the_root_follows_the_environment(
 ) -> None:
     for name in ("FASTWAN_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/h/me")
     monkeypatch.setattr(cache_folder.sys, "platform", "linux")
-    monkeypatch.setattr(os, "getcwd", lambda: "/work")
+    monkeypatch.setattr(os, "getcwd", lambda: "/w")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache_root() == Path(expected)
