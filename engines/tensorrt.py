@@ -44,6 +44,11 @@ class TensorRT:
 
     def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
         self.check(options.target)
+        return self.build_here(source, options, progress)
+
+    def build_here(
+        self, source: EngineSource, options: BuildOptions, progress: Progress
+    ) -> BuiltEngine:
         trt = self._module()
         domains: frozenset[str] = frozenset()
         if options.plugin_library is not None:
