@@ -13,7 +13,7 @@ import pytest
 import fastwan.engines.tensorrt as backend
 from fastwan.config import TARGETS
 from fastwan.engines.backend import BuildOptions, load_backend
-from fastwan.engines.network import deferred_interrupt
+from fastwan.engines.monitor import deferred_interrupt
 from fastwan.errors import BadInput, EnvironmentLacks, VerificationFailed
 from fastwan.progress import Quiet
 
