@@ -30,6 +30,7 @@ class _State:
     """Options of the whole command, set before a subcommand runs."""
 
     debug = False
+    display: Console | None = None
 
 
 def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
@@ -38,7 +39,11 @@ def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            code = command(*args, **kwargs) or 0
+            try:
+                code = command(*args, **kwargs) or 0
+            finally:
+                if _State.display is not None:
+                    _State.display.stop()
         except FastWanError as error:
             if _State.debug:
                 raise
@@ -70,8 +75,6 @@ def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def _fail(line: str, code: int) -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[2K", end="", file=sys.stderr)
     print(f"error: {line}", file=sys.stderr)
     sys.exit(code)
 
@@ -105,7 +108,10 @@ def _print_rich(text: RenderableType) -> None:
 
 
 def _progress() -> Progress:
-    return Quiet() if os.environ.get("FASTWAN_QUIET") else Console()
+    if os.environ.get("FASTWAN_QUIET"):
+        return Quiet()
+    _State.display = Console()
+    return _State.display
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
