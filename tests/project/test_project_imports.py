@@ -13,7 +13,7 @@ import pytest
 
 ABSENT = [
     "tensorrt", "tensorrt_rtx", "tensorrt_lean", "modelopt", "av", "transformers", "diffusers",
-    "polygraphy", "sageattention", "taehv",
+    "polygraphy", "taehv",
 ]  # fmt: skip
 HEAVY = [*ABSENT, "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "safetensors"]
 FOLDERS = ("export", "engines", "runtime", "plugins")
