@@ -112,7 +112,9 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 
 SHARED = (
-    "cache_entry", "cache_folder", "content_cache",
+    "bundle", "cache_entry", "cache_folder", "config", "content_cache", "cuda_driver", "dtypes",
+    "errors", "files", "onnx_guard", "outputs", "ownership", "parallel", "progress", "staging",
+    "strict_json",
 )  # fmt: skip
 COMMON = {"fastwan", *(f"fastwan.{name}" for name in SHARED)}
 MAY_IMPORT = {
