@@ -83,6 +83,15 @@ class Backend(Protocol):
             KeyboardInterrupt: the user pressed Ctrl-C; the build was cancelled cleanly.
         """
 
+    def build_here(
+        self, source: EngineSource, options: BuildOptions, progress: Progress
+    ) -> BuiltEngine:
+        """`build` in this process, where a build that ran before may change the order of lists.
+
+        Raises:
+            BadInput, EnvironmentLacks, KeyboardInterrupt: see `build`.
+        """
+
     def jobs(self) -> int:
         """Calls of `build` that may run at once, on threads of their own."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from fastwan import __version__
 from fastwan.bundle import Engine, FileRecord
 from fastwan.config import AttentionName, SamplerSpec, Target
 from fastwan.engines.backend import Backend, BuildOptions, BuiltEngine
-from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, content_key
+from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, content_key, plan_record
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
 from fastwan.engines.layers import LayerRecord
 from fastwan.engines.source import EngineSource
@@ -135,27 +133,21 @@ class BundleBuilder:
         elements = check_onnx_linears(model, source.linears)
         file = f"{source.component}/{source.name}{_SUFFIX}"
         path = self._folder / file
-        cached = False
         found: BuiltEngine | CachedEngine
         if self._cache is None:
-            found = self._compile(source, elements)
-            with path.open("wb") as stream:
-                stream.write(found.plan)
-            record = FileRecord(
-                sha256=hashlib.sha256(found.plan).hexdigest(), bytes=found.plan.nbytes
-            )
+            found = self._compile(source, elements, path)
+            record, cached = plan_record(found.plan), False
         else:
             key = content_key(model, source.base_dir, self._hasher, self._key(source))
             with self._cache.lock(key):
-                entry = self._cache.get(key)
+                entry = self._cache.copy(key, path)
                 cached = entry is not None
                 if entry is None:
-                    entry = self._cache.put(key, self._compile(source, elements))
+                    found = self._compile(source, elements, path)
+                    record = self._cache.put(key, found)
                 else:
                     check_coverage(entry.layers, source.linears, elements).require(source.name)
-                shutil.copyfile(entry.plan, path)
-            record = FileRecord(sha256=entry.sha256, bytes=entry.bytes)
-            found = entry
+                    found, record = entry, entry.file
         engine = Engine(
             file=file,
             component=source.component,
@@ -168,9 +160,12 @@ class BundleBuilder:
         )
         return _Built(engine, found.layers, record, cached)
 
-    def _compile(self, source: EngineSource, elements: dict[str, int]) -> BuiltEngine:
+    def _compile(self, source: EngineSource, elements: dict[str, int], path: Path) -> BuiltEngine:
+        """Build an engine, hold it to the gate and write its plan to `path`."""
         built = self._request.backend.build(source, self._options, self._progress)
         check_coverage(built.layers, source.linears, elements).require(source.name)
+        with path.open("wb") as stream:
+            stream.write(built.plan)
         return built
 
     def _key(self, source: EngineSource) -> dict[str, object]:

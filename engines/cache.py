@@ -1,47 +1,42 @@
 """Cache of built engines, keyed by content.
 
-An entry is a folder ``<key>/`` with ``engine.plan`` and ``record.json``. The key is what the engine
-is a function of: the graph without its remarks, the bytes of every weight it refers to, options,
-target and versions. Where in a data file a weight lies is no part of it.
+The key is what the engine is a function of: the graph without its remarks, the bytes of every
+weight it refers to, options, target and versions. Where in a data file a weight lies is no part of
+it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
-from filelock import FileLock
 from onnx import TensorProto
 
-from fastwan.bundle import TensorSpec
+from fastwan.bundle import FileRecord, TensorSpec
+from fastwan.cache_entry import Record
+from fastwan.content_cache import ContentCache
 from fastwan.engines.backend import BuiltEngine
 from fastwan.engines.layers import LayerRecord, layer_from_json
-from fastwan.files import atomic_dir, default_cache_dir, sha256_file
+from fastwan.errors import BadInput
 from fastwan.onnx_guard import DataRange, all_nodes, all_tensors, external_range
 
-SIZE_VARIABLE = "FASTWAN_CACHE_MAX_BYTES"
-DEFAULT_MAX_BYTES = 20 << 30
 SCHEMA = 1
 
-_PLAN, _RECORD, _LOCK = "engine.plan", "record.json", ".lock"
+_PLAN = "engine.plan"
 _CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
 class CachedEngine:
-    """A finished engine in the cache; what a `BuiltEngine` says, with the plan as a file."""
+    """What a `BuiltEngine` says of an engine whose plan is a file."""
 
-    plan: Path
-    sha256: str
-    bytes: int
+    file: FileRecord
     layers: tuple[LayerRecord, ...]
     scratch_bytes: int
     inputs: tuple[TensorSpec, ...]
@@ -124,108 +119,64 @@ class EngineCache:
     """Finished engines by key.
 
     Args:
-        folder: where entries lie; by default `fastwan.files.default_cache_dir`.
-        max_bytes: size above which the entries that were used longest ago are removed; by default
-            ``$FASTWAN_CACHE_MAX_BYTES`` or 20 GiB.
+        root: see `ContentCache`.
+        max_bytes: see `ContentCache`.
     """
 
-    def __init__(self, folder: Path | None = None, max_bytes: int | None = None) -> None:
-        self.folder = folder or default_cache_dir()
-        limit = os.environ.get(SIZE_VARIABLE, "")
-        default = int(limit) if limit.isdigit() else DEFAULT_MAX_BYTES
-        self._max_bytes = default if max_bytes is None else max_bytes
+    def __init__(self, root: Path | None = None, max_bytes: int | None = None) -> None:
+        self._cache = ContentCache("engines", root, max_bytes)
 
-    @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
+    def lock(self, key: str) -> AbstractContextManager[None]:
         """Hold one key, so that two processes do not build the same engine at once."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(self.folder / f"{key}{_LOCK}"):
-            yield
+        return self._cache.lock(key)
 
-    def get(self, key: str) -> CachedEngine | None:
-        """The entry of `key`, its plan hash-checked; None where there is none.
+    def copy(self, key: str, plan: Path) -> CachedEngine | None:
+        """The engine of `key`, its plan copied to `plan`; None where there is none that is whole.
 
-        An entry that is incomplete or differs from its hashes is removed.
+        Raises:
+            OSError: `plan` cannot be written.
         """
-        entry = self.folder / key
-        if not entry.is_dir():
+        record = self._cache.copy(key, lambda _: plan)
+        if record is None:
             return None
         try:
-            found = _read_entry(entry)
-        except Exception:  # whatever is wrong with it, it is built again
-            found = None
-        if found is None:
-            shutil.rmtree(entry, ignore_errors=True)
+            return _from_record(record)
+        except (BadInput, KeyError, TypeError, ValueError, AttributeError):
+            # Whole, but not what this version stores: as good as none.
+            self._cache.forget(key)
+            plan.unlink(missing_ok=True)
             return None
-        os.utime(entry / _RECORD)
-        return found
 
-    def put(self, key: str, engine: BuiltEngine) -> CachedEngine:
-        """Store a built engine; the entry appears whole or not at all. Call it under `lock`."""
-        entry = self.folder / key
-        for left_behind in self.folder.glob(f".{key}.*"):  # by a build that was killed
-            shutil.rmtree(left_behind, ignore_errors=True)
-        if entry.exists():
-            shutil.rmtree(entry)
-        with atomic_dir(entry) as temporary:
-            with (temporary / _PLAN).open("wb") as stream:
-                stream.write(engine.plan)
-            payload = {
-                "plan_sha256": hashlib.sha256(engine.plan).hexdigest(),
-                "plan_bytes": engine.plan.nbytes,
-                "layers": [asdict(layer) for layer in engine.layers],
-                "scratch_bytes": engine.scratch_bytes,
-                "inputs": [spec.model_dump() for spec in engine.inputs],
-                "outputs": [spec.model_dump() for spec in engine.outputs],
-            }
-            record = {"sha256": _payload_digest(payload), "payload": payload}
-            (temporary / _RECORD).write_text(json.dumps(record), encoding="utf-8")
-        self._prune(keep=key)
-        return _from_payload(entry, json.loads(json.dumps(payload)))
-
-    def _prune(self, keep: str) -> None:
-        """Remove the entries used longest ago until the rest fits."""
-        entries = []
-        for record in self.folder.glob(f"*/{_RECORD}"):
-            try:
-                size = sum(file.stat().st_size for file in record.parent.iterdir())
-                entries.append((record.stat().st_mtime_ns, size, record.parent))
-            except OSError:
-                continue  # another process removed it meanwhile
-        total = sum(size for _, size, _ in entries)
-        for _, size, entry in sorted(entries):
-            if total <= self._max_bytes:
-                return
-            if entry.name != keep:
-                shutil.rmtree(entry, ignore_errors=True)
-                total -= size
+    def put(self, key: str, engine: BuiltEngine) -> FileRecord:
+        """Store a built engine, and return hash and size of its plan."""
+        note = {
+            "layers": [asdict(layer) for layer in engine.layers],
+            "scratch_bytes": engine.scratch_bytes,
+            "inputs": [spec.model_dump() for spec in engine.inputs],
+            "outputs": [spec.model_dump() for spec in engine.outputs],
+        }
+        record = self._cache.put(key, {_PLAN: engine.plan}, note)
+        return plan_record(engine.plan) if record is None else _plan_of(record)
 
 
-def _payload_digest(payload: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+def plan_record(plan: memoryview) -> FileRecord:
+    """Hash and size of a plan."""
+    return FileRecord(sha256=hashlib.sha256(plan).hexdigest(), bytes=plan.nbytes)
 
 
-def _read_entry(entry: Path) -> CachedEngine | None:
-    record = json.loads((entry / _RECORD).read_text(encoding="utf-8"))
-    payload = record["payload"]
-    if record["sha256"] != _payload_digest(payload):
-        return None
-    plan = entry / _PLAN
-    if plan.stat().st_size != payload["plan_bytes"] or sha256_file(plan) != payload["plan_sha256"]:
-        return None
-    return _from_payload(entry, payload)
+def _plan_of(record: Record) -> FileRecord:
+    return FileRecord(**record.files[_PLAN].model_dump())
 
 
-def _from_payload(entry: Path, payload: dict[str, Any]) -> CachedEngine:
+def _from_record(record: Record) -> CachedEngine:
     def specs(raw: Iterable[dict[str, Any]]) -> tuple[TensorSpec, ...]:
         return tuple(map(TensorSpec.model_validate, raw))
 
+    note = record.note
     return CachedEngine(
-        plan=entry / _PLAN,
-        sha256=payload["plan_sha256"],
-        bytes=payload["plan_bytes"],
-        layers=tuple(map(layer_from_json, payload["layers"])),
-        scratch_bytes=payload["scratch_bytes"],
-        inputs=specs(payload["inputs"]),
-        outputs=specs(payload["outputs"]),
+        file=_plan_of(record),
+        layers=tuple(map(layer_from_json, note["layers"])),
+        scratch_bytes=int(note["scratch_bytes"]),
+        inputs=specs(note["inputs"]),
+        outputs=specs(note["outputs"]),
     )

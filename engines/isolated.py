@@ -19,10 +19,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from fastwan.engines.backend import BuildOptions, BuiltEngine, load_backend
+from fastwan.engines.backend import Backend, BuildOptions, BuiltEngine, load_backend
 from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput, FastWanError
 from fastwan.progress import Progress, Quiet
@@ -111,16 +110,54 @@ class Worker:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
 
-    def __enter__(self) -> Worker:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+class WorkerPool:
+    """Workers of one backend, as many as build at once; one that has built waits for the next.
+
+    Args:
+        backend: see `Worker`.
+
+    Attributes:
+        workers: all that run.
+        idle: those of them that build nothing.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self.workers: list[Worker] = []
+        self.idle: list[Worker] = []
+        self._backend = backend
+        self._lock = threading.Lock()
+
+    def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
+        """Build one engine in a worker that is idle or new; see `Worker.build`."""
+        worker = self._take()
+        try:
+            built = worker.build(source, options, progress)
+        except BaseException:
+            worker.close()  # whatever it was doing, the next build starts afresh
+            with self._lock:
+                self.workers = [other for other in self.workers if other is not worker]
+            raise
+        with self._lock:
+            self.idle.append(worker)
+        return built
+
+    def close(self) -> None:
+        """End all workers; a later build starts new ones."""
+        with self._lock:
+            workers = list(self.workers)
+            self.workers.clear()
+            self.idle.clear()
+        for worker in workers:
+            worker.close()
+
+    def _take(self) -> Worker:
+        with self._lock:
+            if self.idle:
+                return self.idle.pop()
+            worker = Worker(self._backend)
+            self.workers.append(worker)
+            return worker
 
 
 def _with_huge_pages(tunables: str) -> str:
@@ -141,7 +178,7 @@ def serve(backend: str, descriptor: int) -> None:
     """Body of the worker: fork for each request until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     connection = Connection(descriptor)
-    builder: Any = load_backend(backend)
+    builder = load_backend(backend)
     builder.version()  # loads the library once, before the forks
     while True:
         try:
@@ -171,7 +208,11 @@ class _Notes(Quiet):
 
 
 def _build_and_send(
-    connection: Connection, builder: Any, source: EngineSource, options: BuildOptions, file: Path
+    connection: Connection,
+    builder: Backend,
+    source: EngineSource,
+    options: BuildOptions,
+    file: Path,
 ) -> None:
     def work() -> None:
         try:
@@ -181,7 +222,8 @@ def _build_and_send(
             built = builder.build_here(here, options, _Notes(connection))
             with file.open("wb") as stream:
                 stream.write(built.plan)
-            connection.send(("outcome", replace(built, plan=b"")))
+            # A view cannot be sent; the parent maps the file.
+            connection.send(("outcome", replace(built, plan=b"")))  # type: ignore[arg-type]
         except FastWanError as error:
             connection.send(("outcome", (type(error), error.what, error.where, error.fix)))
         except Exception as error:

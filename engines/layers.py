@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, cast
 
 from fastwan.bundle import Bundle
+from fastwan.dtypes import LAYER_BITS, packed_bytes
 from fastwan.errors import BadInput, VerificationFailed
 
 Kind = Literal["gemm", "attention", "convolution", "memory", "host"]
@@ -21,13 +22,6 @@ Kind = Literal["gemm", "attention", "convolution", "memory", "host"]
 FP4 = "FP4E2M1"
 SCALE_TILE = 128
 """Rows of one tile of swizzled FP4 block scales; a dynamic axis there counts tiles, not rows."""
-
-_BITS = {
-    "FP4E2M1": 4, "FP4": 4, "Int4": 4,
-    "FP8": 8, "FP8E4M3": 8, "E8M0": 8, "Int8": 8, "UInt8": 8, "Bool": 8,
-    "Half": 16, "BFloat16": 16,
-    "Float": 32, "Int32": 32, "Int64": 64,
-}  # fmt: skip
 
 _FIELDS = ("LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
 _REQUIRED = ("LayerType", "Inputs", "Outputs", "TacticName", "Metadata")
@@ -67,10 +61,10 @@ class TensorRecord:
         Raises:
             BadInput: the dtype is not known.
         """
-        bits = _BITS.get(self.dtype)
+        bits = LAYER_BITS.get(self.dtype)
         if bits is None:
             raise BadInput(f"unknown dtype {self.dtype!r} in a layer record", where=self.name)
-        return -(-self.elements(dynamic) * bits // 8)
+        return packed_bytes(self.elements(dynamic), bits)
 
 
 @dataclass(frozen=True)
@@ -146,7 +140,9 @@ class LayerRecord:
         if not operands:
             return self.outputs[0].dtype
         # The widest one is what the multiplication runs in.
-        return max((tensor.dtype for tensor in operands), key=lambda dtype: _BITS.get(dtype, 0))
+        return max(
+            (tensor.dtype for tensor in operands), key=lambda dtype: LAYER_BITS.get(dtype, 0)
+        )
 
     def to_json(self) -> dict[str, object]:
         """The record as it stands in ``layers.json``, with `kind` and `precision` for readers."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Any
 
 from fastwan.config import BackendName, Target
+from fastwan.cuda_driver import compute_capability
 from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
 from fastwan.engines.network import build_network, import_builder
 from fastwan.engines.source import EngineSource
@@ -15,7 +14,6 @@ from fastwan.progress import Progress
 
 MAJOR = 11
 PLUGIN_DOMAINS = frozenset({"fastwan"})
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
 class TensorRT:
@@ -46,6 +44,11 @@ class TensorRT:
 
     def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
         self.check(options.target)
+        return self.build_here(source, options, progress)
+
+    def build_here(
+        self, source: EngineSource, options: BuildOptions, progress: Progress
+    ) -> BuiltEngine:
         trt = self._module()
         domains: frozenset[str] = frozenset()
         if options.plugin_library is not None:
@@ -80,21 +83,3 @@ class TensorRT:
                 fix="pip install 'fastwan-export[tensorrt]'",
             )
         return trt
-
-
-def compute_capability(device: int = 0) -> int | None:
-    """Compute capability of a CUDA device, e.g. 120; None without one.
-
-    It asks the driver itself, so that no GPU build of another package is needed.
-    """
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return None
-    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(handle), device) != 0:
-        return None
-    for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
-        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle) != 0:
-            return None
-    return major.value * 10 + minor.value

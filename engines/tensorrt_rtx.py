@@ -6,12 +6,11 @@ knows no plugins: graphs with nodes of the domain ``fastwan`` are cut or lowered
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from fastwan.config import BackendName, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
-from fastwan.engines.isolated import Worker, can_isolate
+from fastwan.engines.isolated import WorkerPool, can_isolate
 from fastwan.engines.network import build_network, import_builder
 from fastwan.engines.source import EngineSource
 from fastwan.errors import EnvironmentLacks
@@ -26,9 +25,7 @@ class TensorRTRTX:
     takes_plugins = False
 
     def __init__(self) -> None:
-        self._workers: list[Worker] = []
-        self._idle: list[Worker] = []
-        self._lock = threading.Lock()
+        self._pool = WorkerPool(self.name)
 
     def version(self) -> str:
         return str(self._module().__version__)
@@ -41,41 +38,17 @@ class TensorRTRTX:
         if not can_isolate():
             return self.build_here(source, options, progress)
         self._capability(self._module(), options.target)
-        worker = self._worker()
-        try:
-            built = worker.build(source, options, progress)
-        except BaseException:
-            worker.close()  # whatever it was doing, the next build starts afresh
-            with self._lock:
-                self._workers = [other for other in self._workers if other is not worker]
-            raise
-        with self._lock:
-            self._idle.append(worker)
-        return built
+        return self._pool.build(source, options, progress)
 
     def jobs(self) -> int:
         return workers() if can_isolate() else 1
 
     def close(self) -> None:
-        with self._lock:
-            workers = list(self._workers)
-            self._workers.clear()
-            self._idle.clear()
-        for worker in workers:
-            worker.close()
-
-    def _worker(self) -> Worker:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-            worker = Worker(self.name)
-            self._workers.append(worker)
-            return worker
+        self._pool.close()
 
     def build_here(
         self, source: EngineSource, options: BuildOptions, progress: Progress
     ) -> BuiltEngine:
-        """`build` in this process; two builds may then differ in the order of a few lists."""
         trt = self._module()
         capability = self._capability(trt, options.target)
 

@@ -1,6 +1,6 @@
 """Cache of finished parts of an export, keyed by what they are made of.
 
-Two kinds of entries, each a folder of files with ``record.json``: the NVFP4 weight of a linear
+Two kinds of entries: the NVFP4 weight of a linear
 (key: the bytes of its checkpoint tensors) and the transformer's graph (key: its configuration).
 Every key holds the package's source and the versions of its libraries too. A build that was killed
 finds what it had finished; one with another option finds what does not depend on it.
@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 import fastwan
-from fastwan.files import atomic_dir, sha256_file
+from fastwan.cache_entry import Record
+from fastwan.content_cache import ContentCache
 
-DEFAULT_MAX_BYTES = 6 << 30
-_RECORD = "record.json"
 _PAYLOAD = "tensors"
 _ALIGNMENT = 16
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "nvidia-modelopt", "ml_dtypes", "numpy")
@@ -104,98 +103,68 @@ class ExportCache:
     """Entries by key.
 
     Args:
-        folder: where they lie.
-        max_bytes: above this `prune` removes the entries that were used longest ago.
+        root: see `ContentCache`.
+        max_bytes: see `ContentCache`.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self.folder = folder
-        self._max_bytes = max_bytes
+    def __init__(self, root: Path | None = None, max_bytes: int | None = None) -> None:
+        self._cache = ContentCache("exports", root, max_bytes)
 
-    def files(self, key: str) -> tuple[Path, dict[str, Any]] | None:
-        """Folder of an entry and what was noted with it; None where there is none.
+    def copy(self, key: str, folder: Path) -> Record | None:
+        """Copy the files of an entry into `folder`; None, and no file, where there is none whole.
 
-        An entry that differs from its hashes is removed.
+        Raises:
+            OSError: a copy cannot be written.
         """
-        entry = self.folder / key
-        try:
-            record = json.loads((entry / _RECORD).read_text(encoding="utf-8"))
-            hashes = record["sha256"]
-            intact = all(sha256_file(entry / name) == digest for name, digest in hashes.items())
-            note = dict(record["note"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            intact = False
-        if not intact:
-            shutil.rmtree(entry, ignore_errors=True)
-            return None
-        os.utime(entry / _RECORD)
-        return entry, note
+        return self._cache.copy(key, folder.joinpath)
 
     def put(
         self, key: str, contents: Mapping[str, bytes | Path], note: Mapping[str, object]
     ) -> None:
-        """Store an entry, whole or not at all; one that is there already is left alone.
+        """Store an entry, whole or not at all.
 
         Args:
             contents: bytes, or the file to copy them from, by file name.
         """
-        entry = self.folder / key
-        if entry.exists():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with atomic_dir(entry, replace_marker=_RECORD) as temporary:
-            for name, content in contents.items():
-                if isinstance(content, Path):
-                    shutil.copyfile(content, temporary / name)
-                else:
-                    (temporary / name).write_bytes(content)
-            hashes = {name: sha256_file(temporary / name) for name in contents}
-            record = json.dumps({"sha256": hashes, "note": note})
-            (temporary / _RECORD).write_text(record, encoding="utf-8")
+        self._cache.put(key, contents, note)
 
     def tensors(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors stored by `put_tensors` and their note."""
-        found = self.files(key)
+        found = self._cache.read(key)
         if found is None:
             return None
-        entry, note = found
-        raw = np.fromfile(entry / _PAYLOAD, np.uint8)
-        tensors = {}
-        for name, dtype, shape, begin, size in note.pop("tensors"):
-            part = torch.from_numpy(raw[begin : begin + size])
-            tensors[name] = part.view(getattr(torch, dtype)).reshape(shape)
-        return tensors, note
+        contents, note = found
+        try:
+            return _cut(contents[_PAYLOAD], note.pop("tensors")), note
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            # Whole, but not what this version stores: as good as none.
+            self._cache.forget(key)
+            return None
 
     def put_tensors(
         self, key: str, tensors: Mapping[str, Tensor], note: Mapping[str, object]
     ) -> None:
         """Store tensors as one file."""
         parts: list[bytes | memoryview] = []
-        table, offset = [], 0
+        table = []
         for name, tensor in tensors.items():
             raw = tensor_bytes(tensor)
             kind = str(tensor.dtype).removeprefix("torch.")
-            table.append((name, kind, list(tensor.shape), offset, raw.nbytes))
+            table.append((name, kind, list(tensor.shape)))
             # Each begins at a multiple of its element size.
             parts += [raw, b"\0" * (-raw.nbytes % _ALIGNMENT)]
-            offset += raw.nbytes + len(parts[-1])
         self.put(key, {_PAYLOAD: b"".join(parts)}, {**note, "tensors": table})
 
-    def prune(self) -> None:
-        """Remove what killed builds left, and entries used longest ago until the rest fits."""
-        entries = []
-        for entry in self.folder.glob("*"):
-            try:
-                record = entry / _RECORD
-                size = sum(file.stat().st_size for file in entry.iterdir())
-                entries.append((record.stat().st_mtime_ns, size, entry))
-            except OSError:
-                continue  # removed by another process, or not yet whole
-        total = sum(size for _, size, _ in entries)
-        for _, size, entry in sorted(entries):
-            if total <= self._max_bytes:
-                return
-            shutil.rmtree(entry, ignore_errors=True)
-            total -= size
+
+def _cut(raw: bytearray, table: list[tuple[str, str, list[int]]]) -> dict[str, Tensor]:
+    """The tensors of a file. Where each begins follows from those before it, to the last byte."""
+    whole = torch.from_numpy(np.frombuffer(raw, np.uint8))
+    tensors, offset = {}, 0
+    for name, kind, shape in table:
+        dtype = getattr(torch, kind)
+        size = math.prod(shape) * dtype.itemsize
+        tensors[name] = whole[offset : offset + size].view(dtype).reshape(shape)
+        offset += size + -size % _ALIGNMENT
+    if offset != len(raw):
+        raise ValueError("the table of tensors does not fit their bytes")
+    return tensors

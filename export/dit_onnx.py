@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 from torch import Tensor
@@ -33,6 +31,7 @@ CPU_REFERENCE_TOKENS = 2048
 """Longest video, in tokens, that the CPU reference is written for: its attention is unrolled."""
 
 GRAPH, DATA = "dit.onnx", "dit.data"
+_CPU = ".cpu.onnx"
 
 
 @one_torch_thread()
@@ -65,32 +64,35 @@ def export_dit(
     progress = progress or Quiet()
     facts = {"config": asdict(config), "shape": asdict(shape), "recipe": asdict(recipe)}
     key = content_key("dit", {**facts, "attention": attention})
-    found = cache.files(key) if cache is not None else None
+    found = _finished(cache, key, folder) if cache is not None else None
     if found is not None:
-        model = _load(*found, folder)
+        model, cpu_files = found
     else:
         with stage(progress, "trace transformer"), collector_paused():
             model = build_dit_graph(config, shape, recipe.linears)
             expand_nvfp4(model, activation_global_scale=recipe.activation_global_scale)
     digests = _write_weights(model, source, config, shape, recipe, folder / DATA, cache, progress)
-    if found is not None:
-        cpu_files = dict(found[1]["cpu_files"])
-    else:
+    if found is None:
         with stage(progress, "write dit.onnx"):
             save_model(model, folder / GRAPH)
             cpu_files = _write_cpu_reference(model, shape, attention, folder)
-    if cache is not None:
-        names = (GRAPH, *cpu_files.values())
-        cache.put(key, {name: folder / name for name in names}, {"cpu_files": cpu_files})
-        cache.prune()
+        if cache is not None:
+            names = (GRAPH, *cpu_files.values())
+            cache.put(key, {name: folder / name for name in names}, {})
     return _records(model, config, recipe, cpu_files), digests
 
 
-def _load(entry: Path, note: dict[str, Any], folder: Path) -> ir.Model:
-    """Bring a finished graph into `folder`; its data file is still to be written."""
-    for name in (GRAPH, *note["cpu_files"].values()):
-        shutil.copyfile(entry / name, folder / name)
-    return ir.load(folder / GRAPH)
+def _finished(cache: ExportCache, key: str, folder: Path) -> tuple[ir.Model, dict[str, str]] | None:
+    """Bring a finished graph into `folder`; its data file is still to be written.
+
+    Returns:
+        The graph, and the CPU reference's files by graph name; None where the cache has none.
+    """
+    record = cache.copy(key, folder)
+    if record is None:
+        return None
+    names = [name.removesuffix(_CPU) for name in record.files if name.endswith(_CPU)]
+    return ir.load(folder / GRAPH), {name: name + _CPU for name in names}
 
 
 def _write_weights(
@@ -151,7 +153,7 @@ def _write_cpu_reference(
         lowered, _ = lower_for_onnxruntime(
             clone(part), attention="fp4" if attention == "sage3" else "exact"
         )
-        files[name] = f"{name}.cpu.onnx"
+        files[name] = name + _CPU
         save_model(lowered, folder / files[name])
     return files
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastwan.cache_folder import cache_dir
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins.elementwise import CastDesc, CombineDesc
 from fastwan.plugins.regions.base import RegionOp
@@ -40,12 +41,13 @@ def checkout_root() -> Path | None:
 
 
 def build_folder() -> Path:
-    """Where the library is built by default: ``build/plugins``, or the user's cache folder."""
+    """Where the library is built by default: ``build/plugins``, or ``plugins`` in the cache.
+
+    Raises:
+        EnvironmentLacks: there is no place for a cache.
+    """
     root = checkout_root()
-    if root is not None:
-        return root / "build" / "plugins"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "fastwan-export" / "plugins"
+    return cache_dir("plugins") if root is None else root / "build" / "plugins"
 
 
 def find_library() -> Path:

@@ -16,8 +16,8 @@ from fastwan.config import (
     VideoShape,
 )
 from fastwan.errors import BadInput
-from fastwan.export.checkpoint.safetensors_io import parse_json
 from fastwan.export.checkpoint.store import TensorStore
+from fastwan.strict_json import read_json
 
 SHAPE_KEY = "_fastwan_shape"
 """Key of ``model_index.json`` under which a checkpoint brings its own default video shape."""
@@ -34,14 +34,7 @@ class ConfigFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as stream:
-                data = stream.read(_MAX_CONFIG_BYTES + 1)
-        except OSError as error:
-            raise BadInput(f"cannot be read: {error.strerror}", where=str(path)) from None
-        if len(data) > _MAX_CONFIG_BYTES:
-            raise BadInput("configuration is too large", where=str(path))
-        self.fields: dict[str, Any] = parse_json(data, str(path))
+        self.fields: dict[str, Any] = read_json(path, max_bytes=_MAX_CONFIG_BYTES)
 
     def integer(self, name: str, default: int | None = None) -> int:
         """A positive whole number; without a default the field has to be there."""

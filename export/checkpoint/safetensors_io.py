@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from fastwan.errors import BadInput
+from fastwan.files import open_regular
+from fastwan.strict_json import parse_json, quoted
 
 MAX_HEADER_BYTES = 100_000_000
 """Upper bound of the header's length; the safetensors library has the same."""
@@ -47,43 +49,6 @@ _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 _RANK_OF = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object, refusing duplicate keys and everything JSON does not have.
-
-    Args:
-        data: UTF-8 bytes.
-        where: named in the error.
-
-    Raises:
-        BadInput: not UTF-8, not JSON, not an object, or with a key given twice.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    raise BadInput(f"key {_short(key)} is given twice", where=where)
-                seen.add(key)
-        return result
-
-    def refuse(constant: str) -> None:
-        raise BadInput(f"{constant} is not JSON", where=where)
-
-    try:
-        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"not valid JSON: {str(error)[:120]}", where=where) from None
-    if not isinstance(parsed, dict):
-        raise BadInput("JSON is not an object", where=where)
-    return parsed
-
-
-def _short(name: str) -> str:
-    return ascii(name if len(name) <= 120 else name[:117] + "...")
-
-
 @dataclass(frozen=True)
 class TensorInfo:
     """Type, shape and place of a tensor; `begin` and `end` are byte offsets in the file."""
@@ -109,7 +74,7 @@ class TensorFile:
         self.path = path
         self.metadata: dict[str, str] = {}
         try:
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 size = stream.seek(0, 2)
                 stream.seek(0)
                 header, data_begin = self._header(stream.read(_LENGTH.size), size, stream.read)
@@ -159,7 +124,7 @@ class TensorFile:
         return data
 
     def _bad(self, what: str, name: str | None = None) -> BadInput:
-        where = str(self.path) if name is None else f"{self.path}: {_short(name)}"
+        where = str(self.path) if name is None else f"{self.path}: {quoted(name)}"
         return BadInput(what, where=where)
 
     def _header(self, prefix: bytes, size: int, read: Any) -> tuple[dict[str, Any], int]:
@@ -203,8 +168,8 @@ class TensorFile:
             raise self._bad("entry must have exactly dtype, shape and data_offsets", name)
         dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
-            shown = _short(dtype_name) if isinstance(dtype_name, str) else "that is no string"
-            raise self._bad(f"unknown dtype {shown}", name)
+            given = quoted(dtype_name) if isinstance(dtype_name, str) else "that is no string"
+            raise self._bad(f"unknown dtype {given}", name)
         if not _is_shape(shape):
             raise self._bad("shape is not a short list of non-negative sizes", name)
         if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -214,7 +179,7 @@ class TensorFile:
         if offsets[1] - offsets[0] != expected:
             raise self._bad(
                 f"{dtype_name} {shape} takes {expected} bytes, data_offsets give "
-                f"{_short(str(offsets[1] - offsets[0]))}",
+                f"{quoted(str(offsets[1] - offsets[0]))}",
                 name,
             )
         return TensorInfo(dtype, tuple(shape), data_begin + offsets[0], data_begin + offsets[1])

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from fastwan.errors import BadInput
-from fastwan.export.checkpoint.safetensors_io import TensorFile, parse_json
+from fastwan.export.checkpoint.safetensors_io import TensorFile
+from fastwan.strict_json import read_json
 
 INDEX_SUFFIX = ".safetensors.index.json"
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -239,7 +240,7 @@ def open_folder(folder: Path, stem: str) -> TensorStore:
 
 
 def _open_sharded(index: Path) -> TensorStore:
-    weight_map: Any = parse_json(index.read_bytes(), str(index)).get("weight_map")
+    weight_map: Any = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput("index has no weight_map", where=str(index))
     shards: dict[str, TensorFile] = {}

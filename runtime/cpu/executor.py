@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(uint8)": np.dtype(np.uint8),
 }
 _ONNX_BFLOAT16 = 16
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxRuntimeExecutor:
@@ -37,7 +38,11 @@ class OnnxRuntimeExecutor:
     everything else must match exactly.
 
     Args:
-        model: a checked ``.onnx`` file (`cpu_executor` checks it).
+        model: a ``.onnx`` file, or what one holds; checked (`cpu_executor` checks it).
+        name: for errors; the file's where None.
+        folder: where external data lies; the file's where None.
+        fold_constants: compute what depends on constants alone when the graph is loaded. That
+            unpacks FP4 weights to fp32, all at once.
         threads: threads inside an operator. How a sum is split over threads decides its order,
             so this is a fixed number and not the machine's: the same graph and inputs give the
             same bytes on any number of cores (of one instruction set).
@@ -46,7 +51,15 @@ class OnnxRuntimeExecutor:
         BadInput: ONNX Runtime cannot load the graph.
     """
 
-    def __init__(self, model: Path, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        name: str | None = None,
+        folder: Path | None = None,
+        fold_constants: bool = True,
+        threads: int = 1,
+    ) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -55,10 +68,15 @@ class OnnxRuntimeExecutor:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.use_deterministic_compute = True
         options.log_severity_level = 3
-        self._name = model.name
+        if folder is not None:
+            options.add_session_config_entry(_DATA_FOLDER, str(folder))
+        self._name = name or (model.name if isinstance(model, Path) else "graph")
         try:
             self._session = ort.InferenceSession(
-                str(model), options, providers=["CPUExecutionProvider"]
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=None if fold_constants else ["ConstantFolding"],
             )
         # Its exception classes are private and share no base below Exception.
         except Exception as error:
@@ -168,14 +186,15 @@ def _first_line(error: Exception) -> str:
 def cpu_executor(bundle: Bundle, graph: str, *, threads: int = 1) -> OnnxRuntimeExecutor:
     """Executor of graph `graph`, by its name in the manifest, on the CPU.
 
-    That is its CPU twin, or the graph itself where it needs none. It and every data file the
-    manifest lists for it are hash-checked before they are parsed; a graph that reads any other
-    file is refused.
+    That is its CPU twin, or the graph itself where it needs none.
 
     Raises:
-        BadInput: the bundle has no such graph, or it cannot run on a CPU.
+        BadInput: the bundle has no such graph, it cannot run on a CPU, or see
+            `fastwan.onnx_guard.bundle_graph`.
         VerificationFailed: a file differs from its hash.
     """
+    from fastwan.onnx_guard import bundle_graph
+
     record = bundle.manifest.onnx.graphs.get(graph)
     if record is None:
         raise BadInput(
@@ -184,73 +203,20 @@ def cpu_executor(bundle: Bundle, graph: str, *, threads: int = 1) -> OnnxRuntime
             fix="build it with all components",
         )
     relative = record.cpu_file or record.file
-    path = bundle.onnx_model(relative, record.data)
-    model = _parse(path, relative)
-    _refuse_unlisted_data(model, path, relative, record.data)
-    _refuse_other_domains(model, relative)
-    return OnnxRuntimeExecutor(path, threads=threads)
-
-
-def _parse(path: Path, relative: str) -> onnx.ModelProto:
-    import onnx
-
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    # protobuf's DecodeError, whose module depends on the implementation in use.
-    except Exception as error:
-        raise BadInput(f"not an ONNX model: {_first_line(error)}", where=relative) from error
+    checked = bundle_graph(bundle, relative, record.data)
+    _refuse_other_domains(checked.model, relative)
+    name = PurePosixPath(relative).name
+    return OnnxRuntimeExecutor(checked.data, name=name, folder=checked.folder, threads=threads)
 
 
 def _refuse_other_domains(model: onnx.ModelProto, relative: str) -> None:
-    known = {"", "ai.onnx", *(function.domain for function in model.functions)}
-    for node in model.graph.node:
-        if node.domain not in known:
+    from fastwan.onnx_guard import all_nodes
+
+    local = {(function.domain, function.name) for function in model.functions}
+    for node in all_nodes(model):
+        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in local:
             raise BadInput(
                 f"no CPU reference: the graph uses {node.domain}::{node.op_type}",
                 where=relative,
                 fix="bundles of small videos have one; this one needs a CUDA device",
             )
-
-
-def _refuse_unlisted_data(
-    model: onnx.ModelProto, path: Path, relative: str, data: tuple[str, ...]
-) -> None:
-    import onnx
-
-    folder = PurePosixPath(relative).parent
-    for tensor in _tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        if str(folder / location) not in data:
-            raise BadInput(
-                f"{tensor.name} reads {location!r}, which the manifest does not list",
-                where=relative,
-                fix="build the bundle again",
-            )
-        begin, length = entries.get("offset", "0"), entries.get("length", "0")
-        size = path.parent.joinpath(location).stat().st_size
-        if not (begin.isdecimal() and length.isdecimal()) or int(begin) + int(length) > size:
-            raise BadInput(f"{tensor.name} reads past the end of {location}", where=relative)
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor stored in a model: initializers and attributes, subgraphs and functions too."""
-    graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-            nodes.extend(graph.node)
-        while nodes:
-            for attribute in nodes.pop().attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                graphs.extend(attribute.graphs)

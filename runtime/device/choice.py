@@ -1,12 +1,11 @@
-"""Which device runs: found through the CUDA driver itself, so that a CPU build of torch sees it."""
+"""Which device runs."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from fastwan.cuda_driver import cuda_device_count
 from fastwan.errors import BadInput, EnvironmentLacks
 
 
@@ -20,18 +19,6 @@ class DeviceChoice:
 
     name: Literal["cpu", "cuda"]
     note: str = ""
-
-
-def cuda_device_count() -> int:
-    """CUDA devices that the driver shows to this process; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
 
 
 def resolve_device(requested: str) -> DeviceChoice:

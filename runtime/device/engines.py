@@ -8,8 +8,9 @@ from typing import Any
 
 from fastwan.bundle import Bundle, Engine
 from fastwan.config import TARGETS, lookup
+from fastwan.content_cache import ContentCache
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.runtime.device.runtime_cache import RuntimeCache, cache_file
+from fastwan.runtime.device.runtime_cache import RuntimeCache, kernels_key
 from fastwan.runtime.recording.machine import Binding, DeviceError, DeviceInfo
 
 MODULES = {
@@ -168,12 +169,13 @@ def runtime_cache(bundle: Bundle, device: DeviceInfo) -> RuntimeCache | None:
     TensorRT 11 compiles them when it builds an engine.
 
     Raises:
-        EnvironmentLacks: TensorRT-RTX is not installed.
+        EnvironmentLacks: TensorRT-RTX is not installed, or the cache's size is no number.
     """
     backend = bundle.manifest.backend
     if backend != "tensorrt-rtx":
         return None
-    return RuntimeCache(cache_file(bundle, str(_module(backend).__version__), device))
+    key = kernels_key(bundle, str(_module(backend).__version__), device)
+    return RuntimeCache(ContentCache("runtime"), key)
 
 
 def check_version(backend: str, built: str, installed: str) -> None:

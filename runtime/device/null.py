@@ -13,10 +13,11 @@ from typing import Literal
 import numpy as np
 
 from fastwan.bundle import Engine, TensorSpec
+from fastwan.dtypes import ITEM_BYTES
 from fastwan.plugins.regions.base import RegionOp
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.recording.machine import Binding, DeviceError, DeviceInfo
-from fastwan.runtime.recording.tensors import ITEM_BYTES, allocate
+from fastwan.runtime.recording.tensors import allocate
 
 Range = tuple[int, int]
 """Addresses [begin, end)."""

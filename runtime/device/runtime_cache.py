@@ -1,8 +1,9 @@
 """Kernels that TensorRT-RTX compiled for a bundle's engines, kept from one process to the next.
 
-Engines for RTX hold no GPU code: it is compiled when they are loaded. The cache is one file for
-all engines of a bundle, in the user's cache folder and never in the bundle, whose files are fixed.
-Nothing here may keep a bundle from starting: without the file kernels are compiled, as before.
+Engines for RTX hold no GPU code: it is compiled when they are loaded. What was compiled for all
+engines of a bundle is one entry of the user's cache, and never in the bundle, whose files are
+fixed. Nothing here may keep a bundle from starting: without the entry kernels are compiled, as
+before.
 """
 
 from __future__ import annotations
@@ -10,34 +11,26 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from fastwan.bundle import Bundle
-from fastwan.files import atomic_file, default_cache_dir
+from fastwan.content_cache import ContentCache
+from fastwan.errors import FastWanWarning
 from fastwan.runtime.components import State
 from fastwan.runtime.recording.machine import DeviceInfo
 
-FOLDER = "runtime"
-"""Where the files lie in the cache folder."""
-
 MAX_BYTES = 1 << 30
-"""Largest file that is read or written."""
+"""Most bytes of kernels that are kept for a bundle."""
 
-MAX_FILES = 8
-"""Files that are kept; those used longest ago go first."""
-
-
-_SUFFIX = ".rtxcache"
-_DIGEST_BYTES = hashlib.sha256().digest_size
+_FILE = "kernels"
 
 
 class RuntimeCache:
     """Compiled kernels of one bundle on one GPU.
 
     Args:
-        path: file that keeps them; see `cache_file`.
+        cache: of the kind ``runtime``.
+        key: of the entry that keeps them; see `kernels_key`.
 
     Attributes:
         state: ``hit`` where kernels of an earlier process were taken over, ``miss`` where there
@@ -45,9 +38,9 @@ class RuntimeCache:
             refuses a cache.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, cache: ContentCache, key: str) -> None:
         self.state: State = "unused"
-        self._path = path
+        self._cache, self._key = cache, key
         self._native: Any = None  # has to outlive the contexts that compile into it
         self._kept = b""
 
@@ -63,7 +56,7 @@ class RuntimeCache:
             _note("TensorRT-RTX refuses a runtime cache")
 
     def save(self) -> None:
-        """Write what has been compiled by now, where it is not what the file holds already."""
+        """Keep what has been compiled by now, where it is not what is kept already."""
         if self._native is None or self.state == "unused":
             return
         try:
@@ -75,46 +68,32 @@ class RuntimeCache:
             if len(blob) > MAX_BYTES:
                 _note(f"{len(blob):,} bytes of compiled kernels are not kept")
                 return
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with atomic_file(self._path) as temporary, temporary.open("wb") as stream:
-                stream.write(digest)
-                stream.write(blob)
+            self._cache.put(self._key, {_FILE: blob}, {}, replace=True)
             self._kept = digest
-            _prune(self._path)
         except Exception as error:  # whatever it is, the video is made without
             _note(f"compiled kernels are not kept: {error}")
 
     def _load(self) -> bool:
-        """Take over the file's kernels; False where it has none for here."""
+        """Take over kernels that were kept; False where there are none for here."""
         try:
-            if self._path.stat().st_size > MAX_BYTES + _DIGEST_BYTES:
-                raise ValueError("it is too large")
-            content = self._path.read_bytes()
-            digest, blob = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-            # Before TensorRT-RTX parses it: what a crash or a disk left of it is not its business.
-            if hashlib.sha256(blob).digest() != digest:
-                raise ValueError("it is not what was written")
+            found = self._cache.read(self._key)
+            if found is None:
+                return False
+            blob = bytes(found[0][_FILE])
             if not self._native.deserialize(blob):
-                raise ValueError("TensorRT-RTX does not take it")
-        except FileNotFoundError:
-            return False
+                raise ValueError("TensorRT-RTX does not take them")
         except Exception as error:  # whatever it is, kernels can be compiled
-            _note(f"{self._path.name} is ignored, kernels are compiled: {error}")
+            _note(f"what was kept is ignored, kernels are compiled: {error}")
             return False
-        with suppress(OSError):
-            self._path.touch()
-        self._kept = digest
+        self._kept = hashlib.sha256(blob).digest()
         return True
 
 
-def cache_file(
-    bundle: Bundle, version: str, device: DeviceInfo, folder: Path | None = None
-) -> Path:
-    """File of a bundle's compiled kernels, named by what they are a function of.
+def kernels_key(bundle: Bundle, version: str, device: DeviceInfo) -> str:
+    """Key of a bundle's compiled kernels: a hash of what they are a function of.
 
     Args:
         version: of TensorRT-RTX.
-        folder: by default ``runtime`` in `fastwan.files.default_cache_dir`.
     """
     manifest = bundle.manifest
     parts: Mapping[str, object] = {
@@ -125,18 +104,8 @@ def cache_file(
         **{name: manifest.files[engine.file].sha256 for name, engine in manifest.engines.items()},
     }
     content = "\n".join(f"{name}={value}" for name, value in parts.items())
-    key = hashlib.sha256(content.encode()).hexdigest()
-    return (folder or default_cache_dir() / FOLDER) / f"{key}{_SUFFIX}"
-
-
-def _prune(keep: Path) -> None:
-    """Remove the files used longest ago, and what a process that was killed left behind."""
-    with suppress(OSError):  # another process removes them too
-        files = sorted(keep.parent.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
-        for path in files[:-MAX_FILES]:
-            if path != keep:
-                path.unlink(missing_ok=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _note(reason: str) -> None:
-    warnings.warn(f"runtime cache: {reason}", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"runtime cache: {reason}", FastWanWarning, stacklevel=3)

@@ -158,8 +158,8 @@ class Combine(Operation):
 
 
 @dataclass(kw_only=True, eq=False)
-class Cast(Operation):
-    """Another dtype, or a view with gaps made contiguous."""
+class Transfer(Operation):
+    """One tensor becomes the content of another."""
 
     source: Tensor
     target: Tensor
@@ -171,6 +171,11 @@ class Cast(Operation):
     @property
     def writes(self) -> tuple[Tensor, ...]:
         return (self.target,)
+
+
+@dataclass(kw_only=True, eq=False)
+class Cast(Transfer):
+    """Another dtype, or a view with gaps made contiguous."""
 
     def enqueue(self, machine: Machine, stream: int) -> None:
         machine.kernels.cast(
@@ -182,19 +187,8 @@ class Cast(Operation):
 
 
 @dataclass(kw_only=True, eq=False)
-class Copy(Operation):
+class Copy(Transfer):
     """Bytes from one contiguous tensor to another, to or from the host or on the device."""
-
-    source: Tensor
-    target: Tensor
-
-    @property
-    def reads(self) -> tuple[Tensor, ...]:
-        return (self.source,)
-
-    @property
-    def writes(self) -> tuple[Tensor, ...]:
-        return (self.target,)
 
     def enqueue(self, machine: Machine, stream: int) -> None:
         source, target = machine.address(self.source), machine.address(self.target)

@@ -11,14 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastwan.bundle import TensorSpec
+from fastwan.dtypes import ITEM_BYTES
 from fastwan.errors import BadInput
 
 Space = Literal["device", "host"]
-
-ITEM_BYTES = {
-    "uint8": 1, "int8": 1, "bool": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float": 4,
-    "int32": 4, "int64": 8, "float64": 8,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

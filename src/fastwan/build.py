@@ -28,12 +28,12 @@ from fastwan.config import (
 from fastwan.engines.backend import check_served, load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
+from fastwan.engines.cache import EngineCache
 from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.onnx_bundle import export_onnx_bundle
-from fastwan.files import default_cache_dir
 from fastwan.progress import Progress
 
 
@@ -88,10 +88,14 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
 
     Raises:
         BadInput: checkpoint, option or output folder at fault.
-        EnvironmentLacks: the backend or a library of the exporter is missing.
+        EnvironmentLacks: the backend or a library of the exporter is missing, or the limit of the
+            cache is no number.
         VerificationFailed: an engine lost FP4.
     """
     started = time.monotonic()
+    # First of all: what is wrong with the cache is said before the work.
+    exports = ExportCache() if spec.use_cache else None
+    engines = EngineCache() if spec.use_cache else None
     target = lookup(TARGETS, spec.target)
     backend = load_backend(spec.backend)
     check_served(backend, target)
@@ -127,7 +131,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             text_encoder_recipe=spec.text_encoder_recipe,
             sampler=sampler,
             components=spec.components,
-            cache=ExportCache(default_cache_dir() / "exports") if spec.use_cache else None,
+            cache=exports,
             progress=progress,
         )
         export_seconds = time.monotonic() - started
@@ -151,7 +155,13 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             stages=(("export", export_seconds),),
         )
         return build_bundle(
-            folder, spec.output, sources, request, regions=regions, progress=progress
+            folder,
+            spec.output,
+            sources,
+            request,
+            regions=regions,
+            cache=engines,
+            progress=progress,
         )
 
 

@@ -7,7 +7,7 @@ manifest strictly; a file of it is used only after `Bundle.file` has checked its
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fastwan.config import SamplerSpec, lookup
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import confined_file, sha256_file
+from fastwan.strict_json import read_json
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -300,17 +301,15 @@ def parse_manifest(path: Path, kind: type[T]) -> T:
     """Read a manifest strictly.
 
     Raises:
-        BadInput: not there, not JSON, of another schema version, or with wrong fields.
+        BadInput: not there, not strict JSON (see `fastwan.strict_json`), of another schema version,
+            or with wrong fields.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.exists(path):
         raise BadInput(
             f"{path.name} is missing", where=str(path.parent), fix="is this a bundle's folder?"
-        ) from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise BadInput(f"{path.name} cannot be read: {error}", where=str(path.parent)) from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
+        )
+    raw = read_json(path)
+    version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BadInput(
             f"{path.name} has schema version {version}, this tool reads {SCHEMA_VERSION}",
@@ -366,9 +365,19 @@ class Bundle:
 
     @cached_property
     def layers(self) -> dict[str, list[dict[str, object]]]:
-        """Layer records of ``layers.json``, by engine name."""
-        loaded = json.loads(self.file(LAYERS).read_text(encoding="utf-8"))
-        return dict(loaded)
+        """Layer records of ``layers.json``, by engine name.
+
+        Raises:
+            BadInput: it is not strict JSON, or not a list of objects for every engine.
+            VerificationFailed: it differs from its hash.
+        """
+        loaded = read_json(self.file(LAYERS))
+        for engine, records in loaded.items():
+            if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
+                raise BadInput(f"records of {engine!r} are no list of objects", where=LAYERS)
+        if lacking := self.manifest.engines.keys() - loaded.keys():
+            raise BadInput(f"no records of engine {min(lacking)!r}", where=LAYERS)
+        return loaded
 
 
 def open_bundle(path: Path | str) -> Bundle:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
 
 import click
 
 from fastwan import __version__
 from fastwan.config import COMPONENTS, MODELS, SAMPLERS, TARGETS
-from fastwan.errors import EnvironmentLacks, FastWanError
+from fastwan.errors import EnvironmentLacks, FastWanError, FastWanWarning
 from fastwan.progress import Console, Progress, Quiet
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class _State:
     """Options of the whole command, set before a subcommand runs."""
 
     debug = False
+    display: Console | None = None
 
 
 def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
@@ -38,7 +40,11 @@ def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            code = command(*args, **kwargs) or 0
+            try:
+                code = command(*args, **kwargs) or 0
+            finally:
+                if _State.display is not None:
+                    _State.display.stop()
         except FastWanError as error:
             if _State.debug:
                 raise
@@ -70,14 +76,30 @@ def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def _fail(line: str, code: int) -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[2K", end="", file=sys.stderr)
     print(f"error: {line}", file=sys.stderr)
     sys.exit(code)
 
 
 def _print_json(report: Report) -> None:
     click.echo(report.to_json())
+
+
+_show_other_warning = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print this tool's warnings as one line each, like its errors; leave those of libraries."""
+    if issubclass(category, FastWanWarning):
+        print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+    else:
+        _show_other_warning(message, category, filename, lineno, file, line)
 
 
 def _print_rich(text: RenderableType) -> None:
@@ -87,7 +109,10 @@ def _print_rich(text: RenderableType) -> None:
 
 
 def _progress() -> Progress:
-    return Quiet() if os.environ.get("FASTWAN_QUIET") else Console()
+    if os.environ.get("FASTWAN_QUIET"):
+        return Quiet()
+    _State.display = Console()
+    return _State.display
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -103,6 +128,7 @@ def main(debug: bool) -> None:
     5 slower than the baseline, 1 unexpected, 130 interrupted.
     """
     _State.debug = debug
+    warnings.showwarning = _show_warning
 
 
 @main.command("make-checkpoint")

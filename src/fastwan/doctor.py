@@ -105,7 +105,7 @@ def diagnose() -> list[Finding]:
     parts += _guard("gpu", "CUDA device", _devices)
     parts += _guard("plugin", "plugin build", _plugin_build)
     parts += _guard("plugin", _LIBRARY, _plugin_library)
-    parts += _guard("storage", "engine cache", _storage)
+    parts += _guard("storage", "cache", _storage)
     return parts + _abilities({part.name: part for part in parts})
 
 
@@ -152,7 +152,7 @@ def _package(package: _Package) -> Finding:
 
 
 def _devices() -> Iterable[Finding]:
-    from fastwan.runtime.device.choice import cuda_device_count
+    from fastwan.cuda_driver import compute_capability, cuda_device_count
 
     count = cuda_device_count()
     if not count:
@@ -161,8 +161,6 @@ def _devices() -> Iterable[Finding]:
         return
     yield Finding("gpu", "CUDA device", "ok", f"{count} visible")
     yield _package(_CUDA_BINDINGS)
-
-    from fastwan.engines.tensorrt import compute_capability
 
     capability = compute_capability()
     served = [target.gpu for target in TARGETS.values() if target.compute_capability == capability]
@@ -202,17 +200,18 @@ def _plugin_library() -> Iterable[Finding]:
 
 
 def _storage() -> Iterable[Finding]:
-    from fastwan.files import DIRECTORY_VARIABLE, default_cache_dir
+    from fastwan.cache_folder import DIRECTORY_VARIABLE, cache_root, max_cache_bytes
 
-    folder = default_cache_dir()
+    folder, limit = cache_root(), max_cache_bytes()
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     fix = f"set {DIRECTORY_VARIABLE} to a folder that can be written"
     if not there.is_dir() or not os.access(there, os.W_OK):
         detail = f"{folder} cannot be written"
-        yield Finding("storage", "engine cache", "missing", detail, fix)
+        yield Finding("storage", "cache", "missing", detail, fix)
     else:
         used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        yield Finding("storage", "engine cache", "ok", f"{used / 1e6:,.0f} MB in {folder}")
+        detail = f"{used / 1e6:,.0f} MB of {limit / 1e6:,.0f} MB in {folder}"
+        yield Finding("storage", "cache", "ok", detail)
     for name, place in (("disk of the cache", there), ("disk here", Path.cwd())):
         free = shutil.disk_usage(place).free
         detail = f"{free / 1e9:,.0f} GB free"

@@ -49,3 +49,7 @@ class SlowerThanBaseline(FastWanError):
     """A measured time is beyond the limit that a baseline sets. Exit code 5."""
 
     exit_code = 5
+
+
+class FastWanWarning(UserWarning):
+    """The work goes on, slower or without something. One line, like an error."""

@@ -1,33 +1,20 @@
-"""Files that are either whole or not there: atomic writes, hashes, confinement, the cache."""
+"""Files that are either whole or not there: atomic writes, hashes, confinement."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-import sys
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fastwan.errors import BadInput
 
-DIRECTORY_VARIABLE = "FASTWAN_CACHE_DIR"
-
 _CHUNK = 4 << 20
-
-
-def default_cache_dir() -> Path:
-    """``$FASTWAN_CACHE_DIR``, or ``engines`` in the user's cache folder for this tool."""
-    named = os.environ.get(DIRECTORY_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fastwan-export" / "engines"
 
 
 def sha256_file(path: Path) -> str:
@@ -37,6 +24,25 @@ def sha256_file(path: Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes.
+
+    Raises:
+        BadInput: something else lies there. A pipe is not waited for, a device not read.
+        OSError: nothing is there, or it may not be read.
+    """
+    # Without O_NONBLOCK the call returns when somebody writes to the pipe, which may be never.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BadInput("not a regular file", where=str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 @contextmanager

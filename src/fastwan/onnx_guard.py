@@ -8,16 +8,21 @@ that dtype and shape call for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
+from fastwan.dtypes import DTYPES, packed_bytes
 from fastwan.errors import BadInput
 from fastwan.files import confined_file
+
+if TYPE_CHECKING:
+    from fastwan.bundle import Bundle
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "trt"})
 """Domains whose operators the builders know themselves."""
@@ -27,14 +32,14 @@ ALLOWED_DOMAINS = STANDARD_DOMAINS | {"fastwan"}
 MAX_BYTES = (2 << 30) - 1
 """Largest protobuf message."""
 
-_BITS: dict[int, int] = {
-    TensorProto.FLOAT: 32, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16,
-    TensorProto.INT16: 16, TensorProto.INT32: 32, TensorProto.INT64: 64, TensorProto.BOOL: 8,
-    TensorProto.FLOAT16: 16, TensorProto.DOUBLE: 64, TensorProto.UINT32: 32,
-    TensorProto.UINT64: 64, TensorProto.BFLOAT16: 16, TensorProto.FLOAT8E4M3FN: 8,
-    TensorProto.FLOAT8E5M2: 8, TensorProto.UINT4: 4, TensorProto.INT4: 4,
-    TensorProto.FLOAT4E2M1: 4, TensorProto.FLOAT8E8M0: 8,
-}  # fmt: skip
+_BITS = {int(TensorProto.DataType.Value(dtype.onnx)): dtype.bits for dtype in DTYPES}
+_FIELDS: dict[int, str] = {
+    TensorProto.FLOAT: "float_data",
+    TensorProto.DOUBLE: "double_data",
+    TensorProto.INT64: "int64_data",
+    TensorProto.UINT32: "uint64_data",
+    TensorProto.UINT64: "uint64_data",
+}
 _KEYS = {"location", "offset", "length", "checksum"}
 
 
@@ -47,17 +52,75 @@ class DataRange:
     length: int
 
 
-def checked_model(data: bytes, folder: Path, where: str) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class BundleGraph:
+    """A checked graph of a bundle.
+
+    Attributes:
+        model: decoded.
+        data: the bytes it was decoded from.
+        folder: what the locations of its external data are relative to.
+        file: its path under ``onnx/``, for errors.
+    """
+
+    model: onnx.ModelProto
+    data: bytes
+    folder: Path
+    file: str
+
+    def content(self, tensor: TensorProto) -> bytes:
+        """Raw bytes of a tensor of the graph, little endian and row-major.
+
+        Raises:
+            BadInput: see `checked_model`.
+        """
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return bytes(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).tobytes()
+        where = external_range(tensor, self.folder, self.file)
+        with where.path.open("rb") as stream:
+            stream.seek(where.offset)
+            return stream.read(where.length)
+
+
+def bundle_graph(bundle: Bundle, file: str, data: Collection[str]) -> BundleGraph:
+    """A graph of a bundle, after all its files were hash-checked.
+
+    Args:
+        file: its path under ``onnx/``.
+        data: the data files that the manifest lists for it, likewise.
+
+    Raises:
+        BadInput: it reads a file that is not listed, or see `checked_model`.
+        VerificationFailed: a file differs from its hash.
+    """
+    path = bundle.onnx_model(file, tuple(data))
+    content = path.read_bytes()
+    parent = PurePosixPath(file).parent
+    listed = {
+        PurePosixPath(name).relative_to(parent).as_posix()
+        for name in data
+        if PurePosixPath(name).is_relative_to(parent)
+    }
+    return BundleGraph(
+        checked_model(content, path.parent, file, listed), content, path.parent, file
+    )
+
+
+def checked_model(
+    data: bytes, folder: Path, where: str, listed: Collection[str] | None = None
+) -> onnx.ModelProto:
     """Decode a graph and check all of it.
 
     Args:
         data: serialised model.
         folder: what the locations of external data are relative to.
         where: name of the graph, for errors.
+        listed: locations that external data may have; any inside `folder` where None.
 
     Raises:
         BadInput: too large, no ONNX model, a node of an unexpected domain, or a tensor whose data
-            is not inside its file, not of its size, or outside `folder`.
+            is not inside its file, not of its size, outside `folder`, or in a file that is not
+            listed.
     """
     if not data or len(data) > MAX_BYTES:
         raise BadInput(f"an ONNX file of {len(data)} bytes", where=where)
@@ -79,13 +142,15 @@ def checked_model(data: bytes, folder: Path, where: str) -> onnx.ModelProto:
         raise BadInput(f"unexpected domain {min(domains - ALLOWED_DOMAINS)!r}", where=where)
     for tensor in all_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-            external_range(tensor, folder, where)
+            external_range(tensor, folder, where, listed)
         else:
             _check_embedded(tensor, where)
     return model
 
 
-def external_range(tensor: TensorProto, folder: Path, where: str) -> DataRange:
+def external_range(
+    tensor: TensorProto, folder: Path, where: str, listed: Collection[str] | None = None
+) -> DataRange:
     """Where the bytes of an external tensor lie.
 
     Raises:
@@ -102,6 +167,8 @@ def external_range(tensor: TensorProto, folder: Path, where: str) -> DataRange:
         fields[entry.key] = entry.value
     if tensor.data_location != TensorProto.EXTERNAL or not fields.get("location"):
         raise refuse("no location")
+    if listed is not None and fields["location"] not in listed:
+        raise refuse(f"reads {fields['location']!r}, which the manifest does not list")
     numbers = {}
     for key in ("offset", "length"):
         text = fields.get(key, "0" if key == "offset" else "")
@@ -138,17 +205,21 @@ def tensor_bytes(tensor: TensorProto, where: str) -> int:
     if bits is None or any(size < 0 for size in tensor.dims):
         raise BadInput(f"dtype or shape of {tensor.name!r} is invalid", where=where)
     elements: int = math.prod(tensor.dims)
-    return -(-elements * bits // 8)
+    return packed_bytes(elements, bits)
 
 
 def _check_embedded(tensor: TensorProto, where: str) -> None:
     if tensor.data_type == TensorProto.STRING:
         return
     need = tensor_bytes(tensor, where)
-    if tensor.HasField("raw_data") and len(tensor.raw_data) != need:
-        raise BadInput(
-            f"tensor {tensor.name!r} holds {len(tensor.raw_data)} bytes, not {need}", where=where
-        )
+    if tensor.HasField("raw_data"):
+        held, unit = len(tensor.raw_data), "bytes"
+    else:
+        held, unit = len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data"))), "numbers"
+        # Two of four bits share one number; else each element has its own.
+        need = min(need, math.prod(tensor.dims))
+    if held != need:
+        raise BadInput(f"tensor {tensor.name!r} holds {held} {unit}, not {need}", where=where)
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fastwan.errors import BadInput
 from fastwan.files import sha256_file
+from fastwan.strict_json import read_json
 
 RECORD = "fastwan-export.json"
 """Lies in every folder that a command makes for the user."""
@@ -91,17 +92,16 @@ def _read_record(folder: Path) -> tuple[str | None, dict[str, tuple[int, str]]]:
     """Kind and files of a folder's record; (None, {}) where there is none of this tool's."""
     path = folder / RECORD
     try:
-        found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_RECORD:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
             return None, {}
-        loaded = json.loads(path.read_bytes())
+        loaded = read_json(path, max_bytes=_MAX_RECORD)
         if loaded["tool"] != TOOL or not isinstance(loaded["kind"], str):
             return None, {}
         files = {
             str(name): (int(entry["bytes"]), str(entry["sha256"]))
             for name, entry in loaded["files"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, BadInput, ValueError, KeyError, TypeError, AttributeError):
         return None, {}
     return loaded["kind"], files
 

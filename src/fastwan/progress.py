@@ -1,4 +1,4 @@
-"""Progress on stderr: a live line on a terminal, nothing in a log."""
+"""Progress on stderr: a bar on a terminal, one line a stage in a log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Display
 
 
 class Progress(Protocol):
@@ -42,52 +45,71 @@ def _amount(value: float, unit: str) -> str:
 
 
 class Console:
-    """One line a stage on `stderr`; on a terminal the line is redrawn with the time left.
+    """One line a finished stage on `stderr`; on a terminal a bar while the stage runs.
 
     Args:
-        live: redraw while a stage runs; None asks the stream whether it is a terminal.
+        live: show the bar; None asks the stream whether it is a terminal.
     """
 
     def __init__(self, live: bool | None = None) -> None:
         self._live = sys.stderr.isatty() if live is None else live
+        self._display: Display | None = None
         self._stage = ""
-        self._total = 0
         self._unit = ""
         self._done = 0
         self._begin = 0.0
-        self._drawn = 0.0
 
     def start(self, stage: str, total: int = 0, unit: str = "") -> None:
-        self._stage, self._total, self._unit, self._done = stage, total, unit, 0
+        self.stop()
+        self._stage, self._unit, self._done = stage, unit, 0
         self._begin = time.monotonic()
-        self._drawn = 0.0
-        self._draw("")
+        if self._live:
+            self._display = _display(total, unit)
+            self._display.add_task(stage, total=total or None, note="")
+            self._display.start()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._done += amount
-        now = time.monotonic()
-        if now - self._drawn >= 0.1:
-            self._drawn = now
-            self._draw(note)
+        display = self._display  # another thread may stop it
+        if display is not None:
+            display.update(display.task_ids[0], advance=amount, note=note)
 
     def finish(self, note: str = "") -> None:
+        self.stop()
         seconds = time.monotonic() - self._begin
-        clear = "\r\x1b[2K" if self._live else ""
         done = f" {_amount(self._done, self._unit)}" if self._done else ""
         tail = f" {note}" if note else ""
-        print(f"{clear}{self._stage}:{done} in {seconds:.1f} s{tail}", file=sys.stderr, flush=True)
+        print(f"{self._stage}:{done} in {seconds:.1f} s{tail}", file=sys.stderr, flush=True)
 
-    def _draw(self, note: str) -> None:
-        if not self._live:
-            return
-        text = f"{self._stage}: {_amount(self._done, self._unit)}"
-        if self._total:
-            text += f" of {_amount(self._total, self._unit)}"
-            if self._done:
-                elapsed = time.monotonic() - self._begin
-                left = elapsed * (self._total - self._done) / self._done
-                text += f", {left:.0f} s left"
-        print(f"\r\x1b[2K{text} {note}"[:120], end="", file=sys.stderr, flush=True)
+    def stop(self) -> None:
+        """Take the bar away, where there is one; a stage that failed has nothing more to say."""
+        display, self._display = self._display, None
+        if display is not None:
+            display.stop()
+
+
+def _display(total: int, unit: str) -> Display:
+    from rich.console import Console as Terminal
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    plain = TextColumn("{task.description}", markup=False)
+    note = TextColumn("{task.fields[note]}", markup=False)
+    terminal = Terminal(file=sys.stderr, force_terminal=True)
+    columns: tuple[ProgressColumn, ...] = (plain, TimeElapsedColumn(), note)
+    if total:
+        count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        columns = (plain, BarColumn(), count, TimeRemainingColumn(), note)
+    # stdout is the command's result, which may go elsewhere.
+    return Progress(*columns, console=terminal, transient=True, redirect_stdout=False)
 
 
 @contextmanager

@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastwan.errors import BadInput
+from fastwan.strict_json import parse_json
+
 if sys.platform != "win32":  # which keeps its leftovers
     import fcntl
 
@@ -167,10 +170,9 @@ def _record(descriptor: int) -> dict[str, object]:
         return {}
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)
-        loaded = json.loads(os.read(descriptor, _LIMIT))
-    except (ValueError, RecursionError):
+        return parse_json(os.read(descriptor, _LIMIT), LOCK)
+    except BadInput:
         return {}
-    return loaded if isinstance(loaded, dict) else {}
 
 
 def _locked(path: Path) -> int:

@@ -1,20 +1,19 @@
-"""The engine cache: keyed by content, never trusted, whole or absent."""
+"""The engine cache: keyed by content, never trusted; its entries are `ContentCache`'s."""
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import onnx
 import pytest
 
+from fastwan.content_cache import ContentCache
 from fastwan.engines.backend import BuiltEngine
-from fastwan.engines.cache import ContentHasher, EngineCache, content_key
+from fastwan.engines.cache import ContentHasher, EngineCache, content_key, plan_record
 from fastwan.engines.layers import LayerRecord
-from fastwan.files import default_cache_dir
+from fastwan.errors import FastWanWarning
 from fastwan.onnx_guard import DataRange
 
 OPTIONS = {"target": 120, "version": "1.7"}
@@ -104,106 +103,67 @@ class TestKey:
         assert len(reads) == 2
 
 
-def test_what_is_put_is_got(cache: EngineCache, fp4_record: Callable[..., LayerRecord]) -> None:
-    assert cache.get("key") is None
-    put = cache.put("key", built(fp4_record()))
-    assert cache.get("key") == put
-    assert put.plan.read_bytes() == b"plan" * 100
-    assert put.layers == (fp4_record(),)
-    assert (put.bytes, put.scratch_bytes) == (400, 4096)
+def key(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[10] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-@pytest.mark.parametrize("file", ["engine.plan", "record.json"])
-@pytest.mark.parametrize("damage", [flip, truncate, remove])
-def test_a_damaged_entry_is_dropped(
-    cache: EngineCache,
-    fp4_record: Callable[..., LayerRecord],
-    file: str,
-    damage: Callable[[Path], None],
+def test_what_is_put_is_got(
+    cache: EngineCache, tmp_path: Path, fp4_record: Callable[..., LayerRecord]
 ) -> None:
-    plan = cache.put("key", built(fp4_record())).plan
-    assert cache.get("key") is not None
-    damage(plan.parent / file)
-    assert cache.get("key") is None
-    assert not plan.parent.exists()
-    assert cache.put("key", built(fp4_record())) == cache.get("key")
+    plan = tmp_path / "a.engine"
+    assert cache.copy(key("a"), plan) is None
+    file = cache.put(key("a"), built(fp4_record()))
+    found = cache.copy(key("a"), plan)
+    assert found is not None
+    assert plan.read_bytes() == b"plan" * 100
+    assert found.file == file == plan_record(memoryview(b"plan" * 100))
+    assert found.layers == (fp4_record(),)
+    assert found.scratch_bytes == 4096
+    assert cache.copy(key("b"), tmp_path / "b.engine") is None
+    assert not (tmp_path / "b.engine").exists()
 
 
-def test_a_record_that_was_edited_is_dropped(
-    cache: EngineCache, fp4_record: Callable[..., LayerRecord]
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"layers": None},
+        {"layers": [{}]},
+        {"layers": ["gemm"]},
+        {"inputs": [{"name": "x"}]},
+        {"scratch_bytes": "many"},
+        {"outputs": 7},
+    ],
+)
+def test_a_whole_entry_of_other_content_is_a_miss(
+    tmp_path: Path, fp4_record: Callable[..., LayerRecord], change: dict[str, object]
 ) -> None:
-    path = cache.put("key", built(fp4_record())).plan.parent / "record.json"
-    record = json.loads(path.read_text())
-    record["payload"]["scratch_bytes"] = 1
-    path.write_text(json.dumps(record))
-    assert cache.get("key") is None
+    cache, plan = EngineCache(tmp_path / "cache"), tmp_path / "a.engine"
+    cache.put(key("a"), built(fp4_record()))
+    stored = ContentCache("engines", tmp_path / "cache")
+    contents, note = stored.read(key("a")) or ({}, {})
+    stored.put(key("a"), dict(contents), note | change, replace=True)
+    found = cache.copy(key("a"), plan)
+    assert plan.exists() == (found is not None) == (change == {})
+    cache.put(key("a"), built(fp4_record()))
+    assert cache.copy(key("a"), plan) is not None
 
 
-def test_a_failed_write_leaves_no_entry(
-    cache: EngineCache, fp4_record: Callable[..., LayerRecord], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object, **__: object) -> str:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("fastwan.engines.cache.json.dumps", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            cache.put("key", built(fp4_record()))
-    assert list(cache.folder.iterdir()) == []
-
-
-def test_what_a_killed_build_left_is_removed(
-    cache: EngineCache, fp4_record: Callable[..., LayerRecord]
-) -> None:
-    left = cache.folder / ".key.abc123"
-    left.mkdir(parents=True)
-    (left / "engine.plan").write_bytes(b"half")
-    cache.put("key", built(fp4_record()))
-    assert not left.exists()
-
-
-def test_the_entries_used_longest_ago_go_first(
+def test_an_engine_that_cannot_be_kept_is_recorded_all_the_same(
     tmp_path: Path, fp4_record: Callable[..., LayerRecord]
 ) -> None:
-    size = 0
-    for name in ("a", "b"):
-        entry = EngineCache(tmp_path).put(name, built(fp4_record())).plan.parent
-        size = sum(file.stat().st_size for file in entry.iterdir())
-        os.utime(entry / "record.json", (1000, 1000 if name == "a" else 2000))
-    small = EngineCache(tmp_path, max_bytes=2 * size + size // 2)
-    assert small.get("a") is not None  # and so it was used last
-    small.put("c", built(fp4_record()))
-    assert [small.get(name) is not None for name in "abc"] == [True, False, True]
+    (tmp_path / "file").touch()
+    with pytest.warns(FastWanWarning, match="cannot be written"):
+        cache = EngineCache(tmp_path / "file")
+    with cache.lock(key("a")):
+        assert cache.copy(key("a"), tmp_path / "a.engine") is None
+        file = cache.put(key("a"), built(fp4_record()))
+    assert file == plan_record(memoryview(b"plan" * 100))
 
 
 def test_the_folder_comes_from_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp4_record: Callable[..., LayerRecord]
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("FASTWAN_CACHE_DIR", raising=False)
-    assert default_cache_dir() == tmp_path / "fastwan-export" / "engines"
     monkeypatch.setenv("FASTWAN_CACHE_DIR", str(tmp_path / "here"))
-    assert EngineCache().folder == tmp_path / "here"
-
-
-def test_a_lock_is_held_by_one(cache: EngineCache, kit: SimpleNamespace) -> None:
-    from filelock import FileLock, Timeout
-
-    with cache.lock("key"), pytest.raises(Timeout):
-        FileLock(cache.folder / "key.lock").acquire(timeout=0)
-    with cache.lock("other"):
-        FileLock(cache.folder / "key.lock").acquire(timeout=0)
+    EngineCache().put(key("a"), built(fp4_record()))
+    assert (tmp_path / "here" / "engines" / key("a") / "engine.plan").is_file()

@@ -13,7 +13,7 @@ import pytest
 import fastwan.engines.tensorrt as backend
 from fastwan.config import TARGETS
 from fastwan.engines.backend import BuildOptions, load_backend
-from fastwan.engines.network import deferred_interrupt
+from fastwan.engines.monitor import deferred_interrupt
 from fastwan.errors import BadInput, EnvironmentLacks, VerificationFailed
 from fastwan.progress import Quiet
 
@@ -254,24 +254,6 @@ def test_what_the_machine_lacks_is_said(trt: FakeTensorRT, monkeypatch: pytest.M
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(BadInput, match="tensorrt-rtx, tensorrt"):
         load_backend("onnx")
-
-
-def test_a_driver_without_devices_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusing = SimpleNamespace(cuInit=lambda flags: 100)
-    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: refusing)
-    assert backend.compute_capability() is None
-
-    def fill(pointer: Any, attribute: int, device: Any) -> int:
-        pointer._obj.value = {75: 12, 76: 1}[attribute]
-        return 0
-
-    working = SimpleNamespace(
-        cuInit=lambda flags: 0,
-        cuDeviceGet=lambda handle, index: 0,
-        cuDeviceGetAttribute=fill,
-    )
-    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: working)
-    assert backend.compute_capability() == 121
 
 
 def test_interrupts_are_left_alone_outside_the_main_thread() -> None:

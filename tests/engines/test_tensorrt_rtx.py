@@ -264,7 +264,7 @@ def test_ctrl_c_in_the_parent_ends_the_child(
     options = BuildOptions(TARGETS["rtx5090"])
     with pytest.raises(KeyboardInterrupt):
         backend.build(source, options, Interrupting())
-    assert backend._workers == backend._idle == []
+    assert backend._pool.workers == backend._pool.idle == []
     assert backend.build(source, options, Quiet()).plan.nbytes > 1000
 
 
@@ -276,7 +276,7 @@ def test_a_builder_that_dies_is_an_error_and_not_the_end(
 
     class Killing(Quiet):
         def advance(self, amount: int = 1, note: str = "") -> None:
-            (worker,) = backend._workers
+            (worker,) = backend._pool.workers
             os.kill(worker.child, signal.SIGKILL)
 
     with pytest.raises(BadInput, match="the builder ended with SIGKILL"):
@@ -292,7 +292,7 @@ def test_builds_at_once_give_the_bytes_of_builds_in_a_row(
     alone = bytes(backend.build(source, options, Quiet()).plan)
     together = in_order(lambda _: backend.build(source, options, Quiet()), range(4), 2)
     assert {bytes(built.plan) for _, built in together} == {alone}
-    assert len(backend._workers) == len(backend._idle) == 2
+    assert len(backend._pool.workers) == len(backend._pool.idle) == 2
     assert backend.jobs() == workers()
 
 
@@ -315,7 +315,7 @@ def test_close_ends_a_build_of_another_thread(
     class Closing(Quiet):
         def advance(self, amount: int = 1, note: str = "") -> None:
             if not closed:
-                (worker,) = backend._workers
+                (worker,) = backend._pool.workers
                 closed.append(worker.child)
                 other = threading.Thread(target=backend.close)
                 other.start()
@@ -328,5 +328,5 @@ def test_close_ends_a_build_of_another_thread(
             break
         time.sleep(0.01)
     assert not _runs(closed[0])
-    assert backend._workers == []
+    assert backend._pool.workers == []
     assert backend.build(source, BuildOptions(TARGETS["rtx5090"]), Quiet()).plan.nbytes > 1000

@@ -66,11 +66,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     patches: dict[str, Any] = {
         "fastwan.doctor.importlib.import_module": fake_import,
         "fastwan.engines.backend.load_backend": backend,
-        "fastwan.engines.tensorrt.compute_capability": lambda: here.capability,
+        "fastwan.cuda_driver.compute_capability": lambda: here.capability,
         "fastwan.plugins.build.requirements": lambda: here.requirements,
         "fastwan.plugins.loader.PluginLibrary": lambda path: here.library(path),
         "fastwan.plugins.loader.find_library": lambda: here.find_library(),
-        "fastwan.runtime.device.choice.cuda_device_count": lambda: here.devices,
+        "fastwan.cuda_driver.cuda_device_count": lambda: here.devices,
         "fastwan.runtime.device.choice.resolve_device": lambda name: here.gpu_run(name),
         "fastwan.doctor.shutil.disk_usage": lambda path: SimpleNamespace(free=here.free),
     }
@@ -241,13 +241,14 @@ def test_the_plugin_library_is_loaded(machine: Machine) -> None:
 def test_the_cache_is_measured_and_tried(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("FASTWAN_CACHE_MAX_BYTES", "5000000")
     (tmp_path / "key").mkdir()
     (tmp_path / "key" / "engine.plan").write_bytes(bytes(3_000_000))
-    assert by_name(diagnose())["engine cache"].detail == f"3 MB in {tmp_path}"
+    assert by_name(diagnose())["cache"].detail == f"3 MB of 5 MB in {tmp_path}"
     blocker = tmp_path / "file"
     blocker.touch()
     monkeypatch.setenv("FASTWAN_CACHE_DIR", str(blocker / "cache"))
-    found = by_name(diagnose())["engine cache"]
+    found = by_name(diagnose())["cache"]
     assert found.status == "missing"
     assert "FASTWAN_CACHE_DIR" in found.fix
 

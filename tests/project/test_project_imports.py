@@ -13,7 +13,7 @@ import pytest
 
 ABSENT = [
     "tensorrt", "tensorrt_rtx", "tensorrt_lean", "modelopt", "av", "transformers", "diffusers",
-    "polygraphy", "sageattention", "taehv",
+    "polygraphy", "taehv",
 ]  # fmt: skip
 HEAVY = [*ABSENT, "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "safetensors"]
 FOLDERS = ("export", "engines", "runtime", "plugins")
@@ -111,9 +111,12 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert not set(HEAVY) & set(json.loads(loaded))
 
 
-COMMON = {"fastwan", *(f"fastwan.{name}" for name in ("bundle", "config", "errors", "files"))}
-COMMON |= {"fastwan.onnx_guard", "fastwan.parallel", "fastwan.progress", "fastwan.schema"}
-COMMON |= {"fastwan.outputs", "fastwan.ownership", "fastwan.staging"}
+SHARED = (
+    "bundle", "cache_entry", "cache_folder", "config", "content_cache", "cuda_driver", "dtypes",
+    "errors", "files", "onnx_guard", "outputs", "ownership", "parallel", "progress", "schema",
+    "staging", "strict_json",
+)  # fmt: skip
+COMMON = {"fastwan", *(f"fastwan.{name}" for name in SHARED)}
 MAY_IMPORT = {
     "plugins": {"fastwan.plugins"},
     "export": {"fastwan.export", "fastwan.plugins"},

@@ -170,7 +170,7 @@ def test_a_path_out_of_the_bundle_is_refused_wherever_it_stands(bundle: Any, pla
     cpu_executor(open_bundle(bundle.root), "decoder")
     path.write_bytes(model.SerializeToString())
     bundle.write_manifest()
-    with pytest.raises(BadInput, match=r"leak reads '../secret'"):
+    with pytest.raises(BadInput, match=r"leak.*reads '../secret'"):
         cpu_executor(open_bundle(bundle.root), "decoder")
 
 
@@ -182,7 +182,7 @@ def test_external_data_beyond_the_end_of_its_file_is_refused(bundle: Any) -> Non
             entry.value = "4096"
     path.write_bytes(model.SerializeToString())
     bundle.write_manifest()
-    with pytest.raises(BadInput, match="past the end"):
+    with pytest.raises(BadInput, match=r"ends beyond dit\.data"):
         cpu_executor(open_bundle(bundle.root), "dit")
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastwan.config import RECIPES, DiTConfig, VideoShape
+from fastwan.content_cache import ContentCache
 from fastwan.export import dit_onnx
-from fastwan.export.cache import ExportCache, content_key
+from fastwan.export.cache import ExportCache, content_key, tensor_bytes
 from fastwan.export.checkpoint.reader import Checkpoint
 from fastwan.export.dit_onnx import export_dit
 from fastwan.export.onnx_io import TensorSource
@@ -126,41 +126,59 @@ def test_a_killed_export_resumes(export: Export, tmp_path: Path) -> None:
     assert resumed.calls <= LINEARS + 2 - 2  # a group that was begun is made anew
 
 
-@pytest.mark.parametrize("fault", ["flipped", "short", "record", "none"])
-def test_a_damaged_entry_is_made_again(tmp_path: Path, fault: str) -> None:
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    return {
+        "a": torch.arange(6, dtype=torch.uint8),
+        "b": torch.ones(2, 3, dtype=torch.bfloat16),
+        "c": torch.tensor(2.5),
+        "d": torch.arange(4, dtype=torch.uint8).view(torch.float8_e4m3fn),
+    }
+
+
+def test_tensors_come_back_with_dtype_shape_and_bytes(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
     cache = ExportCache(tmp_path)
-    tensors = {"a": torch.arange(6, dtype=torch.uint8), "b": torch.ones(2, 2)}
+    key = content_key("linear", {}, tensors.items())
+    assert cache.tensors(key) is None
+    cache.put_tensors(key, tensors, {"digests": {"a": "0"}})
+    found, note = cache.tensors(key) or ({}, {})
+    assert note == {"digests": {"a": "0"}}
+    assert list(found) == list(tensors)
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert tensor_bytes(found[name]) == tensor_bytes(tensor)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table,
+        lambda table: table[:-1],
+        lambda table: [*table, table[0]],
+        lambda table: [["a", "uint8", [600]], *table[1:]],
+        lambda table: [["a", "uint8", [-6]], *table[1:]],
+        lambda table: [["a", "Tensor", [6]], *table[1:]],
+        lambda table: [["a", "no_dtype", [6]], *table[1:]],
+        lambda table: [["a", "uint8"], *table[1:]],
+        lambda table: [["a", "uint8", ["6"]], *table[1:]],
+        lambda table: None,
+    ],
+)
+def test_a_table_that_does_not_fit_is_a_miss(
+    tmp_path: Path, tensors: dict[str, Tensor], change: Callable[[Any], Any]
+) -> None:
+    cache = ExportCache(tmp_path)
     key = content_key("linear", {}, tensors.items())
     cache.put_tensors(key, tensors, {"digests": {}})
-    payload, record = tmp_path / key / "tensors", tmp_path / key / "record.json"
-    raw = bytearray(payload.read_bytes())
-    if fault == "flipped":
-        raw[0] ^= 1
-        payload.write_bytes(raw)
-    elif fault == "short":
-        payload.write_bytes(raw[:-1])
-    elif fault == "record":
-        record.write_text("{", encoding="utf-8")
-    found = cache.tensors(key)
-    if fault == "none":
-        assert found is not None
-        assert list(found[0]) == ["a", "b"]
-        assert all(torch.equal(found[0][name], value) for name, value in tensors.items())
-    else:
-        assert found is None
-        assert not (tmp_path / key).exists()
-
-
-def test_oldest_entries_make_room(tmp_path: Path) -> None:
-    cache = ExportCache(tmp_path, max_bytes=2500)
-    for index in range(4):
-        cache.put(f"{index}", {"data": bytes(1000)}, {})
-        stamp = tmp_path / f"{index}" / "record.json"
-        os.utime(stamp, (index, index))
-    cache.files("0")  # used: now the newest
-    cache.prune()
-    assert {path.name for path in tmp_path.iterdir()} == {"0", "3"}
-    assert json.loads((tmp_path / "3" / "record.json").read_text())["note"] == {}
+    stored = ContentCache("exports", tmp_path)
+    contents, note = stored.read(key) or ({}, {})
+    table = change(note["tensors"])
+    stored.put(key, dict(contents), note | {"tensors": table}, replace=True)
+    assert (cache.tensors(key) is None) == (table != note["tensors"])
+    cache.put_tensors(key, tensors, {"digests": {}})
+    assert cache.tensors(key) is not None
 
 
 def test_key_depends_on_every_byte_and_on_the_facts() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,10 +14,12 @@ import pytest
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import SAMPLERS
+from fastwan.content_cache import ContentCache
+from fastwan.errors import FastWanWarning
 from fastwan.runtime.device import engines as trt_executor
 from fastwan.runtime.device import runtime_cache
 from fastwan.runtime.device.components import DeviceComponents
-from fastwan.runtime.device.runtime_cache import MAX_FILES, RuntimeCache, cache_file
+from fastwan.runtime.device.runtime_cache import RuntimeCache, kernels_key
 from fastwan.runtime.device.session import Session
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.machine import DeviceInfo
@@ -67,9 +69,12 @@ class Config:
         self.strategy = strategy
 
 
+KEY = "0" * 64
+
+
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "runtime" / "key.rtxcache"
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True)
@@ -79,155 +84,137 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def started(path: Path, compiles: bytes = b"") -> tuple[RuntimeCache, NativeCache]:
+def opened(root: Path) -> RuntimeCache:
+    return RuntimeCache(ContentCache("runtime", root), KEY)
+
+
+def kept(root: Path) -> Path:
+    """File that keeps the kernels."""
+    return root / "runtime" / KEY / "kernels"
+
+
+def started(root: Path, compiles: bytes = b"") -> tuple[RuntimeCache, NativeCache]:
     """A process: one engine is loaded, and maybe something compiled."""
-    cache, native = RuntimeCache(path), NativeCache()
+    cache, native = opened(root), NativeCache()
     cache.attach(Config(native))
     native.blob = compiles or native.blob
     return cache, native
 
 
-def test_the_second_start_takes_over_what_the_first_compiled(path: Path) -> None:
-    first, _ = started(path, b"kernels 1")
+def test_the_second_start_takes_over_what_the_first_compiled(root: Path) -> None:
+    first, _ = started(root, b"kernels 1")
     assert first.state == "miss"
     first.save()
-    second, native = started(path)
+    second, native = started(root)
     assert (second.state, native.blob) == ("hit", b"kernels 1")
 
 
-def test_one_cache_serves_all_engines(path: Path) -> None:
-    cache, configs = RuntimeCache(path), [Config(NativeCache()) for _ in range(3)]
+def test_one_cache_serves_all_engines(root: Path) -> None:
+    cache, configs = opened(root), [Config(NativeCache()) for _ in range(3)]
     for config in configs:
         cache.attach(config)
     assert [config.made for config in configs] == [1, 0, 0]
     assert {id(config.cache) for config in configs} == {id(configs[0].native)}
 
 
-def test_the_file_is_written_where_something_was_compiled(path: Path) -> None:
-    cache, native = started(path)
+def test_it_is_written_where_something_was_compiled(root: Path) -> None:
+    cache, native = started(root)
     cache.save()
-    assert not path.exists()
+    assert not kept(root).exists()
     native.blob = b"kernels 1"
     cache.save()
-    os.utime(path, (1, 1))
+    first = kept(root).stat().st_ino
     cache.save()
-    assert path.stat().st_mtime == 1
+    assert kept(root).stat().st_ino == first
     native.blob = b"kernels 1 and 2"
     cache.save()
-    assert path.stat().st_mtime > 1
-    assert started(path)[1].blob == b"kernels 1 and 2"
-    again, _ = started(path)
-    os.utime(path, (1, 1))
-    again.save()
-    assert path.stat().st_mtime == 1
+    assert kept(root).read_bytes() == b"kernels 1 and 2"
+    assert started(root)[1].blob == b"kernels 1 and 2"
+    second = kept(root).stat().st_ino
+    started(root)[0].save()
+    assert kept(root).stat().st_ino == second
 
 
-def damage(content: bytes) -> dict[str, bytes]:
-    return {
-        "cut off": content[:-1],
-        "a bit": content[:40] + bytes([content[40] ^ 1]) + content[41:],
-        "no content": b"",
-        "foreign": b"something else",
-    }
-
-
-@pytest.mark.parametrize("fault", damage(bytes(50)))
-def test_a_damaged_file_is_ignored_with_a_note(path: Path, fault: str) -> None:
-    first, _ = started(path, b"kernels of the first start")
-    first.save()
-    path.write_bytes(damage(path.read_bytes())[fault])
-    with pytest.warns(RuntimeWarning, match="not what was written") as notes:
-        cache, native = started(path)
-    assert (cache.state, native.blob, len(notes)) == ("miss", b"", 1)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_not_what_was_written_is_compiled_anew(root: Path, damaged: bool) -> None:
+    started(root, b"kernels of the first start")[0].save()
+    if damaged:
+        kept(root).write_bytes(b"kernels of the first stars")
+    cache, native = started(root)
+    assert (cache.state == "hit") != damaged
     native.blob = b"kernels anew"
     cache.save()
-    assert started(path)[0].state == "hit"
+    assert started(root)[1].blob == b"kernels anew"
 
 
-def test_a_file_that_tensorrt_does_not_take_is_ignored(path: Path) -> None:
-    first, _ = started(path, b"of another driver")
+def test_a_file_that_tensorrt_does_not_take_is_ignored(root: Path) -> None:
+    first, _ = started(root, b"of another driver")
     first.save()
-    with pytest.warns(RuntimeWarning, match="TensorRT-RTX does not take it"):
-        cache, _ = started(path)
+    with pytest.warns(FastWanWarning, match="TensorRT-RTX does not take them"):
+        cache, _ = started(root)
     assert cache.state == "miss"
 
 
-def test_a_parser_that_throws_does_not_stop_the_start(path: Path) -> None:
-    started(path, b"kernels")[0].save()
+def test_a_parser_that_throws_does_not_stop_the_start(root: Path) -> None:
+    started(root, b"kernels")[0].save()
     native = NativeCache()
     native.fault = TypeError("broken")
-    cache = RuntimeCache(path)
-    with pytest.warns(RuntimeWarning, match="broken"):
+    cache = opened(root)
+    with pytest.warns(FastWanWarning, match="broken"):
         cache.attach(Config(native))
     assert cache.state == "miss"
-    with pytest.warns(RuntimeWarning, match="not kept: broken"):
+    with pytest.warns(FastWanWarning, match="not kept: broken"):
         cache.save()
 
 
-def test_sizes_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started(path, b"kernels 1")[0].save()
-    monkeypatch.setattr(runtime_cache, "MAX_BYTES", 8)
-    with pytest.warns(RuntimeWarning, match="too large"):
-        cache, native = started(path)
-    assert cache.state == "miss"
+def test_sizes_are_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, native = started(root)
     native.blob = b"kernels 2"
-    with pytest.warns(RuntimeWarning, match="9 bytes of compiled kernels are not kept"):
+    monkeypatch.setattr(runtime_cache, "MAX_BYTES", 8)
+    with pytest.warns(FastWanWarning, match="9 bytes of compiled kernels are not kept"):
         cache.save()
+    assert not kept(root).exists()
     monkeypatch.setattr(runtime_cache, "MAX_BYTES", 9)
-    assert started(path)[1].blob == b"kernels 1"
-
-
-def test_the_files_used_longest_ago_go_first(path: Path) -> None:
-    for index in range(MAX_FILES):
-        other = path.with_name(f"{index}.rtxcache")
-        started(other, b"kernels")[0].save()
-        os.utime(other, (index, index))
-    started(path.with_name("0.rtxcache"))  # and so it was used last
-    started(path, b"kernels")[0].save()
-    names = {each.stem for each in path.parent.iterdir()}
-    assert names == {"0", "key", *(str(index) for index in range(2, MAX_FILES))}
+    cache.save()
+    assert started(root)[1].blob == b"kernels 2"
 
 
 @pytest.mark.parametrize("config", [Config(None), Config(NativeCache(), accepts=False)])
-def test_without_the_feature_there_is_no_cache(path: Path, config: Config) -> None:
-    cache = RuntimeCache(path)
+def test_without_the_feature_there_is_no_cache(root: Path, config: Config) -> None:
+    cache = opened(root)
     if config.native is None:
         cache.attach(config)
     else:
         config.native.blob = b"kernels"
-        with pytest.warns(RuntimeWarning, match="refuses a runtime cache"):
+        with pytest.warns(FastWanWarning, match="refuses a runtime cache"):
             cache.attach(config)
     cache.save()
     assert cache.state == "unused"
-    assert not path.exists()
+    assert not kept(root).exists()
 
 
-def test_a_folder_that_cannot_be_written_is_noted(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_noted_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.warns(RuntimeWarning, match="is ignored"):
-        cache, _ = started(tmp_path / "file" / "key.rtxcache", b"kernels")
-    with pytest.warns(RuntimeWarning, match="not kept"):
-        cache.save()
+    with pytest.warns(FastWanWarning, match="cannot be written") as notes:
+        cache, _ = started(tmp_path / "file", b"kernels")
+    cache.save()  # any further warning is an error here
+    assert (cache.state, len(notes)) == ("miss", 1)
 
 
-def test_the_name_says_what_the_kernels_are_for(
-    bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FASTWAN_CACHE_DIR", str(tmp_path))
+def test_the_key_says_what_the_kernels_are_for(bundle: Any) -> None:
     opened = open_bundle(bundle.root)
-    usual = cache_file(opened, "1.7.1", GPU)
-    assert usual.parent == tmp_path / "runtime"
-    assert cache_file(opened, "1.7.1", replace(GPU, total_bytes=1)) == usual
+    usual = kernels_key(opened, "1.7.1", GPU)
+    assert kernels_key(opened, "1.7.1", replace(GPU, total_bytes=1)) == usual
     changed = dict(opened.manifest.files)
     file = opened.manifest.engines["dit"].file
     changed[file] = changed[file].model_copy(update={"sha256": "0" * 64})
     other = Bundle(opened.root, opened.manifest.model_copy(update={"files": changed}))
     names = {
         usual,
-        cache_file(other, "1.7.1", GPU),
-        cache_file(opened, "1.7.2", GPU),
+        kernels_key(other, "1.7.1", GPU),
+        kernels_key(opened, "1.7.2", GPU),
         *(
-            cache_file(opened, "1.7.1", replace(GPU, **{field: value}))
+            kernels_key(opened, "1.7.1", replace(GPU, **{field: value}))
             for field, value in (("name", "B"), ("compute_capability", 121), ("driver", "13.1"))
         ),
     }
@@ -269,12 +256,12 @@ class FakeRtx:
 
 
 def test_engines_of_rtx_are_opened_with_one_cache_and_no_compiling_beside_a_video(
-    bundle: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Any, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_bundle(bundle.root)
     fake = FakeRtx(opened)
     monkeypatch.setattr(trt_executor, "_module", lambda _backend: fake)
-    cache = RuntimeCache(path)
+    cache = RuntimeCache(ContentCache("runtime", root), KEY)
     engines = trt_executor.open_engines(opened, GPU, cache)
     assert list(engines) == list(opened.manifest.engines)
     assert len(fake.configs) == len(engines)
@@ -300,28 +287,28 @@ def test_only_rtx_compiles_here(
 
 
 def test_a_session_keeps_what_its_warm_up_compiled(
-    bundle: Any, path: Path, host_device: Any, host_platform: Callable[..., Any]
+    bundle: Any, root: Path, host_device: Any, host_platform: Callable[..., Any]
 ) -> None:
-    cache, native = started(path, b"kernels")
+    cache, native = started(root, b"kernels")
     platform = replace(host_platform(host_device), runtime_cache=cache)
     session = Session(platform, open_bundle(bundle.root), schedule_of(SAMPLERS["unipc"]))
-    assert not path.exists()
+    assert not kept(root).exists()
     session.load()
-    assert path.exists()
-    path.unlink()
+    assert kept(root).exists()
+    shutil.rmtree(kept(root).parent)
     native.blob = b"kernels of a prompt"
     session.load()
-    assert not path.exists()  # a session that is loaded is not loaded again
+    assert not kept(root).exists()  # a session that is loaded is not loaded again
 
 
 def test_components_say_whether_the_cache_was_used(
-    bundle: Any, path: Path, host_device: Any, host_platform: Callable[..., Any]
+    bundle: Any, root: Path, host_device: Any, host_platform: Callable[..., Any]
 ) -> None:
     opened = open_bundle(bundle.root)
     platform = host_platform(host_device)
     assert DeviceComponents(opened, platform).runtime_cache == "unused"
     for state in ("miss", "hit"):
-        cache, _ = started(path, b"kernels")
+        cache, _ = started(root, b"kernels")
         components = DeviceComponents(opened, replace(platform, runtime_cache=cache))
         components.load(schedule_of(SAMPLERS["unipc"]), text=True, decoder=True)
         assert components.runtime_cache == state

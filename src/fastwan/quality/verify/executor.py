@@ -8,7 +8,6 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from fastwan.errors import BadInput
 from fastwan.export.onnx_io import strip
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_attention import lower_attention
@@ -17,8 +16,6 @@ from fastwan.export.passes.split_dit import split_dit
 from fastwan.runtime.cpu.executor import OnnxRuntimeExecutor
 from fastwan.runtime.model.dit import DIT_GRAPHS, DiT
 from fastwan.runtime.model.executor import Array
-
-_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class MemoryExecutor(OnnxRuntimeExecutor):
@@ -35,29 +32,13 @@ class MemoryExecutor(OnnxRuntimeExecutor):
     """
 
     def __init__(self, model: ir.Model, folder: Path) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.use_deterministic_compute = True
-        options.log_severity_level = 3
-        options.add_session_config_entry(_DATA_FOLDER, str(folder))
-        self._name = str(model.graph.name)
         strip(model)
-        try:
-            self._session = ort.InferenceSession(
-                ir.to_proto(model).SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=["ConstantFolding"],
-            )
-        # Its exception classes are private and share no base below Exception.
-        except Exception as error:
-            text = str(error).strip().split("\n", 1)[0][:300]
-            raise BadInput(f"ONNX Runtime cannot load: {text}", where=self._name) from error
-        self._inputs = {arg.name: self._spec(arg) for arg in self._session.get_inputs()}
-        self._outputs = {arg.name: self._spec(arg) for arg in self._session.get_outputs()}
+        super().__init__(
+            ir.to_proto(model).SerializeToString(),
+            name=str(model.graph.name),
+            folder=folder,
+            fold_constants=False,
+        )
 
 
 class LoweredDiT:

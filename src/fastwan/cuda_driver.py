@@ -1,0 +1,40 @@
+"""Which CUDA devices there are, asked of the driver itself: no GPU build of a package is needed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+
+
+def cuda_device_count() -> int:
+    """CUDA devices that the driver shows to this process; 0 without a driver."""
+    driver = _driver()
+    count = ctypes.c_int()
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def compute_capability(device: int = 0) -> int | None:
+    """Compute capability of a CUDA device, e.g. 120 for 12.0; None without that device."""
+    driver = _driver()
+    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver is None or driver.cuDeviceGet(ctypes.byref(handle), device) != 0:
+        return None
+    for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle) != 0:
+            return None
+    return major.value * 10 + minor.value
+
+
+def _driver() -> Any:
+    """The driver's library, initialised; None where there is none or it finds no device."""
+    try:
+        driver = ctypes.CDLL(_LIBRARY)
+        return driver if driver.cuInit(0) == 0 else None
+    except (OSError, AttributeError):  # not installed, or a stub without the function
+        return None

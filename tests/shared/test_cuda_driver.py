@@ -1,0 +1,74 @@
+"""The driver's answers, over a stand-in for its library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastwan import cuda_driver
+from fastwan.cuda_driver import compute_capability, cuda_device_count
+
+
+def put(pointer: Any, value: int) -> int:
+    pointer._obj.value = value
+    return 0
+
+
+def working() -> SimpleNamespace:
+    """Two devices: the first of compute capability 12.1, the second of 9.0."""
+    capabilities = {0: {75: 12, 76: 1}, 1: {75: 9, 76: 0}}
+    return SimpleNamespace(
+        cuInit=lambda flags: 0,
+        cuDeviceGetCount=lambda count: put(count, 2),
+        cuDeviceGet=lambda handle, index: put(handle, index) if index < 2 else 101,
+        cuDeviceGetAttribute=lambda value, attribute, handle: put(
+            value, capabilities[handle.value][attribute]
+        ),
+    )
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    library = working()
+    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda name: library)
+    return library
+
+
+def test_devices_are_counted_and_told_apart(driver: SimpleNamespace) -> None:
+    assert cuda_device_count() == 2
+    assert [compute_capability(), compute_capability(1), compute_capability(2)] == [121, 90, None]
+
+
+def refused(*_: object) -> int:
+    return 100
+
+
+@pytest.mark.parametrize(
+    ("function", "count", "capability"),
+    [
+        ("cuInit", 0, None),
+        ("cuDeviceGetCount", 0, 121),
+        ("cuDeviceGet", 2, None),
+        ("cuDeviceGetAttribute", 2, None),
+    ],
+)
+def test_a_call_that_fails_is_no_device(
+    driver: SimpleNamespace, function: str, count: int, capability: int | None
+) -> None:
+    setattr(driver, function, refused)
+    assert (cuda_device_count(), compute_capability()) == (count, capability)
+
+
+def absent(name: str) -> SimpleNamespace:
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+@pytest.mark.parametrize("library", [absent, lambda name: SimpleNamespace()])
+def test_without_a_driver_there_is_no_device(
+    monkeypatch: pytest.MonkeyPatch, library: Callable[[str], SimpleNamespace]
+) -> None:
+    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", library)
+    assert (cuda_device_count(), compute_capability()) == (0, None)
