@@ -90,8 +90,8 @@ def write(tmp_path: Path) -> Write:
         )  # fmt: skip
         manifest = Manifest(
             tool_version="0", versions={}, target="rtx5090", backend="tensorrt-rtx",
-            attention="native", sampler="unipc", components=("dit",), onnx=exported, engines={},
-            files=files, build=BuildRecord(seconds=0, peak_rss_bytes=0),
+            attention="native", sampler="unipc", samplers=(SAMPLERS["unipc"],),
+            components=("dit",), onnx=exported, engines={}, files=files, build=BuildRecord(seconds=0, peak_rss_bytes=0),
         )  # fmt: skip
         return Bundle(tmp_path / "bundle", manifest)
 
