@@ -22,6 +22,7 @@ from fastwan.bundle import (
     OnnxManifest,
     Shape,
 )
+from fastwan.config import SAMPLERS
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.onnx_guard import bundle_graph, checked_model
 from fastwan.runtime.cpu.executor import cpu_executor
@@ -91,7 +92,8 @@ def write(tmp_path: Path) -> Write:
         manifest = Manifest(
             tool_version="0", versions={}, target="rtx5090", backend="tensorrt-rtx",
             attention="native", sampler="unipc", samplers=(SAMPLERS["unipc"],),
-            components=("dit",), onnx=exported, engines={}, files=files, build=BuildRecord(seconds=0, peak_rss_bytes=0),
+            components=("dit",), onnx=exported, engines={}, files=files,
+            build=BuildRecord(seconds=0, peak_rss_bytes=0),
         )  # fmt: skip
         return Bundle(tmp_path / "bundle", manifest)
 
