@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -89,12 +90,12 @@ def test_the_command_line_takes_the_bar_away_before_its_error(
     monkeypatch.setattr(cli, "Console", lambda: Console(live=True))
     monkeypatch.setattr(cli._State, "display", None)
 
-    def make(*_: object, progress: Console, **__: object) -> dict[str, int]:
+    def make(*_: object, progress: Console, **__: object) -> SimpleNamespace:
         progress.start("write", 2, "files")
         if fails:
             raise BadInput("broken")
         progress.finish()
-        return {"parameters": 1, "bytes": 1}
+        return SimpleNamespace(parameters=1, bytes=1)
 
     monkeypatch.setattr("fastwan.export.checkpoint.synthetic.make_checkpoint", make)
     result = CliRunner().invoke(cli.main, ["make-checkpoint", "--size", "tiny", "out"])
