@@ -15,10 +15,10 @@ from typing import Literal, cast
 
 from fastwan.bundle import Bundle
 from fastwan.errors import BadInput, VerificationFailed
+from fastwan.export.recipes.nvfp4 import FP4
 
 Kind = Literal["gemm", "attention", "convolution", "memory", "host"]
 
-FP4 = "FP4E2M1"
 SCALE_TILE = 128
 """Rows of one tile of swizzled FP4 block scales; a dynamic axis there counts tiles, not rows."""
 

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from typing import Any
 
-from fastwan.config import BackendName, Target
+from fastwan.config import Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
 from fastwan.engines.network import build_network, import_builder
 from fastwan.engines.source import EngineSource
@@ -21,7 +21,7 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 class TensorRT:
     """Builder over the module ``tensorrt``."""
 
-    name: BackendName = "tensorrt"
+    name = "tensorrt"
     takes_plugins = True
 
     def version(self) -> str:

@@ -8,6 +8,7 @@ its tensors in the order in which they were added, each at an aligned offset.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,6 +109,27 @@ class DataWriter:
             name=name,
             base_dir=self._path.parent,
         )
+
+
+def attach(value: ir.Value, tensor: torch.Tensor, writer: DataWriter) -> ir.ExternalTensor:
+    """Give an initializer its data: type and shape are the graph's, the bytes the tensor's.
+
+    Raises:
+        BadInput: the tensor has more or fewer bytes than type and shape call for.
+    """
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = tuple(value.shape.numpy())
+    wanted = math.prod(shape) * value.dtype.bitwidth // 8
+    if tensor.nbytes != wanted:
+        raise BadInput(
+            f"{tensor.dtype} {list(tensor.shape)} has {tensor.nbytes} bytes, the graph's "
+            f"{value.dtype.name} {list(shape)} has {wanted}",
+            where=str(value.name),
+        )
+    written = writer.add(str(value.name), tensor, dtype=value.dtype, shape=shape)
+    value.const_value = written
+    return written
 
 
 @contextmanager

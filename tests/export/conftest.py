@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from fastwan.bundle import Graph
-from fastwan.config import RECIPES, DiTConfig, VideoShape
+from fastwan.config import DiTConfig, VideoShape
+from fastwan.export.attentions.sage3 import Sage3
 from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.checkpoint.store import TensorStore
 from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.export.dit_onnx import export_dit
 from fastwan.export.onnx_io import DataWriter, data_file
+from fastwan.export.recipes import NVFP4
 
 Session = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 HEADER = '<ir_version: 11, opset_import: ["" : 23, "fastwan" : 1, "trt" : 1]>'
@@ -70,7 +72,9 @@ def exported(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The tiny transformer in NVFP4, quantised by ModelOpt."""
     pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
     folder = tmp_path_factory.mktemp("dit")
-    graphs, digests = export_dit(tiny.weights, tiny.config, tiny.shape, RECIPES["nvfp4"], folder)
+    graphs, digests = export_dit(
+        tiny.weights, tiny.config, tiny.shape, NVFP4(), folder, attention=Sage3()
+    )
     return Exported(folder, graphs, digests)
 
 
