@@ -115,17 +115,19 @@ def attach(value: ir.Value, tensor: torch.Tensor, writer: DataWriter) -> ir.Exte
     """Give an initializer its data: type and shape are the graph's, the bytes the tensor's.
 
     Raises:
-        BadInput: the tensor has more or fewer bytes than type and shape call for.
+        BadInput: the tensor is not of that type and size; values of less than a byte are uint8.
     """
     assert value.shape is not None
     assert value.dtype is not None
     shape = tuple(value.shape.numpy())
-    wanted = math.prod(shape) * value.dtype.bitwidth // 8
-    if tensor.nbytes != wanted:
+    size = math.prod(shape) * value.dtype.bitwidth // 8
+    kind = _TORCH_TO_ONNX[tensor.dtype]
+    packed = kind == ir.DataType.UINT8 and value.dtype.bitwidth < 8
+    if tensor.nbytes != size or not (packed or kind == value.dtype):
         raise BadInput(
-            f"{tensor.dtype} {list(tensor.shape)} has {tensor.nbytes} bytes, the graph's "
-            f"{value.dtype.name} {list(shape)} has {wanted}",
+            f"{tensor.dtype} {list(tensor.shape)} is no {value.dtype.name} {list(shape)}",
             where=str(value.name),
+            fix="a recipe stores what its buffers say",
         )
     written = writer.add(str(value.name), tensor, dtype=value.dtype, shape=shape)
     value.const_value = written

@@ -124,13 +124,16 @@ def targeted_linears(config: TextEncoderConfig, recipe: Recipe) -> tuple[Linear,
     """The linears that a recipe quantises, in the order of the graph."""
     if not recipe.quantised:
         return ()
-    names = [f"layer.0.SelfAttention.{part}" for part in "qkvo"]
-    names += ["layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"]
-    full = [f"encoder.block.{i}.{name}" for i in range(config.num_layers) for name in names]
     return tuple(
         Linear(name=name, node=linear_node(name), sources=(name,), format=recipe.name)
-        for name in full
+        for name in _targets(config)
     )
+
+
+def _targets(config: TextEncoderConfig) -> list[str]:
+    names = [f"layer.0.SelfAttention.{part}" for part in "qkvo"]
+    names += ["layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"]
+    return [f"encoder.block.{i}.{name}" for i in range(config.num_layers) for name in names]
 
 
 @one_torch_thread()
@@ -170,13 +173,12 @@ def export_text_encoder(
     if not (tokenizer_dir / TOKENIZER_FILES[0]).is_file():
         raise BadInput(f"{TOKENIZER_FILES[0]} is missing", where=str(tokenizer_dir))
     model = build_text_encoder_graph(config, text_length, recipe)
-    linears = targeted_linears(config, recipe)
     buckets = umt5.relative_buckets(config, text_length)
     with data_file(folder / "text_encoder.data") as writer:
         attach(model.graph.initializers[_BUCKETS], buckets, writer)
         digests = {_BUCKETS: tensor_digest(buckets)}
-        quantised = {linear.name for linear in linears}
-        digests |= _attach_weights(model.graph, source, recipe, quantised, writer, progress)
+        targets = set(_targets(config))
+        digests |= _attach_weights(model.graph, source, recipe, targets, writer, progress)
     save_model(model, folder / "text_encoder.onnx")
     cpu_file = None
     if sum(map(nbytes, model.graph.initializers.values())) <= CPU_REFERENCE_BYTES:
@@ -194,7 +196,7 @@ def export_text_encoder(
         cpu_file=cpu_file,
         inputs=(TensorSpec(name=EMBEDDINGS, dtype="bfloat16", shape=shape),),
         outputs=(TensorSpec(name=HIDDEN_STATES, dtype="bfloat16", shape=shape),),
-        linears=linears,
+        linears=targeted_linears(config, recipe),
     )
     return graph, extra, digests
 
@@ -203,26 +205,26 @@ def _attach_weights(
     graph: ir.Graph,
     source: TensorSource,
     recipe: Recipe,
-    quantised: Collection[str],
+    targets: Collection[str],
     writer: DataWriter,
     progress: Progress,
 ) -> dict[str, str]:
     """Write every weight; returns the SHA-256 by initializer.
 
     Args:
-        quantised: linears that the recipe is for.
+        targets: linears that the recipe is for.
     """
     missing = {n: v for n, v in graph.initializers.items() if v.const_value is None}
 
     def linear_of(name: str) -> str:
         return name.rpartition(".")[0]
 
-    # What else is stored of a quantised weight is made with it.
-    names = [n for n in missing if linear_of(n) not in quantised or n.endswith(".weight")]
+    # What else is stored of a weight is made with it.
+    names = [n for n in missing if linear_of(n) not in targets or n.endswith(".weight")]
 
     def make(name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         linear = linear_of(name)
-        if linear in quantised:
+        if linear in targets:
             stored = recipe.stored(source.read(name), torch.bfloat16, reference=True)
             made = {f"{linear}.{part}": tensor for part, tensor in stored.items()}
         else:
