@@ -17,8 +17,8 @@ from fastwan.export import ops, schemas
 from fastwan.export.composer import Composer
 from fastwan.export.linear_names import linear_node, name_linears
 from fastwan.export.models import wan
-from fastwan.export.onnx_io import trace
 from fastwan.export.recipes import Recipe
+from fastwan.export.tracing import trace
 
 LATENTS, TIMESTEP, TEXT = "latents", "timestep", "encoder_hidden_states"
 TEMB, TIMESTEP_PROJ = "temb", "timestep_proj"

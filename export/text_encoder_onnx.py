@@ -24,17 +24,11 @@ from fastwan.export.checkpoint import safetensors_io
 from fastwan.export.composer import Composer
 from fastwan.export.linear_names import linear_node, name_linears
 from fastwan.export.models import umt5
-from fastwan.export.onnx_io import (
-    DataWriter,
-    TensorSource,
-    attach,
-    data_file,
-    save_model,
-    trace,
-)
+from fastwan.export.onnx_io import DataWriter, TensorSource, attach, data_file, save_model
 from fastwan.export.passes.graphs import clone, nbytes
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.recipes import BF16, Recipe
+from fastwan.export.tracing import trace
 from fastwan.export.weights import tensor_digest
 from fastwan.files import atomic_file
 from fastwan.parallel import in_order, one_torch_thread, workers

@@ -90,9 +90,10 @@ def export_ours(count: int, folder: Path) -> Path:
 
     from fastwan.export.linear_names import name_linears
     from fastwan.export.models.layers import Linear
-    from fastwan.export.onnx_io import attach, data_file, save_model, trace
+    from fastwan.export.onnx_io import attach, data_file, save_model
     from fastwan.export.passes.graphs import FASTWAN
     from fastwan.export.recipes import NVFP4
+    from fastwan.export.tracing import trace
 
     recipe = NVFP4()
 

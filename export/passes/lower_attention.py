@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastwan.export import ops
 from fastwan.export.attentions import Form
-from fastwan.export.onnx_io import trace
 from fastwan.export.passes.graphs import FASTWAN, inline, required_inputs
+from fastwan.export.tracing import trace
 
 _DTYPES = {
     ir.DataType.BFLOAT16: torch.bfloat16,

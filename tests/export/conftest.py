@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from fastwan import config
 from fastwan.bundle import Graph
 from fastwan.config import DiTConfig, VideoShape
 from fastwan.export.attentions.sage3 import Sage3
@@ -166,6 +167,17 @@ def kit() -> SimpleNamespace:
         graph=graph, tensor=tensor, attach=attach, run=run_ort, session=ort_session,
         relative=relative, inputs=step_inputs,
     )  # fmt: skip
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that config.py asks for: a name in each table, and in a model's and a target's."""
+    name = "made-up"
+    monkeypatch.setitem(config.RECIPES, name, "a recipe that nothing implements")
+    monkeypatch.setitem(config.ATTENTIONS, name, "an attention that nothing implements")
+    target = config.TARGETS["rtx5090"]
+    both = {"recipes": (*target.recipes, name), "attentions": (*target.attentions, name)}
+    monkeypatch.setitem(config.TARGETS, "rtx5090", replace(target, **both))
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from fastwan.export.dit_graph import build_dit_graph
 from fastwan.export.linear_names import name_linears
 from fastwan.export.models import wan
 from fastwan.export.models.layers import rope_tables, timestep_frequencies
-from fastwan.export.onnx_io import trace
 from fastwan.export.recipes import BF16, NVFP4
+from fastwan.export.tracing import trace
 from fastwan.export.weights import load_module
 
 
