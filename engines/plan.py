@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from fastwan.bundle import Cadence, Graph, Linear, OnnxManifest, Profile
 from fastwan.engines.source import EngineSource, IoFormat
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, VerificationFailed
 from fastwan.export.attentions import Attention
 from fastwan.export.passes.cut_at_blocks import cut_at_blocks
 from fastwan.export.passes.cut_at_regions import Region
@@ -75,6 +75,7 @@ def plan_sources(
 
     Raises:
         BadInput: a component that was not exported, or a graph that the guard refuses.
+        VerificationFailed: see `plan_dit`.
     """
     sources: list[EngineSource] = []
     regions: tuple[Region, ...] = ()
@@ -108,6 +109,9 @@ def plan_dit(
         model: as ``dit.onnx`` holds it; left unchanged.
         linears: all targeted linears of the graph.
         plugins: see `plan_sources`.
+
+    Raises:
+        VerificationFailed: a linear is in no engine, where no gate would see it.
     """
     apart = split_dit(model)
     step = attention.divide(apart["dit"], plugins=plugins)
@@ -123,6 +127,14 @@ def plan_dit(
         nodes = {node.name for node in graph.graph}
         inside = tuple(linear for linear in linears if linear.node in nodes)
         parts.append(GraphPart(str(graph.graph.name), graph, cadence, inside))
+    held = {linear.name for part in parts for linear in part.linears}
+    lost = [linear.name for linear in linears if linear.name not in held]
+    if lost:
+        raise VerificationFailed(
+            f"{len(lost)} targeted linears are in no engine, {lost[0]} among them",
+            where=f"attention {attention.name}",
+            fix="dividing the graph must keep the nodes of linears and their names",
+        )
     return DitPlan(tuple(parts), step.regions)
 
 

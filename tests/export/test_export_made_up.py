@@ -16,9 +16,11 @@ from torch import Tensor
 from fastwan import config
 from fastwan.build import BuildSpec, build_engine
 from fastwan.bundle import Manifest, open_bundle
+from fastwan.engines.plan import plan_dit
 from fastwan.errors import VerificationFailed
 from fastwan.export import attentions, recipes
 from fastwan.export.attentions import EXACT, Attention, Division, Form
+from fastwan.export.dit_graph import targeted_linears
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_attention import lower_attention
 from fastwan.export.recipes import BF16, NVFP4, Fault, Gate, Kernel, Recipe
@@ -130,6 +132,26 @@ class Wide(Attention):
 
     def divide(self, dit: ir.Model, *, plugins: bool) -> Division:
         return Division((lower_attention(clone(dit), WIDE)[0],))
+
+
+class Renaming(Wide):
+    """Gives the node of a linear another name."""
+
+    def divide(self, dit: ir.Model, *, plugins: bool) -> Division:
+        (model,) = super().divide(dit, plugins=plugins).models
+        next(node for node in model.graph if node.name == "blocks.1.ffn.fc2/MatMul").name = "fc2"
+        return Division((model,))
+
+
+@pytest.mark.parametrize("attention", [Wide(), Renaming()])
+def test_an_attention_keeps_every_linear(exported: Any, tiny: Any, attention: Attention) -> None:
+    linears = targeted_linears(tiny.config, NVFP4())
+    if type(attention) is Wide:
+        plan = plan_dit(exported.model(), linears, attention=attention, plugins=False)
+        assert len(plan.parts) == 3
+        return
+    with pytest.raises(VerificationFailed, match=r"1 targeted linears .*blocks\.1\.ffn\.fc2"):
+        plan_dit(exported.model(), linears, attention=attention, plugins=False)
 
 
 @pytest.fixture
