@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastwan.bundle import TensorSpec
-from fastwan.config import BackendName, Target, lookup
+from fastwan.config import BACKENDS, Target, implementation
 from fastwan.engines.layers import LayerRecord
 from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput
@@ -52,7 +52,7 @@ class Backend(Protocol):
     """A builder of engines."""
 
     @property
-    def name(self) -> BackendName:
+    def name(self) -> str:
         """Name in the manifest and on the command line."""
 
     @property
@@ -111,7 +111,7 @@ def load_backend(name: str) -> Backend:
     Raises:
         BadInput: there is none; the message lists those there are.
     """
-    module, _, attribute = lookup(_BACKENDS, name).partition(":")
+    module, _, attribute = implementation(BACKENDS, _BACKENDS, name, "backend").partition(":")
     factory: Callable[[], Backend] = getattr(import_module(module), attribute)
     return factory()
 

@@ -32,6 +32,7 @@ from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput
 from fastwan.export.passes.cut_at_regions import Region as RegionGraph
 from fastwan.files import atomic_dir, confined_file, sha256_file
+from fastwan.plugins.loader import LIBRARY_NAME
 from fastwan.progress import Progress, Quiet, stage
 
 ONNX_FOLDER = "onnx"
@@ -63,7 +64,8 @@ def build_bundle(
     Raises:
         BadInput: the ONNX bundle, a graph, an option or `output` is not what it has to be.
         EnvironmentLacks: the backend cannot build for the target here.
-        VerificationFailed: an engine or a graph lost FP4, or says nothing about its layers.
+        VerificationFailed: an engine or a graph lost the format of a linear, or an engine says
+            nothing about its layers.
         KeyboardInterrupt: cancelled.
     """
     progress = progress or Quiet()
@@ -84,7 +86,7 @@ def build_bundle(
         builder.add_file(LAYERS)
         if request.plugin_library is not None:
             (folder / PLUGIN_FOLDER).mkdir()
-            name = f"{PLUGIN_FOLDER}/{request.plugin_library.name}"
+            name = f"{PLUGIN_FOLDER}/{LIBRARY_NAME}"
             shutil.copyfile(request.plugin_library, folder / name)
             builder.add_file(name)
         names = _onnx_files(exported)

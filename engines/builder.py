@@ -11,7 +11,7 @@ import onnx
 
 from fastwan import __version__
 from fastwan.bundle import Engine, FileRecord
-from fastwan.config import AttentionName, SamplerSpec, Target
+from fastwan.config import Component, SamplerSpec, Target
 from fastwan.engines.backend import Backend, BuildOptions, BuiltEngine
 from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, content_key, plan_record
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
@@ -34,6 +34,7 @@ class BuildRequest:
     """What an engine bundle is built for.
 
     Attributes:
+        attention: name of what the engines are made with.
         components: parts of the model that the bundle holds.
         plugin_library: copied into the bundle; given to a backend that takes plugins.
         use_cache: take finished engines from the cache and leave new ones there.
@@ -44,9 +45,9 @@ class BuildRequest:
 
     target: Target
     backend: Backend
-    attention: AttentionName
+    attention: str
     samplers: tuple[SamplerSpec, ...]
-    components: tuple[str, ...]
+    components: tuple[Component, ...]
     plugin_library: Path | None = None
     use_cache: bool = True
     move_onnx: bool = False
@@ -104,7 +105,7 @@ class BundleBuilder:
         (self._folder / component).mkdir()
         begin = time.monotonic()
         models = {
-            source.name: checked_model(source.serialized(), source.base_dir, source.name)
+            source.name: checked_model(source.model, source.base_dir, source.name)
             for source in sources
         }
         largest = max(external_bytes(models[source.name], source.base_dir) for source in sources)

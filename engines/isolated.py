@@ -68,12 +68,11 @@ class Worker:
             BadInput: the child was ended by a signal, such as an abort of the parser.
             KeyboardInterrupt: Ctrl-C; the caller closes the worker.
         """
-        plain = replace(source, model=source.serialized())
         with tempfile.TemporaryDirectory(prefix="fastwan-engine-") as folder:
             file = Path(folder) / "plan"
             outcome: Any = None
             try:
-                self._connection.send((plain, options, file))
+                self._connection.send((source, options, file))
                 while True:
                     kind, value = self._connection.recv()
                     if kind == "ended":

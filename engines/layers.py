@@ -16,10 +16,10 @@ from typing import Literal, cast
 from fastwan.bundle import Bundle
 from fastwan.dtypes import LAYER_BITS, packed_bytes
 from fastwan.errors import BadInput, VerificationFailed
+from fastwan.export.recipes.nvfp4 import FP4
 
 Kind = Literal["gemm", "attention", "convolution", "memory", "host"]
 
-FP4 = "FP4E2M1"
 SCALE_TILE = 128
 """Rows of one tile of swizzled FP4 block scales; a dynamic axis there counts tiles, not rows."""
 
@@ -119,10 +119,14 @@ class LayerRecord:
         if self.kind == "gemm":
             quantised = [tensor for tensor in reads if tensor.dtype == FP4]
             reads = quantised if len(quantised) > 1 else reads
-            for left in reads:
-                for right in reads:
-                    if left is not right and left.shape[-1] == right.shape[-2] > 0:
-                        return left, right
+            pairs = [
+                (left, right)
+                for left in reads
+                for right in reads
+                if left is not right and left.shape[-1] == right.shape[-2] > 0
+            ]
+            if pairs:  # a residual may have the activation's shape, not its dtype
+                return min(pairs, key=lambda pair: pair[0].dtype != pair[1].dtype)
         if self.kind == "convolution":
             channels = max(tensor.shape[1] for tensor in self.outputs)
             filters = [w for w in self.constants if len(w.shape) > 2 and w.shape[0] == channels]

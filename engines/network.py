@@ -55,15 +55,13 @@ def _build(
 ) -> BuiltEngine:
     log = BuildLog()
     logger = capturing_logger(trt, log)
-    serialized = source.serialized()
     builder = trt.Builder(logger)
     network = builder.create_network(network_flags)
     parser = trt.OnnxParser(network, logger)
-    check_operators(parser, serialized, source.name, plugin_domains)
+    check_operators(parser, source.model, source.name, plugin_domains)
     # The path locates the external data; the file itself need not exist.
-    if not parser.parse(serialized, f"{source.base_dir}/{source.name}.onnx"):
+    if not parser.parse(source.model, f"{source.base_dir}/{source.name}.onnx"):
         raise parser_error(parser, source.name)
-    del serialized
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.max_aux_streams = 0

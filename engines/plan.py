@@ -1,19 +1,21 @@
-"""From an ONNX bundle to the engines it becomes, by attention mode and backend."""
+"""From an ONNX bundle to the sources of its engines, by attention and backend."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from fastwan.bundle import Graph, OnnxManifest, Profile
-from fastwan.config import AttentionName, BackendName
-from fastwan.engines.plan_dit import plan_dit
+from fastwan.bundle import Cadence, Graph, Linear, OnnxManifest, Profile
 from fastwan.engines.source import EngineSource, IoFormat
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, VerificationFailed
+from fastwan.export.attentions import Attention
 from fastwan.export.passes.cut_at_blocks import cut_at_blocks
 from fastwan.export.passes.cut_at_regions import Region
+from fastwan.export.passes.split_dit import split_dit
+from fastwan.export.passes.split_statistics import split_statistics
 from fastwan.files import confined_file
 from fastwan.onnx_guard import checked_model
 
@@ -33,70 +35,136 @@ MAX_ENGINE_WEIGHTS = 1 << 31
 _MEMORY = "memory_"
 
 
+@dataclass(frozen=True)
+class GraphPart:
+    """A graph to build one engine from.
+
+    Attributes:
+        cadence: how often the engine runs.
+        linears: targeted linears in it.
+    """
+
+    name: str
+    model: ir.Model
+    cadence: Cadence
+    linears: tuple[Linear, ...]
+
+
+@dataclass(frozen=True)
+class DitPlan:
+    """The transformer's engines in the order in which they run, and the regions between them."""
+
+    parts: tuple[GraphPart, ...]
+    regions: tuple[Region, ...]
+
+
 def plan_sources(
     onnx_bundle: Path,
     exported: OnnxManifest,
     *,
-    attention: AttentionName,
-    backend: BackendName,
+    attention: Attention,
+    plugins: bool,
     components: Collection[str],
 ) -> tuple[tuple[EngineSource, ...], tuple[Region, ...]]:
     """Sources of all engines in the order in which they run, and the regions between them.
 
     Args:
         onnx_bundle: folder of ``export.json``; every graph is checked before it is read.
+        plugins: whether the backend's engines hold nodes of the plugin library.
         components: parts to build, of ``dit``, ``decoder``, ``text_encoder``.
 
     Raises:
         BadInput: a component that was not exported, or a graph that the guard refuses.
+        VerificationFailed: see `plan_dit`.
     """
     sources: list[EngineSource] = []
     regions: tuple[Region, ...] = ()
     if "text_encoder" in components:
-        graph = _record(exported, "text_encoder")
-        sources += _text_encoder(onnx_bundle, graph, exported)
+        sources += _text_encoder(onnx_bundle, exported)
     if "dit" in components:
         records = [_record(exported, name) for name in ("time_tables", "text_kv", "dit")]
-        model = ir.from_proto(checked_model(*_read(onnx_bundle, records[-1])))
-        _locate(model, onnx_bundle)
         linears = [linear for record in records for linear in record.linears]
-        plan = plan_dit(model, linears, attention=attention, backend=backend)
+        model = _load(onnx_bundle, records[-1])
+        plan = plan_dit(model, linears, attention=attention, plugins=plugins)
         regions = plan.regions
-        sources += [
-            EngineSource(part.name, "dit", part.model, onnx_bundle, part.linears)
-            for part in plan.parts
-        ]
+        for part in plan.parts:
+            graph = serialized(part.model)
+            sources.append(
+                EngineSource(part.name, "dit", graph, onnx_bundle, part.cadence, part.linears)
+            )
     if "decoder" in components:
-        graph = _record(exported, "decoder")
-        data, _, _ = _read(onnx_bundle, graph)
-        formats: dict[str, IoFormat] = {
-            # Nobody else reads what the decoder remembers: it stays as convolutions want it.
-            spec.name: "hwc8"
-            for spec in (*graph.inputs, *graph.outputs)
-            if spec.name.startswith(_MEMORY) and spec.dtype == "float16"
-        }
-        sources.append(
-            EngineSource("decoder", "decoder", data, onnx_bundle, graph.linears, None, formats)
-        )
+        sources.append(_decoder(onnx_bundle, _record(exported, "decoder")))
     return tuple(sources), regions
 
 
-def _text_encoder(onnx_bundle: Path, graph: Graph, exported: OnnxManifest) -> list[EngineSource]:
+def plan_dit(
+    model: ir.Model, linears: Sequence[Linear], *, attention: Attention, plugins: bool
+) -> DitPlan:
+    """Divide the transformer's graph for an attention and a backend.
+
+    What a timestep alone (``time_tables``) and the prompt alone (``text_kv``) decide are engines of
+    their own in every mode, see `split_dit`. The rest is divided by the attention.
+
+    Args:
+        model: as ``dit.onnx`` holds it; left unchanged.
+        linears: all targeted linears of the graph.
+        plugins: see `plan_sources`.
+
+    Raises:
+        VerificationFailed: a linear is in no engine, where no gate would see it.
+    """
+    apart = split_dit(model)
+    step = attention.divide(apart["dit"], plugins=plugins)
+    for part in step.models:
+        split_statistics(part)
+    graphs: list[tuple[Cadence, ir.Model]] = [
+        ("schedule", apart["time_tables"]),
+        ("prompt", apart["text_kv"]),
+        *(("step", part) for part in step.models),
+    ]
+    parts = []
+    for cadence, graph in graphs:
+        nodes = {node.name for node in graph.graph}
+        inside = tuple(linear for linear in linears if linear.node in nodes)
+        parts.append(GraphPart(str(graph.graph.name), graph, cadence, inside))
+    held = {linear.name for part in parts for linear in part.linears}
+    lost = [linear.name for linear in linears if linear.name not in held]
+    if lost:
+        raise VerificationFailed(
+            f"{len(lost)} targeted linears are in no engine, {lost[0]} among them",
+            where=f"attention {attention.name}",
+            fix="dividing the graph must keep the nodes of linears and their names",
+        )
+    return DitPlan(tuple(parts), step.regions)
+
+
+def _decoder(onnx_bundle: Path, graph: Graph) -> EngineSource:
+    data, _, _ = _read(onnx_bundle, graph)
+    formats: dict[str, IoFormat] = {
+        # Only the decoder reads its memories: they stay as convolutions want them.
+        spec.name: "hwc8"
+        for spec in (*graph.inputs, *graph.outputs)
+        if spec.name.startswith(_MEMORY) and spec.dtype == "float16"
+    }
+    return EngineSource(
+        "decoder", "decoder", data, onnx_bundle, "latent", graph.linears, io_formats=formats
+    )
+
+
+def _text_encoder(onnx_bundle: Path, exported: OnnxManifest) -> list[EngineSource]:
     """One engine, or several in a row where one would take too much memory to build."""
-    longest = exported.model.dit.get("text_length")
-    if not isinstance(longest, int) or longest < 1:
-        raise BadInput("the model has no text_length", where="export.json")
-    model = ir.from_proto(checked_model(*_read(onnx_bundle, graph)))
-    _locate(model, onnx_bundle)
+    graph = _record(exported, "text_encoder")
+    longest = exported.model.dit.text_length
     sources = []
-    for piece in cut_at_blocks(model, MAX_ENGINE_WEIGHTS):
+    for piece in cut_at_blocks(_load(onnx_bundle, graph), MAX_ENGINE_WEIGHTS):
         nodes = {node.name for node in piece.graph}
         sources.append(
             EngineSource(
                 str(piece.graph.name),
                 "text_encoder",
-                piece,
+                serialized(piece),
                 onnx_bundle,
+                "prompt",
                 tuple(linear for linear in graph.linears if linear.node in nodes),
                 {str(v.name): _profiles(v, longest) for v in piece.graph.inputs},
             )
@@ -138,8 +206,12 @@ def _read(onnx_bundle: Path, graph: Graph) -> tuple[bytes, Path, str]:
     return path.read_bytes(), path.parent, graph.file
 
 
-def _locate(model: ir.Model, folder: Path) -> None:
-    """Tell external tensors where they lie, as ``onnx_ir.load`` does."""
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value.base_dir = folder
+def _load(onnx_bundle: Path, graph: Graph) -> ir.Model:
+    model = ir.from_proto(checked_model(*_read(onnx_bundle, graph)))
+    ir.external_data.set_base_dir(model.graph, onnx_bundle)
+    return model
+
+
+def serialized(model: ir.Model) -> bytes:
+    """A graph as protobuf bytes; external data stays where it is."""
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from fastwan.bundle import Engine, Region, RegionNode, TensorSpec
+from fastwan.config import known
 from fastwan.errors import BadInput
 from fastwan.export.passes.cut_at_regions import Region as RegionGraph
+from fastwan.plugins.regions import REGIONS
 
 
 def region_records(
@@ -17,7 +19,7 @@ def region_records(
     """Manifest records of the regions between the ``dit`` engines.
 
     Raises:
-        BadInput: a region reads a value that no engine makes.
+        BadInput: a region reads a value that no engine makes, or the runtime launches no such node.
     """
     makers = {spec.name: name for name, engine in engines.items() for spec in engine.outputs}
     order = list(engines)
@@ -43,7 +45,7 @@ def region_records(
 
 def _region_node(node: ir.Node) -> RegionNode:
     return RegionNode(
-        op=node.op_type,
+        op=known(REGIONS, node.op_type, "kind of region"),
         inputs=tuple(str(value.name) for value in node.inputs if value is not None),
         outputs=tuple(str(value.name) for value in node.outputs),
         attributes={name: attribute.value for name, attribute in sorted(node.attributes.items())},

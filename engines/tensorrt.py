@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastwan.config import BackendName, Target
+from fastwan.config import Target
 from fastwan.cuda_driver import compute_capability
 from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
 from fastwan.engines.network import build_network, import_builder
@@ -19,7 +19,7 @@ PLUGIN_DOMAINS = frozenset({"fastwan"})
 class TensorRT:
     """Builder over the module ``tensorrt``."""
 
-    name: BackendName = "tensorrt"
+    name = "tensorrt"
     takes_plugins = True
 
     def version(self) -> str:

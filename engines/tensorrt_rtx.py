@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastwan.config import BackendName, Target
+from fastwan.config import Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
 from fastwan.engines.isolated import WorkerPool, can_isolate
 from fastwan.engines.network import build_network, import_builder
@@ -21,7 +21,7 @@ from fastwan.progress import Progress
 class TensorRTRTX:
     """Builder over the module ``tensorrt_rtx``."""
 
-    name: BackendName = "tensorrt-rtx"
+    name = "tensorrt-rtx"
     takes_plugins = False
 
     def __init__(self) -> None:

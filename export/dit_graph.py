@@ -12,11 +12,13 @@ import onnx_ir as ir
 import torch
 
 from fastwan.bundle import Linear
-from fastwan.config import DiTConfig, LinearFormat, VideoShape
+from fastwan.config import DiTConfig, VideoShape
 from fastwan.export import ops, schemas
 from fastwan.export.composer import Composer
+from fastwan.export.linear_names import linear_node, name_linears
 from fastwan.export.models import wan
-from fastwan.export.onnx_io import trace
+from fastwan.export.recipes import Recipe
+from fastwan.export.tracing import trace
 
 LATENTS, TIMESTEP, TEXT = "latents", "timestep", "encoder_hidden_states"
 TEMB, TIMESTEP_PROJ = "temb", "timestep_proj"
@@ -26,14 +28,14 @@ VELOCITY = "velocity"
 class _Stages:
     """The traced stages of one configuration."""
 
-    def __init__(self, config: DiTConfig, shape: VideoShape, format: LinearFormat) -> None:
+    def __init__(self, config: DiTConfig, shape: VideoShape, recipe: Recipe) -> None:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         bf16, width, length = torch.bfloat16, config.width, shape.padded_tokens
         k = (1, config.text_length, width)
         v = (1, config.num_heads, config.text_length, config.head_dim)
         half = config.head_dim // 2
-        table = ops.translations()
+        table = ops.translations() | recipe.translations()
         with FakeTensorMode(allow_non_fake_inputs=True):
             tokens = torch.empty(1, length, width, dtype=bf16)
             context = torch.empty(1, config.text_length, width, dtype=bf16)
@@ -53,7 +55,7 @@ class _Stages:
                 outputs=["context"],
             )
             self.text_kv = trace(
-                wan.TextKV(config, format, bf16).eval(),
+                wan.TextKV(config, recipe, bf16).eval(),
                 (context,),
                 name="text_kv",
                 inputs=["context"],
@@ -61,7 +63,7 @@ class _Stages:
                 translations=table,
             )
             self.block = trace(
-                wan.Block(config, shape.num_tokens, format, bf16).eval(),
+                wan.Block(config, shape.num_tokens, recipe, bf16).eval(),
                 (
                     tokens,
                     torch.empty(1, 6, width),
@@ -84,15 +86,14 @@ class _Stages:
             )
 
 
-def build_dit_graph(config: DiTConfig, shape: VideoShape, format: LinearFormat) -> ir.Model:
+def build_dit_graph(config: DiTConfig, shape: VideoShape, recipe: Recipe) -> ir.Model:
     """The whole transformer without weights.
 
     Inputs ``latents`` [1, 16, T, H, W] bf16, ``timestep`` [1] fp32, ``encoder_hidden_states``
-    [1, text_length, text_dim] bf16; output ``velocity`` like the latents. Targeted linears are
-    ``fastwan::NVFP4Linear`` nodes (nvfp4) or MatMul nodes, self-attention is
-    ``fastwan::SageAttention3``.
+    [1, text_length, text_dim] bf16; output ``velocity`` like the latents. Targeted linears are what
+    the recipe expands them to, self-attention is ``fastwan::SageAttention3``.
     """
-    stages = _Stages(config, shape, format)
+    stages = _Stages(config, shape, recipe)
     compose = Composer("dit", {schemas.DOMAIN: schemas.VERSION})
     latents = compose.input(stages.embed, LATENTS)
     timestep = compose.input(stages.embed, TIMESTEP)
@@ -118,27 +119,11 @@ def build_dit_graph(config: DiTConfig, shape: VideoShape, format: LinearFormat) 
         bindings |= {"rope_cos": cos, "rope_sin": sin}
         (hidden,) = compose.add(stages.block, f"blocks.{index}.", bindings, "block.")
     (velocity,) = compose.add(stages.head, "head.", {"hidden": hidden, "temb": temb}, "head.")
-    _name_linears(compose.graph)
-    return compose.model({VELOCITY: velocity})
+    name_linears(compose.graph, recipe)
+    return recipe.expand(compose.model({VELOCITY: velocity}))[0]
 
 
-def _name_linears(graph: ir.Graph) -> None:
-    """Give each node that multiplies by a weight the linear's name."""
-    for node in graph:
-        weight = node.inputs[1] if node.op_type in ("NVFP4Linear", "MatMul") else None
-        producer = None if weight is None else weight.producer()
-        if producer is not None and producer.op_type == "Transpose":
-            weight = producer.inputs[0]
-        if weight is not None and weight.is_initializer():
-            node.name = linear_node(str(weight.name))
-
-
-def linear_node(weight: str) -> str:
-    """Name of the node that multiplies by the initializer `weight`."""
-    return weight.removesuffix(".weight") + "/MatMul"
-
-
-def targeted_linears(config: DiTConfig, format: LinearFormat) -> tuple[Linear, ...]:
+def targeted_linears(config: DiTConfig, recipe: Recipe) -> tuple[Linear, ...]:
     """The ten linears of each block (q, k and v of self-attention are one), in graph order."""
     linears = []
     for index in range(config.num_layers):
@@ -155,6 +140,6 @@ def targeted_linears(config: DiTConfig, format: LinearFormat) -> tuple[Linear, .
             (f"{block}.ffn.fc2", (f"{block}.ffn.net.2",)),
         ]
         for name, sources in rows:
-            node = linear_node(f"{name}.weight")
-            linears.append(Linear(name=name, node=node, sources=sources, format=format))
+            node = linear_node(name)
+            linears.append(Linear(name=name, node=node, sources=sources, format=recipe.name))
     return tuple(linears)

@@ -9,21 +9,17 @@ import onnx_ir as ir
 from torch import Tensor
 
 from fastwan.bundle import Graph, TensorSpec
-from fastwan.config import AttentionName, DiTConfig, Recipe, VideoShape
+from fastwan.config import DiTConfig, VideoShape
+from fastwan.export.attentions import Attention
 from fastwan.export.cache import ExportCache, content_key
 from fastwan.export.dit_graph import build_dit_graph, targeted_linears
-from fastwan.export.onnx_io import DataWriter, TensorSource, data_file, save_model
-from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
+from fastwan.export.onnx_io import DataWriter, TensorSource, attach, data_file, save_model
 from fastwan.export.passes.graphs import clone, nbytes
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.passes.split_dit import split_dit
-from fastwan.export.quantize import modelopt_quantizer
-from fastwan.export.weights import (
-    constant_tensors,
-    make_weights,
-    tensor_digest,
-    weight_groups,
-)
+from fastwan.export.recipes import Recipe
+from fastwan.export.weight_groups import weight_groups
+from fastwan.export.weights import constant_tensors, make_weights, tensor_digest
 from fastwan.parallel import collector_paused, one_torch_thread, workers
 from fastwan.progress import Progress, Quiet, stage
 
@@ -42,7 +38,7 @@ def export_dit(
     recipe: Recipe,
     folder: Path,
     *,
-    attention: AttentionName = "sage3",
+    attention: Attention,
     cache: ExportCache | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Graph], dict[str, str]]:
@@ -54,7 +50,7 @@ def export_dit(
     Args:
         source: checkpoint tensors under diffusers' names.
         folder: existing folder of the ONNX bundle.
-        attention: what the model was made for; decides what the CPU reference computes.
+        attention: what the model was made for; the CPU reference computes it.
         cache: where finished graphs and linears are taken from and left.
 
     Returns:
@@ -63,14 +59,13 @@ def export_dit(
     """
     progress = progress or Quiet()
     facts = {"config": asdict(config), "shape": asdict(shape), "recipe": asdict(recipe)}
-    key = content_key("dit", {**facts, "attention": attention})
+    key = content_key("dit", {**facts, "attention": attention.name})
     found = _finished(cache, key, folder) if cache is not None else None
     if found is not None:
         model, cpu_files = found
     else:
         with stage(progress, "trace transformer"), collector_paused():
-            model = build_dit_graph(config, shape, recipe.linears)
-            expand_nvfp4(model, activation_global_scale=recipe.activation_global_scale)
+            model = build_dit_graph(config, shape, recipe)
     digests = _write_weights(model, source, config, shape, recipe, folder / DATA, cache, progress)
     if found is None:
         with stage(progress, "write dit.onnx"):
@@ -109,14 +104,7 @@ def _write_weights(
     initializers = model.graph.initializers
     constants = constant_tensors(config, shape)
     groups = len(weight_groups(config))
-    weights = make_weights(
-        source,
-        config,
-        recipe,
-        quantize=modelopt_quantizer(recipe),
-        cache=cache,
-        workers=workers(),
-    )
+    weights = make_weights(source, config, recipe, cache=cache, workers=workers())
     total = sum(nbytes(value) for value in initializers.values())
     digests = {name: tensor_digest(tensor) for name, tensor in constants.items()}
     with stage(progress, "quantise transformer", total, "bytes"), data_file(path) as writer:
@@ -132,27 +120,21 @@ def _write_weights(
 
 
 def _attach(value: ir.Value, tensor: Tensor, writer: DataWriter) -> None:
-    """Give an initializer its data: type and shape are the graph's, the bytes the tensor's."""
-    shape = tuple(value.shape.numpy())  # type: ignore[union-attr]
-    assert value.dtype is not None
-    written = writer.add(str(value.name), tensor, dtype=value.dtype, shape=shape)
     known = value.const_value
+    written = attach(value, tensor, writer)
     if isinstance(known, ir.ExternalTensor):
         # Of a finished graph: the order of the weights decides where each lies.
         assert (known.offset, known.length) == (written.offset, written.length), value.name
-    value.const_value = written
 
 
 def _write_cpu_reference(
-    model: ir.Model, shape: VideoShape, attention: AttentionName, folder: Path
+    model: ir.Model, shape: VideoShape, attention: Attention, folder: Path
 ) -> dict[str, str]:
     if shape.num_tokens > CPU_REFERENCE_TOKENS:
         return {}
     files = {}
     for name, part in split_dit(model).items():
-        lowered, _ = lower_for_onnxruntime(
-            clone(part), attention="fp4" if attention == "sage3" else "exact"
-        )
+        lowered, _ = lower_for_onnxruntime(clone(part), attention=attention.reference)
         files[name] = name + _CPU
         save_model(lowered, folder / files[name])
     return files
@@ -161,7 +143,7 @@ def _write_cpu_reference(
 def _records(
     model: ir.Model, config: DiTConfig, recipe: Recipe, cpu_files: dict[str, str]
 ) -> dict[str, Graph]:
-    linears = targeted_linears(config, recipe.linears)
+    linears = targeted_linears(config, recipe)
     records = {}
     for name, part in split_dit(model).items():
         nodes = {node.name for node in part.graph}

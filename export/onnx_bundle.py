@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 
 from fastwan import __version__
-from fastwan.bundle import ONNX_MANIFEST, Graph, Model, OnnxManifest, Shape
-from fastwan.config import MODELS, Recipe, VideoShape, lookup
+from fastwan.bundle import ONNX_MANIFEST, Graph, Model, OnnxManifest
+from fastwan.config import VideoShape
 from fastwan.errors import BadInput
+from fastwan.export.attentions import Attention
 from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint
 from fastwan.export.decoder_onnx import export_decoder
 from fastwan.export.dit_onnx import export_dit
+from fastwan.export.recipes import Recipe
 from fastwan.export.text_encoder_onnx import export_text_encoder
 from fastwan.progress import Progress
 
@@ -24,7 +25,8 @@ def export_onnx_bundle(
     *,
     shape: VideoShape,
     recipe: Recipe,
-    text_encoder_recipe: str = "bf16",
+    text_encoder_recipe: Recipe,
+    attention: Attention,
     sampler: str,
     components: Collection[str],
     cache: ExportCache | None = None,
@@ -36,7 +38,8 @@ def export_onnx_bundle(
         folder: gets the graphs, their data files and ``export.json``.
         shape: video shape; every graph but the text encoder is made for it.
         recipe: of the transformer's linears.
-        text_encoder_recipe: of the text encoder's, a row of `fastwan.config.RECIPES`.
+        text_encoder_recipe: of the text encoder's.
+        attention: what the model was made for.
         sampler: default of the model.
         components: of ``dit``, ``decoder``, ``text_encoder``.
         cache: where finished parts are taken from and left.
@@ -44,6 +47,7 @@ def export_onnx_bundle(
     Raises:
         BadInput: the checkpoint lacks a component, or one of its tensors is at fault.
         EnvironmentLacks: a library of the exporter is missing.
+        VerificationFailed: a recipe without a gate changes a weight.
     """
     graphs: dict[str, Graph] = {}
     digests: dict[str, str] = {}
@@ -55,7 +59,7 @@ def export_onnx_bundle(
             shape,
             recipe,
             folder,
-            attention=lookup(MODELS, checkpoint.model_name).attention,
+            attention=attention,
             cache=cache,
             progress=progress,
         )
@@ -89,10 +93,10 @@ def export_onnx_bundle(
         model=Model(
             name=checkpoint.model_name,
             recipe=recipe.name,
-            shape=Shape(height=shape.height, width=shape.width, num_frames=shape.num_frames),
-            dit=asdict(checkpoint.dit_config),
-            decoder=asdict(checkpoint.decoder_config) if checkpoint.decoder_config else {},
-            text_encoder=None if text_config is None else asdict(text_config),
+            shape=shape,
+            dit=checkpoint.dit_config,
+            decoder=checkpoint.decoder_config,
+            text_encoder=text_config,
             default_sampler=sampler,
         ),
         graphs=graphs,

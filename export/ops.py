@@ -1,9 +1,8 @@
-"""The two torch operators that stand for hardware kernels, with their ONNX translation.
+"""The torch operator of the attention node, with its ONNX translation.
 
-Each has a torch kernel (the reference, so the module that is exported also runs), a shape function
-(so it can be traced without weights) and an ONNX node of the domain ``fastwan``. The node
-``NVFP4Linear`` is expanded to quantise/dequantise nodes by the pass `expand_nvfp4`; the node
-``SageAttention3`` stays in the file.
+It has a torch kernel (the reference, so the module that is exported also runs), a shape function
+(so it can be traced without weights) and an ONNX node of the domain ``fastwan``, which stays in the
+file.
 """
 
 from __future__ import annotations
@@ -14,45 +13,7 @@ from typing import Any
 import torch
 
 from fastwan.export import schemas
-from fastwan.plugins import nvfp4, reference
-
-
-@torch.library.custom_op("fastwan::nvfp4_linear", mutates_args=())
-def nvfp4_linear(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    block_scale: torch.Tensor,
-    global_scale: torch.Tensor,
-    quantize_activation: bool,
-) -> torch.Tensor:
-    """``x @ W^T`` with an NVFP4 weight, accumulated in fp32 and rounded once.
-
-    Args:
-        x: activations [..., K], bf16 or fp32.
-        packed: weight codes [N, K/2] uint8, low nibble first.
-        block_scale: [N, K/16] float8_e4m3fn.
-        global_scale: [] fp32, multiplied onto the accumulator as the GEMM's alpha.
-        quantize_activation: quantise `x` with the static global scale 1.0 (numerics of the model)
-            or leave it as it is.
-
-    Returns:
-        [..., N] in the dtype of `x`.
-    """
-    one = torch.ones((), dtype=torch.float32)
-    weight = nvfp4.dequantize_weight(nvfp4.PackedWeight(packed, block_scale, one))
-    rows = nvfp4.fake_quantize_activation(x) if quantize_activation else x.float()
-    return (torch.matmul(rows, weight.t()) * global_scale).to(x.dtype)
-
-
-@nvfp4_linear.register_fake
-def _(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    block_scale: torch.Tensor,
-    global_scale: torch.Tensor,
-    quantize_activation: bool,
-) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], packed.shape[0]))
+from fastwan.plugins import reference
 
 
 @torch.library.custom_op("fastwan::sage_attention3", mutates_args=())
@@ -115,15 +76,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
     """Table for ``torch.onnx.export(custom_translation_table=...)``."""
     from onnxscript.values import Opset
 
-    schemas.register()
+    schemas.register(schemas.sage_attention3())
     opset = Opset(schemas.DOMAIN, schemas.VERSION)
-
-    def onnx_nvfp4_linear(
-        x: Any, packed: Any, block_scale: Any, global_scale: Any, quantize_activation: bool
-    ) -> Any:
-        return opset.NVFP4Linear(
-            x, packed, block_scale, global_scale, quantize_activation=int(quantize_activation)
-        )
 
     def onnx_sage_attention3(
         qkv: Any,
@@ -162,6 +116,5 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     return {
         torch.ops.prims.signbit.default: onnx_signbit,
-        torch.ops.fastwan.nvfp4_linear.default: onnx_nvfp4_linear,
         torch.ops.fastwan.sage_attention3.default: onnx_sage_attention3,
     }

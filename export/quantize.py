@@ -12,19 +12,15 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastwan.config import Recipe
 from fastwan.errors import EnvironmentLacks
 from fastwan.export.code_table import code_table, row_slices
 from fastwan.parallel import collector_paused
 from fastwan.plugins.nvfp4 import E2M1_MAX, E4M3_MAX, PackedWeight, quantize_weight
-
-Quantizer = Callable[[Tensor], PackedWeight]
 
 _NVFP4: dict[str, Any] = {
     "num_bits": (2, 1),
@@ -47,7 +43,9 @@ def modelopt_config() -> dict[str, Any]:
     }
 
 
-def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float]:
+def quantize_linear(
+    weight: Tensor, activation_global_scale: float = 1.0
+) -> tuple[PackedWeight, float]:
     """Quantise one linear with ModelOpt: ``mtq.quantize`` calibrates it, `NVFP4QTensor` packs it.
 
     ``mtq.compress`` packs with the same function and gives the same bytes. Called by rows it works
@@ -56,7 +54,7 @@ def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float
 
     Args:
         weight: [N, K] bf16.
-        recipe: gives the static activation scale.
+        activation_global_scale: static, of the recipe.
 
     Returns:
         The packed weight and the activation's global scale as ModelOpt derives it from
@@ -75,7 +73,7 @@ def quantize_linear(weight: Tensor, recipe: Recipe) -> tuple[PackedWeight, float
     with _LOCK, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mtq.quantize(model, modelopt_config(), None)
-        amax = recipe.activation_global_scale * E2M1_MAX * E4M3_MAX
+        amax = activation_global_scale * E2M1_MAX * E4M3_MAX
         model[0].input_quantizer.amax = torch.tensor(amax)
     activation = float(model[0].input_quantizer.amax.float() / (E2M1_MAX * E4M3_MAX))
     scale = qtensor.get_weights_scaling_factor_2_from_quantizer(model[0].weight_quantizer)
@@ -123,14 +121,10 @@ def _modelopt() -> tuple[Any, Any]:
     return mtq, NVFP4QTensor
 
 
-def modelopt_quantizer(recipe: Recipe) -> Quantizer:
-    """A `Quantizer` over ModelOpt that refuses an activation scale other than the recipe's."""
-
-    def quantize(weight: Tensor) -> PackedWeight:
-        packed, activation = quantize_linear(weight, recipe)
-        wanted = recipe.activation_global_scale
-        # ModelOpt keeps amax in fp32, so a scale that is no fp32 number comes back rounded.
-        assert math.isclose(activation, wanted, rel_tol=1e-6), (activation, wanted)
-        return packed
-
-    return quantize
+def convert_linear(weight: Tensor, activation_global_scale: float) -> PackedWeight:
+    """`quantize_linear`, which must not change the recipe's activation scale."""
+    packed, activation = quantize_linear(weight, activation_global_scale)
+    # ModelOpt keeps amax in fp32, so a scale that is no fp32 number comes back rounded.
+    wanted = activation_global_scale
+    assert math.isclose(activation, wanted, rel_tol=1e-6), (activation, wanted)
+    return packed

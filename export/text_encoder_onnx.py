@@ -2,14 +2,14 @@
 
 One block is traced under fake tensors and repeated; the weights then go from the checkpoint to
 the data file one at a time, so that the 5.7 B parameters of UMT5-XXL never lie in memory.
-With the recipe ``nvfp4`` six of a block's seven linears are FP4 (not ``wo``, see
-`fastwan.export.models.umt5.FeedForward`): 4.0 GB in place of 9.3 GB.
+A recipe is for six of a block's seven linears (not ``wo``, see
+`fastwan.export.models.umt5.FeedForward`): 4.0 GB with ``nvfp4`` in place of 9.3 GB.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -17,21 +17,21 @@ import onnx_ir as ir
 import torch
 
 from fastwan.bundle import Graph, Linear, TensorSpec
-from fastwan.config import RECIPES, LinearFormat, TextEncoderConfig, lookup
+from fastwan.config import TextEncoderConfig
 from fastwan.errors import BadInput
 from fastwan.export import ops, schemas
 from fastwan.export.checkpoint import safetensors_io
 from fastwan.export.composer import Composer
+from fastwan.export.linear_names import linear_node, name_linears
 from fastwan.export.models import umt5
-from fastwan.export.onnx_io import DataWriter, TensorSource, data_file, save_model, trace
-from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
-from fastwan.export.passes.graphs import FASTWAN, clone, nbytes
+from fastwan.export.onnx_io import DataWriter, TensorSource, attach, data_file, save_model
+from fastwan.export.passes.graphs import clone, nbytes
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
-from fastwan.export.quantize import Quantizer
+from fastwan.export.recipes import BF16, Recipe
+from fastwan.export.tracing import trace
 from fastwan.export.weights import tensor_digest
 from fastwan.files import atomic_file
 from fastwan.parallel import in_order, one_torch_thread, workers
-from fastwan.plugins.nvfp4 import quantize_weight
 from fastwan.progress import Progress, Quiet, stage
 
 EMBEDDINGS, HIDDEN_STATES = "embeddings", "hidden_states"
@@ -49,6 +49,7 @@ CPU_REFERENCE_BYTES = 2 << 30
 _BUCKETS = "relative_buckets"
 _ROWS = 4096
 _QUIET = Quiet()
+_BF16 = BF16()
 
 
 class EmbeddingSource(TensorSource, Protocol):
@@ -59,7 +60,7 @@ class EmbeddingSource(TensorSource, Protocol):
 
 
 def build_text_encoder_graph(
-    config: TextEncoderConfig, text_length: int = 512, format: LinearFormat = "bf16"
+    config: TextEncoderConfig, text_length: int, recipe: Recipe
 ) -> ir.Model:
     """The encoder without weights.
 
@@ -83,13 +84,13 @@ def build_text_encoder_graph(
             dynamic_shapes=({1: length},),
         )
         block = trace(
-            umt5.Block(config, format).eval(),
+            umt5.Block(config, recipe).eval(),
             (example, table),
             name="block",
             inputs=["hidden", "buckets"],
             outputs=["hidden_out"],
             dynamic_shapes=({1: length}, {0: length, 1: length}),
-            translations=ops.translations(),
+            translations=ops.translations() | recipe.translations(),
         )
         norm = trace(
             umt5.FinalNorm(config).eval(),
@@ -99,45 +100,34 @@ def build_text_encoder_graph(
             outputs=["normed"],
             dynamic_shapes=({1: length},),
         )
-    compose = Composer("text_encoder", {FASTWAN: schemas.VERSION} if format == "nvfp4" else None)
+    compose = Composer("text_encoder", {schemas.DOMAIN: schemas.VERSION})
     hidden = compose.input(buckets, EMBEDDINGS)
     (cut,) = compose.add(buckets, "", {EMBEDDINGS: hidden}, "buckets.")
     for index in range(config.num_layers):
         bindings = {"hidden": hidden, "buckets": cut}
         (hidden,) = compose.add(block, f"encoder.block.{index}.", bindings, "block.")
     (hidden,) = compose.add(norm, "encoder.", {"hidden": hidden}, "norm.")
-    _name_linears(compose.graph)
-    model = compose.model({HIDDEN_STATES: hidden})
-    if expand_nvfp4(model)[1]:
-        del model.graph.opset_imports[FASTWAN]
+    name_linears(compose.graph, recipe)
+    model, _ = recipe.expand(compose.model({HIDDEN_STATES: hidden}))
+    if not any(node.domain == schemas.DOMAIN for node in model.graph):
+        del model.graph.opset_imports[schemas.DOMAIN]
     return model
 
 
-def _name_linears(graph: ir.Graph) -> None:
-    """Give each node that multiplies by a weight the linear's name."""
-    for node in graph:
-        weight = node.inputs[1] if node.op_type in ("MatMul", "NVFP4Linear") else None
-        if weight is not None and node.op_type == "MatMul":
-            producer = weight.producer()
-            weight = None if producer is None else producer.inputs[0]
-        if weight is not None:
-            node.name = _node_name(str(weight.name).removesuffix(".weight"))
-
-
-def _node_name(linear: str) -> str:
-    return f"{linear}/MatMul"
-
-
-def targeted_linears(config: TextEncoderConfig, format: LinearFormat) -> tuple[Linear, ...]:
-    """The linears that `format` is meant for, in the order of the graph; none in bf16."""
-    if format == "bf16":
+def targeted_linears(config: TextEncoderConfig, recipe: Recipe) -> tuple[Linear, ...]:
+    """The linears that a recipe quantises, in the order of the graph."""
+    if not recipe.quantised:
         return ()
+    return tuple(
+        Linear(name=name, node=linear_node(name), sources=(name,), format=recipe.name)
+        for name in _targets(config)
+    )
+
+
+def _targets(config: TextEncoderConfig) -> list[str]:
     names = [f"layer.0.SelfAttention.{part}" for part in "qkvo"]
     names += ["layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"]
-    full = [f"encoder.block.{i}.{name}" for i in range(config.num_layers) for name in names]
-    return tuple(
-        Linear(name=name, node=_node_name(name), sources=(name,), format=format) for name in full
-    )
+    return [f"encoder.block.{i}.{name}" for i in range(config.num_layers) for name in names]
 
 
 @one_torch_thread()
@@ -148,8 +138,7 @@ def export_text_encoder(
     *,
     tokenizer_dir: Path,
     text_length: int = 512,
-    recipe: str = "bf16",
-    quantize: Quantizer = quantize_weight,
+    recipe: Recipe = _BF16,
     progress: Progress = _QUIET,
 ) -> tuple[Graph, tuple[str, ...], dict[str, str]]:
     """Write the text encoder and what stands around it.
@@ -162,8 +151,7 @@ def export_text_encoder(
         folder: existing folder for the files.
         tokenizer_dir: folder with ``tokenizer.json``.
         text_length: greatest number of tokens.
-        recipe: number format of the linears, a name in `fastwan.config.RECIPES`.
-        quantize: from a bf16 weight to NVFP4; the reference's by default.
+        recipe: of the linears; weights are quantised as its reference does.
         progress: told the bytes as they are written.
 
     Returns:
@@ -173,17 +161,18 @@ def export_text_encoder(
         is no CPU reference.
 
     Raises:
-        BadInput: an unknown recipe, or no ``tokenizer.json``.
+        BadInput: there is no ``tokenizer.json``.
+        VerificationFailed: a recipe without a gate changes a weight.
     """
-    format = lookup(RECIPES, recipe).linears
     if not (tokenizer_dir / TOKENIZER_FILES[0]).is_file():
         raise BadInput(f"{TOKENIZER_FILES[0]} is missing", where=str(tokenizer_dir))
-    model = build_text_encoder_graph(config, text_length, format)
+    model = build_text_encoder_graph(config, text_length, recipe)
     buckets = umt5.relative_buckets(config, text_length)
     with data_file(folder / "text_encoder.data") as writer:
-        _attach(model.graph.initializers[_BUCKETS], buckets, writer)
+        attach(model.graph.initializers[_BUCKETS], buckets, writer)
         digests = {_BUCKETS: tensor_digest(buckets)}
-        digests |= _attach_weights(model.graph, source, quantize, writer, progress)
+        targets = set(_targets(config))
+        digests |= _attach_weights(model.graph, source, recipe, targets, writer, progress)
     save_model(model, folder / "text_encoder.onnx")
     cpu_file = None
     if sum(map(nbytes, model.graph.initializers.values())) <= CPU_REFERENCE_BYTES:
@@ -201,7 +190,7 @@ def export_text_encoder(
         cpu_file=cpu_file,
         inputs=(TensorSpec(name=EMBEDDINGS, dtype="bfloat16", shape=shape),),
         outputs=(TensorSpec(name=HIDDEN_STATES, dtype="bfloat16", shape=shape),),
-        linears=targeted_linears(config, format),
+        linears=targeted_linears(config, recipe),
     )
     return graph, extra, digests
 
@@ -209,43 +198,42 @@ def export_text_encoder(
 def _attach_weights(
     graph: ir.Graph,
     source: TensorSource,
-    quantize: Quantizer,
+    recipe: Recipe,
+    targets: Collection[str],
     writer: DataWriter,
     progress: Progress,
 ) -> dict[str, str]:
-    """Write every weight; returns the reference's digests by initializer."""
+    """Write every weight; returns the SHA-256 by initializer.
+
+    Args:
+        targets: linears that the recipe is for.
+    """
     missing = {n: v for n, v in graph.initializers.items() if v.const_value is None}
-    packed = {n for n, v in missing.items() if v.dtype == ir.DataType.FLOAT4E2M1}
-    parts = {f"{name}_{part}" for name in packed for part in ("scale", "scale_2")}
-    names = [name for name in missing if name not in parts]
+
+    def linear_of(name: str) -> str:
+        return name.rpartition(".")[0]
+
+    # What else is stored of a weight is made with it.
+    names = [n for n in missing if linear_of(n) not in targets or n.endswith(".weight")]
 
     def make(name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        weight = source.read(name).to(torch.bfloat16)
-        if name not in packed:
-            return {name: weight}, {name: tensor_digest(weight)}
-        keys = (name, f"{name}_scale", f"{name}_scale_2")
-        made = quantize(weight)
-        reference = made if quantize is quantize_weight else quantize_weight(weight)
-        digests = {key: tensor_digest(part) for key, part in zip(keys, reference, strict=True)}
-        return dict(zip(keys, made, strict=True)), digests
+        linear = linear_of(name)
+        if linear in targets:
+            stored = recipe.stored(source.read(name), torch.bfloat16, reference=True)
+            made = {f"{linear}.{part}": tensor for part, tensor in stored.items()}
+        else:
+            made = {name: source.read(name).to(torch.bfloat16)}
+        return made, {key: tensor_digest(tensor) for key, tensor in made.items()}
 
     total = sum(map(nbytes, missing.values()))
     digests: dict[str, str] = {}
     with stage(progress, "text encoder weights", total, "bytes") as counter:
         for name, (tensors, found) in in_order(make, names, workers()):
             for key, tensor in tensors.items():
-                _attach(missing[key], tensor, writer)
+                attach(missing[key], tensor, writer)
             digests |= found
             counter.advance(sum(nbytes(missing[key]) for key in tensors), name)
     return digests
-
-
-def _attach(value: ir.Value, tensor: torch.Tensor, writer: DataWriter) -> None:
-    """Give an initializer its data: type and shape are the graph's, the bytes the tensor's."""
-    assert value.shape is not None
-    assert value.dtype is not None
-    shape = tuple(value.shape.numpy())
-    value.const_value = writer.add(str(value.name), tensor, dtype=value.dtype, shape=shape)
 
 
 def _copy_embedding(

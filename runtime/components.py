@@ -83,7 +83,7 @@ class Components(Protocol):
 
 def bundle_shape(bundle: Bundle) -> VideoShape:
     """Height, width and frames that a bundle was built for."""
-    return VideoShape(**bundle.manifest.onnx.model.shape.model_dump())
+    return bundle.manifest.onnx.model.shape
 
 
 def require_text_encoder(bundle: Bundle) -> None:

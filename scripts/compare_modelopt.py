@@ -88,16 +88,17 @@ def export_modelopt(count: int, folder: Path) -> Path:
 def export_ours(count: int, folder: Path) -> Path:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from fastwan.config import RECIPES
-    from fastwan.export import ops
+    from fastwan.export.linear_names import name_linears
     from fastwan.export.models.layers import Linear
-    from fastwan.export.onnx_io import data_file, save_model, trace
-    from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
+    from fastwan.export.onnx_io import attach, data_file, save_model
     from fastwan.export.passes.graphs import FASTWAN
-    from fastwan.export.quantize import quantize_linear
+    from fastwan.export.recipes import NVFP4
+    from fastwan.export.tracing import trace
+
+    recipe = NVFP4()
 
     def make(inputs: int, outputs: int) -> Linear:
-        return Linear(inputs, outputs, "nvfp4", torch.bfloat16)
+        return Linear(inputs, outputs, recipe, torch.bfloat16)
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = trace(
@@ -106,12 +107,10 @@ def export_ours(count: int, folder: Path) -> Path:
             name="blocks",
             inputs=["x"],
             outputs=["y"],
-            translations=ops.translations(),
+            translations=recipe.translations(),
         )
-    for node in model.graph:
-        if node.op_type == "NVFP4Linear":
-            node.name = str(node.inputs[1].name).removesuffix(".weight") + "/MatMul"  # type: ignore[union-attr]
-    expand_nvfp4(model)
+    name_linears(model.graph, recipe)
+    recipe.expand(model)
     model.graph.opset_imports.pop(FASTWAN, None)
     values = model.graph.initializers
     with data_file(folder / "model.data") as writer:
@@ -119,15 +118,10 @@ def export_ours(count: int, folder: Path) -> Path:
             for name in NAMES:
                 prefix = f"blocks.{index}.{name}"
                 shape = tuple(values[f"{prefix}.weight"].shape.numpy())  # type: ignore[union-attr]
-                packed, _ = quantize_linear(weight(index, name, shape), RECIPES["nvfp4"])
-                bias = torch.zeros(shape[0], dtype=torch.bfloat16)
-                parts = ("weight", "weight_scale", "weight_scale_2", "bias")
-                for part, tensor in zip(parts, (*packed, bias), strict=True):
-                    value = values[f"{prefix}.{part}"]
-                    sizes = tuple(value.shape.numpy())  # type: ignore[union-attr]
-                    value.const_value = writer.add(
-                        str(value.name), tensor, dtype=value.dtype, shape=sizes
-                    )
+                parts = recipe.convert(weight(index, name, shape), torch.bfloat16)
+                parts["bias"] = torch.zeros(shape[0], dtype=torch.bfloat16)
+                for part, tensor in parts.items():
+                    attach(values[f"{prefix}.{part}"], tensor, writer)
     save_model(model, folder / "model.onnx")
     return folder / "model.onnx"
 
@@ -146,14 +140,14 @@ def measure(side: str, count: int, folder: Path) -> dict[str, object]:
     }
     from fastwan.config import TARGETS
     from fastwan.engines.backend import BuildOptions
-    from fastwan.engines.coverage import is_fp4_gemm
     from fastwan.engines.source import EngineSource
     from fastwan.engines.tensorrt_rtx import TensorRTRTX
+    from fastwan.export.recipes.nvfp4 import is_fp4_gemm
     from fastwan.progress import Quiet
     from fastwan.quality.cost import kernel_cost
     from fastwan.quality.gpus import UNKNOWN
 
-    source = EngineSource("blocks", "dit", path.read_bytes(), folder)
+    source = EngineSource("blocks", "dit", path.read_bytes(), folder, "step")
     built = TensorRTRTX().build(source, BuildOptions(TARGETS["rtx5090"]), Quiet())
     costs = [kernel_cost(record, UNKNOWN) for record in built.layers]
     return result | {

@@ -186,9 +186,10 @@ def _original_decoder(checkpoint: Any, latents: torch.Tensor) -> Record | str:
 def text(arguments: argparse.Namespace) -> Record:
     """The tiny UMT5 encoder on 19 tokens: graphed against eager, and against 512 padded rows."""
     from fastwan.export.models.umt5 import UMT5Encoder, relative_buckets
+    from fastwan.export.recipes import BF16
 
     checkpoint = _checkpoint("tiny")
-    model = UMT5Encoder(checkpoint.text_config).eval()
+    model = UMT5Encoder(checkpoint.text_config, BF16()).eval()
     store = checkpoint.text_encoder
     model.load_state_dict({name: store.read(name) for name in model.state_dict()})
     tokens, padded = 19, 512

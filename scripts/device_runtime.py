@@ -27,16 +27,17 @@ from fastwan.bundle import (
     Manifest,
     Model,
     OnnxManifest,
-    Shape,
     TensorSpec,
 )
-from fastwan.config import SAMPLERS, VideoShape
+from fastwan.config import SAMPLERS, DiTConfig, VideoShape
+from fastwan.export.attentions import EXACT
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.export.decoder_onnx import load_decoder
 from fastwan.export.models.layers import rope_tables
 from fastwan.export.models.taehv import StreamingStep
 from fastwan.export.models.umt5 import UMT5Encoder
+from fastwan.export.recipes import BF16
 from fastwan.export.weights import load_module
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.runtime.device.cuda import CudaDevice
@@ -143,8 +144,8 @@ def _spec(name: str, tensor: Tensor) -> TensorSpec:
 def build(checkpoint: Checkpoint, shape: VideoShape, device: str = "cuda") -> Built:
     """The parts of a checkpoint as the engines of a bundle, in bf16 and fp16 as engines are."""
     config = checkpoint.dit_config
-    module = load_module(checkpoint.transformer, config, shape, "bf16")
-    module.set_quantizers(activations=False, attention=False).to(device)
+    module = load_module(checkpoint.transformer, config, shape, BF16())
+    module.set_quantizers(activations=False, attention=EXACT).to(device)
     tables = [table.to(device) for table in rope_tables(shape, config.head_dim)]
 
     def text_kv(embeds: Tensor) -> list[Tensor]:
@@ -157,7 +158,7 @@ def build(checkpoint: Checkpoint, shape: VideoShape, device: str = "cuda") -> Bu
             hidden = block(hidden, timestep_proj, kv[2 * index], kv[2 * index + 1], *tables)
         return [module.head(hidden, temb)]
 
-    text = UMT5Encoder(checkpoint.text_config).eval()
+    text = UMT5Encoder(checkpoint.text_config, BF16()).eval()
     store = checkpoint.text_encoder
     text.load_state_dict({name: store.read(name) for name in text.state_dict()})
     text.to(device)
@@ -231,9 +232,9 @@ def bundle_of(built: Built, shape: VideoShape) -> Bundle:
     model = Model(
         name="torch modules",
         recipe="bf16",
-        shape=Shape(height=shape.height, width=shape.width, num_frames=shape.num_frames),
-        dit={},
-        decoder={},
+        shape=shape,
+        dit=DiTConfig(),
+        decoder=None,
         text_encoder=None,
         default_sampler="unipc",
     )

@@ -19,12 +19,15 @@ from torch import Tensor
 
 from fastwan.config import DiTConfig, VideoShape
 from fastwan.errors import BadInput
+from fastwan.export.attentions import EXACT
+from fastwan.export.attentions.sage3 import FP4
 from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.models import wan
 from fastwan.export.models.layers import rope_tables, timestep_frequencies
 from fastwan.export.onnx_io import TensorSource
-from fastwan.export.weights import Group, GroupLoader, weight_groups
-from fastwan.plugins.nvfp4 import quantize_weight
+from fastwan.export.recipes import BF16 as PLAIN
+from fastwan.export.recipes import NVFP4, Recipe
+from fastwan.export.weight_groups import Group, WeightReader, weight_groups
 
 TIMESTEP = 857.0
 BF16 = torch.bfloat16
@@ -46,13 +49,13 @@ def read_latents(path: Path, tokens: int) -> tuple[Tensor, VideoShape]:
 
 
 def _state(
-    source: TensorSource, groups: list[Group], format: str, prefix: str
+    source: TensorSource, groups: list[Group], recipe: Recipe, prefix: str
 ) -> dict[str, Tensor]:
-    load = GroupLoader(source, format, quantize_weight, BF16)  # type: ignore[arg-type]
+    reader = WeightReader(source, recipe, BF16, reference=True)
     state: dict[str, Tensor] = {}
     for group in groups:
         if group.name.startswith(prefix):
-            state |= {n.removeprefix(prefix): t for n, t in load(group).items()}
+            state |= {n.removeprefix(prefix): t for n, t in group.load(reader).items()}
     return state
 
 
@@ -70,11 +73,11 @@ def block_errors(
         1, config.text_length, config.text_dim, generator=torch.Generator().manual_seed(0)
     ).to(BF16)
     embed = wan.Embed(config, shape, BF16)
-    state = _state(source, groups, "bf16", "embed.")
+    state = _state(source, groups, PLAIN(), "embed.")
     state["frequency"] = timestep_frequencies(config.freq_dim)
     embed.load_state_dict(state, assign=True)
     text_embed = wan.TextEmbed(config, BF16)
-    text_embed.load_state_dict(_state(source, groups, "bf16", "text_embed."), assign=True)
+    text_embed.load_state_dict(_state(source, groups, PLAIN(), "text_embed."), assign=True)
     first, _, projected = embed(latents, torch.tensor([TIMESTEP]))
     context = text_embed(text)
     cos, sin = rope_tables(shape, config.head_dim)
@@ -83,14 +86,14 @@ def block_errors(
     errors = []
     for index in range(config.num_layers):
         step = {}
-        for format in ("bf16", "nvfp4"):
-            keys = wan.TextKV(config, format, BF16)  # type: ignore[arg-type]
-            keys.load_state_dict(_state(source, groups, format, f"text_kv.{index}."), assign=True)
-            block = wan.Block(config, shape.num_tokens, format, BF16)  # type: ignore[arg-type]
-            block.load_state_dict(_state(source, groups, format, f"blocks.{index}."), assign=True)
-            block.attn1.fp4_attention = format == "nvfp4"
+        for name, recipe, form in (("bf16", PLAIN(), EXACT), ("nvfp4", NVFP4(), FP4)):
+            keys = wan.TextKV(config, recipe, BF16)
+            keys.load_state_dict(_state(source, groups, recipe, f"text_kv.{index}."), assign=True)
+            block = wan.Block(config, shape.num_tokens, recipe, BF16)
+            block.load_state_dict(_state(source, groups, recipe, f"blocks.{index}."), assign=True)
+            block.attn1.form = form
             pair = keys(context)
-            step[format] = lambda x, block=block, pair=pair: block(x, projected, *pair, cos, sin)
+            step[name] = lambda x, block=block, pair=pair: block(x, projected, *pair, cos, sin)
         following = step["bf16"](exact)
         alone = step["nvfp4"](exact) - following
         quantised = step["nvfp4"](quantised)

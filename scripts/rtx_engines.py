@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from fastwan.bundle import Bundle, Engine, open_bundle
-from fastwan.config import VideoShape
+from fastwan.export.attentions import EXACT
 from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.checkpoint.synthetic import make_checkpoint
+from fastwan.export.recipes import BF16
 from fastwan.export.weights import load_module
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -29,7 +30,7 @@ def check(path: Path) -> Record:
 
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    shape = VideoShape(**manifest.onnx.model.shape.model_dump())
+    shape = manifest.onnx.model.shape
     logger = _logger(trt)
     runtime = trt.Runtime(logger)
     generator = torch.Generator().manual_seed(0)
@@ -50,8 +51,8 @@ def check(path: Path) -> Record:
     folder = Path(tempfile.mkdtemp()) / "tiny"
     make_checkpoint(folder, size="tiny")
     checkpoint = open_checkpoint(folder, components=("dit",))
-    module = load_module(checkpoint.transformer, checkpoint.dit_config, shape, "bf16")
-    module.set_quantizers(activations=False, attention=False)
+    module = load_module(checkpoint.transformer, checkpoint.dit_config, shape, BF16())
+    module.set_quantizers(activations=False, attention=EXACT)
     arguments = (values["latents"], values["timestep"], values["encoder_hidden_states"])
     with torch.no_grad():
         expected = module(*(tensor.cpu() for tensor in arguments)).float()

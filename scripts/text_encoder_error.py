@@ -17,31 +17,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastwan.config import LinearFormat, TextEncoderConfig
+from fastwan.config import TextEncoderConfig
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.models import umt5
-from fastwan.plugins.nvfp4 import quantize_weight
+from fastwan.export.models.layers import Linear
+from fastwan.export.recipes import BF16, NVFP4, Recipe
 
-Streams = dict[str, tuple[LinearFormat, torch.dtype]]
+Streams = dict[str, tuple[Recipe, torch.dtype]]
 STREAMS: Streams = {
-    "fp32": ("bf16", torch.float32),
-    "bf16": ("bf16", torch.bfloat16),
-    "nvfp4": ("nvfp4", torch.bfloat16),
+    "fp32": (BF16(), torch.float32),
+    "bf16": (BF16(), torch.bfloat16),
+    "nvfp4": (NVFP4(), torch.bfloat16),
 }
 
 
 def _load(module: nn.Module, source: Any, prefix: str) -> nn.Module:
-    """Give a module the checkpoint's tensors, quantised where it has NVFP4 buffers."""
+    """Give a module the checkpoint's tensors, as the recipe of each linear stores them."""
     state: dict[str, Tensor] = {}
     wanted = module.state_dict()
-    for name, target in wanted.items():
-        if f"{name}_scale" in wanted:
-            packed = quantize_weight(source.read(prefix + name).bfloat16())
-            names = (name, f"{name}_scale", f"{name}_scale_2")
-            state |= dict(zip(names, packed, strict=True))
-        elif name not in state and not name.endswith(("_scale", "_scale_2")):
-            state[name] = source.read(prefix + name).bfloat16().to(target.dtype)
+    for linear, part in module.named_modules():
+        if isinstance(part, Linear):
+            dtype = torch.bfloat16 if part.recipe.quantised else wanted[f"{linear}.weight"].dtype
+            weight = source.read(f"{prefix}{linear}.weight").bfloat16()
+            stored = part.recipe.stored(weight, dtype, reference=True)
+            state |= {f"{linear}.{name}": tensor for name, tensor in stored.items()}
+    for name in wanted.keys() - state.keys():
+        state[name] = source.read(prefix + name).bfloat16().to(wanted[name].dtype)
     module.load_state_dict(state, assign=True)
     return module.eval()
 
@@ -66,8 +68,8 @@ def block_errors(
         return where, bf16, nvfp4
 
     for index in range(config.num_layers):
-        for name, (format, dtype) in STREAMS.items():
-            block = _load(umt5.Block(config, format, dtype), source, f"encoder.block.{index}.")
+        for name, (recipe, dtype) in STREAMS.items():
+            block = _load(umt5.Block(config, recipe, dtype), source, f"encoder.block.{index}.")
             hidden[name] = block(hidden[name], buckets)
         yield errors(f"block {index}")
     for name, (_, dtype) in STREAMS.items():

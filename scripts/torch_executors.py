@@ -14,10 +14,12 @@ from torch import Tensor
 
 from fastwan.bundle import TensorSpec
 from fastwan.config import VideoShape
+from fastwan.export.attentions import EXACT
 from fastwan.export.checkpoint.reader import Checkpoint
 from fastwan.export.decoder_onnx import load_decoder
 from fastwan.export.models.layers import rope_tables
 from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
+from fastwan.export.recipes import BF16
 from fastwan.export.weights import load_module
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DiT
@@ -63,8 +65,8 @@ class TorchExecutor:
 def torch_dit(checkpoint: Checkpoint, shape: VideoShape) -> DiT[Tensor]:
     """The runtime's DiT over a bf16 `WanDiT` on the GPU."""
     config = checkpoint.dit_config
-    module = load_module(checkpoint.transformer, config, shape, "bf16")
-    module.set_quantizers(activations=False, attention=False).cuda()
+    module = load_module(checkpoint.transformer, config, shape, BF16())
+    module.set_quantizers(activations=False, attention=EXACT).cuda()
     cos, sin = (table.cuda() for table in rope_tables(shape, config.head_dim))
     names = [f"blocks.{i}.attn2.{part}" for i in range(config.num_layers) for part in "kv"]
     context = (1, config.text_length, config.width)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastwan.config import LinearFormat, VideoShape
-from fastwan.export import ops  # noqa: F401  (registers torch.ops.fastwan)
+from fastwan.config import VideoShape
+from fastwan.export.recipes import Recipe
 
 ROPE_THETA = 10000.0
 
@@ -65,39 +65,31 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class Linear(nn.Module):
-    """A targeted linear: weight [N, K] as NVFP4 or in the model's dtype, bias added afterwards.
+    """A targeted linear: weight [N, K] as its recipe stores it, bias added afterwards.
 
     Attributes:
         quantize_activation: numerics of the model when true; `verify` also runs it false.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, format: LinearFormat, dtype: torch.dtype, bias: bool = True
+        self, inputs: int, outputs: int, recipe: Recipe, dtype: torch.dtype, bias: bool = True
     ) -> None:
         super().__init__()
-        self.format = format
+        self.recipe = recipe
         self.quantize_activation = True
-        if format == "nvfp4":
-            self.register_buffer("weight", torch.empty(outputs, inputs // 2, dtype=torch.uint8))
-            scale = torch.empty(outputs, inputs // 16, dtype=torch.float8_e4m3fn)
-            self.register_buffer("weight_scale", scale)
-            self.register_buffer("weight_scale_2", torch.empty((), dtype=torch.float32))
-        else:
-            self.register_buffer("weight", torch.empty(outputs, inputs, dtype=dtype))
+        buffers = recipe.buffers(inputs, outputs, dtype)
+        self._stored = tuple(buffers)
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
         if bias:
             self.register_buffer("bias", torch.empty(outputs, dtype=dtype))
         else:
             self.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = cast(Tensor, self.weight)
-        if self.format == "nvfp4":
-            y = torch.ops.fastwan.nvfp4_linear(
-                x, weight, self.weight_scale, self.weight_scale_2, self.quantize_activation
-            )
-        else:
-            y = torch.matmul(x, weight.t())
-        return cast(Tensor, y if self.bias is None else y + self.bias)
+        stored = {name: getattr(self, name) for name in self._stored}
+        y = self.recipe.multiply(x, stored, quantize_activation=self.quantize_activation)
+        return y if self.bias is None else y + self.bias
 
 
 class Dense(nn.Module):

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastwan.config import LinearFormat, TextEncoderConfig
+from fastwan.config import TextEncoderConfig
 from fastwan.export.models.layers import Linear, Norm, rms_norm
+from fastwan.export.recipes import BF16, Recipe
 
 EMBEDDING = "shared.weight"
 """Name of the token embedding in the checkpoint."""
@@ -61,14 +62,14 @@ class Table(nn.Module):
 class SelfAttention(nn.Module):
     """Unscaled attention with an additive position bias, [1, L, d_model] -> the same."""
 
-    def __init__(self, config: TextEncoderConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+    def __init__(self, config: TextEncoderConfig, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         inner = config.num_heads * config.d_kv
-        self.q = Linear(config.d_model, inner, format, dtype, bias=False)
-        self.k = Linear(config.d_model, inner, format, dtype, bias=False)
-        self.v = Linear(config.d_model, inner, format, dtype, bias=False)
-        self.o = Linear(inner, config.d_model, format, dtype, bias=False)
+        self.q = Linear(config.d_model, inner, recipe, dtype, bias=False)
+        self.k = Linear(config.d_model, inner, recipe, dtype, bias=False)
+        self.v = Linear(config.d_model, inner, recipe, dtype, bias=False)
+        self.o = Linear(inner, config.d_model, recipe, dtype, bias=False)
         self.relative_attention_bias = Table(config.num_buckets, config.num_heads, dtype)
 
     def forward(self, x: Tensor, buckets: Tensor) -> Tensor:
@@ -91,14 +92,15 @@ class FeedForward(nn.Module):
     """Gated feed-forward: gelu_tanh(wi_0 x) * wi_1 x, then wo.
 
     The input of ``wo`` is a product without a norm behind it, whose range T5 is known for; an FP4
-    activation with the static scale 1.0 ends at 2688, so ``wo`` is bf16 in every format.
+    activation with the static scale 1.0 ends at 2688, so ``wo`` is not quantised by any
+    recipe.
     """
 
-    def __init__(self, config: TextEncoderConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+    def __init__(self, config: TextEncoderConfig, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
-        self.wi_0 = Linear(config.d_model, config.d_ff, format, dtype, bias=False)
-        self.wi_1 = Linear(config.d_model, config.d_ff, format, dtype, bias=False)
-        self.wo = Linear(config.d_ff, config.d_model, "bf16", dtype, bias=False)
+        self.wi_0 = Linear(config.d_model, config.d_ff, recipe, dtype, bias=False)
+        self.wi_1 = Linear(config.d_model, config.d_ff, recipe, dtype, bias=False)
+        self.wo = Linear(config.d_ff, config.d_model, BF16(), dtype, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         # In fp32 it costs nothing and rounds once; a bf16 GELU rounds after each of its steps.
@@ -107,10 +109,10 @@ class FeedForward(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    def __init__(self, config: TextEncoderConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+    def __init__(self, config: TextEncoderConfig, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
         self.eps = config.eps
-        self.SelfAttention = SelfAttention(config, format, dtype)
+        self.SelfAttention = SelfAttention(config, recipe, dtype)
         self.layer_norm = Norm(config.d_model, dtype)
 
     def forward(self, x: Tensor, buckets: Tensor) -> Tensor:
@@ -119,10 +121,10 @@ class AttentionLayer(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
-    def __init__(self, config: TextEncoderConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+    def __init__(self, config: TextEncoderConfig, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
         self.eps = config.eps
-        self.DenseReluDense = FeedForward(config, format, dtype)
+        self.DenseReluDense = FeedForward(config, recipe, dtype)
         self.layer_norm = Norm(config.d_model, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,12 +138,12 @@ class Block(nn.Module):
     def __init__(
         self,
         config: TextEncoderConfig,
-        format: LinearFormat = "bf16",
+        recipe: Recipe,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         super().__init__()
         self.layer = nn.ModuleList(
-            [AttentionLayer(config, format, dtype), FeedForwardLayer(config, format, dtype)]
+            [AttentionLayer(config, recipe, dtype), FeedForwardLayer(config, recipe, dtype)]
         )
 
     def forward(self, hidden: Tensor, buckets: Tensor) -> Tensor:
@@ -182,9 +184,9 @@ class FinalNorm(nn.Module):
 class Encoder(FinalNorm):
     """All blocks and the final norm, under the names that they have below ``encoder.``."""
 
-    def __init__(self, config: TextEncoderConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+    def __init__(self, config: TextEncoderConfig, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__(config, dtype)
-        self.block = nn.ModuleList([Block(config, format, dtype) for _ in range(config.num_layers)])
+        self.block = nn.ModuleList([Block(config, recipe, dtype) for _ in range(config.num_layers)])
 
 
 class UMT5Encoder(nn.Module):
@@ -192,20 +194,20 @@ class UMT5Encoder(nn.Module):
 
     Args:
         config: shape of the encoder.
-        format: number format of the linears.
+        recipe: of the linears.
         dtype: of weights and activations; with fp32 nothing is rounded.
     """
 
     def __init__(
         self,
         config: TextEncoderConfig,
-        format: LinearFormat = "bf16",
+        recipe: Recipe,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         super().__init__()
         self.config = config
         self.shared = Table(config.vocab_size, config.d_model, dtype)
-        self.encoder = Encoder(config, format, dtype)
+        self.encoder = Encoder(config, recipe, dtype)
 
     def encode(self, embeddings: Tensor) -> Tensor:
         """Rows of the embedding table [1, L, d_model] to hidden states like them."""

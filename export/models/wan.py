@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastwan.config import DiTConfig, LinearFormat, VideoShape
+from fastwan.config import DiTConfig, VideoShape
+from fastwan.export import ops  # noqa: F401  (registers torch.ops.fastwan.sage_attention3)
+from fastwan.export.attentions import EXACT, Form
 from fastwan.export.models.layers import Dense, Linear, Norm, layer_norm, rms_norm, rope_tables
-from fastwan.plugins import reference
+from fastwan.export.recipes import Recipe
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -50,11 +52,11 @@ class TextKV(nn.Module):
         k [B, 512, C] and v [B, H, 512, D].
     """
 
-    def __init__(self, config: DiTConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.to_k = Linear(config.width, config.width, format, dtype)
-        self.to_v = Linear(config.width, config.width, format, dtype)
+        self.to_k = Linear(config.width, config.width, recipe, dtype)
+        self.to_v = Linear(config.width, config.width, recipe, dtype)
         self.norm_k = Norm(config.width, dtype)
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,55 +113,43 @@ class SelfAttention(nn.Module):
     The three weights keep their own global scales: the merged weight has global scale 1.0 and the
     node multiplies each third of the GEMM's output by its entry of `qkv_scale`. Equal global
     scales are what lets the builder merge the GEMMs.
+
+    Attributes:
+        form: what is computed in place of the node; None calls the operator that becomes it.
     """
 
     def __init__(
-        self, config: DiTConfig, num_tokens: int, format: LinearFormat, dtype: torch.dtype
+        self, config: DiTConfig, num_tokens: int, recipe: Recipe, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.config, self.num_tokens = config, num_tokens
-        self.fp4_attention = True
+        self.form: Form | None = None
         self.qkv_scale: Tensor
         self.qkv_bias: Tensor
-        self.qkv = Linear(config.width, 3 * config.width, format, dtype, bias=False)
+        self.qkv = Linear(config.width, 3 * config.width, recipe, dtype, bias=False)
         self.register_buffer("qkv_scale", torch.ones(3))
         self.register_buffer("qkv_bias", torch.empty(3 * config.width, dtype=dtype))
         self.norm_q = Norm(config.width, dtype)
         self.norm_k = Norm(config.width, dtype)
-        self.to_out = Linear(config.width, config.width, format, dtype)
+        self.to_out = Linear(config.width, config.width, recipe, dtype)
 
     def forward(self, x: Tensor, rope_cos: Tensor, rope_sin: Tensor) -> Tensor:
         config = self.config
-        qkv = self.qkv(x)
-        if self.fp4_attention:
+        norms = self.norm_q.weight, self.norm_k.weight
+        tensors = (self.qkv(x), self.qkv_scale, self.qkv_bias, *norms, rope_cos, rope_sin)
+        scale = config.head_dim**-0.5
+        if self.form is None:
             out = torch.ops.fastwan.sage_attention3(
-                qkv,
-                self.qkv_scale,
-                self.qkv_bias,
-                self.norm_q.weight,
-                self.norm_k.weight,
-                rope_cos,
-                rope_sin,
-                config.num_heads,
-                self.num_tokens,
-                config.eps,
-                config.head_dim**-0.5,
-                False,
+                *tensors, config.num_heads, self.num_tokens, config.eps, scale, False
             )
         else:
-            out = reference.attention_node_fp32(
-                qkv.float(),
-                self.qkv_scale,
-                self.qkv_bias.float(),
-                self.norm_q.weight.float(),
-                self.norm_k.weight.float(),
-                rope_cos,
-                rope_sin,
+            out = self.form.compute(
+                *tensors,
                 num_heads=config.num_heads,
                 num_tokens=self.num_tokens,
                 eps=config.eps,
-                softmax_scale=config.head_dim**-0.5,
-            ).to(x.dtype)
+                softmax_scale=scale,
+            )
         return cast(Tensor, self.to_out(out))
 
 
@@ -169,12 +159,12 @@ class CrossAttention(nn.Module):
     k and v as `TextKV` returns them.
     """
 
-    def __init__(self, config: DiTConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.to_q = Linear(config.width, config.width, format, dtype)
+        self.to_q = Linear(config.width, config.width, recipe, dtype)
         self.norm_q = Norm(config.width, dtype)
-        self.to_out = Linear(config.width, config.width, format, dtype)
+        self.to_out = Linear(config.width, config.width, recipe, dtype)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = rms_norm(self.to_q(x), self.norm_q.weight, self.config.eps)
@@ -186,10 +176,10 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     """Linear, tanh gelu in fp32, linear."""
 
-    def __init__(self, config: DiTConfig, format: LinearFormat, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
-        self.fc1 = Linear(config.width, config.ffn_dim, format, dtype)
-        self.fc2 = Linear(config.ffn_dim, config.width, format, dtype)
+        self.fc1 = Linear(config.width, config.ffn_dim, recipe, dtype)
+        self.fc2 = Linear(config.ffn_dim, config.width, recipe, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         # A gelu in bf16 rounds after each of its parts when it is compiled; one in fp32 is free.
@@ -205,16 +195,16 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, config: DiTConfig, num_tokens: int, format: LinearFormat, dtype: torch.dtype
+        self, config: DiTConfig, num_tokens: int, recipe: Recipe, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.eps = config.eps
         self.scale_shift_table: Tensor
         self.register_buffer("scale_shift_table", torch.empty(1, 6, config.width))
-        self.attn1 = SelfAttention(config, num_tokens, format, dtype)
+        self.attn1 = SelfAttention(config, num_tokens, recipe, dtype)
         self.norm2 = Norm(config.width, torch.float32, bias=True)
-        self.attn2 = CrossAttention(config, format, dtype)
-        self.ffn = FeedForward(config, format, dtype)
+        self.attn2 = CrossAttention(config, recipe, dtype)
+        self.ffn = FeedForward(config, recipe, dtype)
 
     def forward(
         self,
@@ -269,7 +259,7 @@ class WanDiT(nn.Module):
     Args:
         config: widths and depths.
         shape: video shape; token counts and rotary tables follow from it.
-        format: number format of the ten linears of a block.
+        recipe: of the ten linears of a block.
         dtype: bf16 (the numerics of the model) or fp32 (no roundings; exact attention).
     """
 
@@ -277,7 +267,7 @@ class WanDiT(nn.Module):
         self,
         config: DiTConfig,
         shape: VideoShape,
-        format: LinearFormat = "nvfp4",
+        recipe: Recipe,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         super().__init__()
@@ -285,18 +275,25 @@ class WanDiT(nn.Module):
         self.text_embed = TextEmbed(config, dtype)
         self.embed = Embed(config, shape, dtype)
         layers = range(config.num_layers)
-        self.text_kv = nn.ModuleList(TextKV(config, format, dtype) for _ in layers)
-        self.blocks = nn.ModuleList(Block(config, shape.num_tokens, format, dtype) for _ in layers)
+        self.text_kv = nn.ModuleList(TextKV(config, recipe, dtype) for _ in layers)
+        self.blocks = nn.ModuleList(Block(config, shape.num_tokens, recipe, dtype) for _ in layers)
         self.head = Head(config, shape, dtype)
-        self.set_quantizers(activations=True, attention=dtype != torch.float32)
+        self.set_quantizers(activations=True, attention=EXACT if dtype == torch.float32 else None)
 
-    def set_quantizers(self, *, activations: bool, attention: bool) -> WanDiT:
-        """Switch the activation quantiser of the linears and the FP4 attention; returns self."""
+    def set_quantizers(self, *, activations: bool, attention: Form | None) -> WanDiT:
+        """Switch the activation quantiser of the linears, and what attention computes.
+
+        Args:
+            attention: None for the operator of the node, FP4 in bf16.
+
+        Returns:
+            self.
+        """
         for module in self.modules():
             if isinstance(module, Linear):
                 module.quantize_activation = activations
             if isinstance(module, SelfAttention):
-                module.fp4_attention = attention
+                module.form = attention
         return self
 
     def forward(self, latents: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:

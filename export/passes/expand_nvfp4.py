@@ -8,9 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from fastwan.export.passes.graphs import FASTWAN, constant, insert_before, required_inputs
+from fastwan.export.recipes.nvfp4 import BLOCK, QUANTISE
 
-BLOCK = 16
-TRT_DOMAIN = "trt"
 E4M3 = int(ir.DataType.FLOAT8E4M3FN)
 
 
@@ -70,7 +69,7 @@ def expand_nvfp4(model: ir.Model, *, activation_global_scale: float = 1.0) -> tu
         graph.remove(node, safe=True)
         changed = True
     if changed:
-        graph.opset_imports[TRT_DOMAIN] = 1
+        graph.opset_imports[QUANTISE[0]] = 1
     return model, changed
 
 
@@ -81,8 +80,7 @@ def _quantize_activation(
     global_scale = constant(graph, "activation_global_scale", static)
     prefix = f"{x.name}/fp4"
     quantize = ir.Node(
-        TRT_DOMAIN,
-        "TRT_FP4DynamicQuantize",
+        *QUANTISE,
         [x, global_scale],
         [
             ir.AttrInt64("axis", -1),

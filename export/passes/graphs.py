@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 FASTWAN = "fastwan"
+TRT_DOMAIN = "trt"
 
 
 def copy_value(value: ir.Value) -> ir.Value:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal
+from typing import Any
 
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastwan.export import ops
-from fastwan.export.onnx_io import trace
+from fastwan.export.attentions import Form
 from fastwan.export.passes.graphs import FASTWAN, inline, required_inputs
-from fastwan.plugins import reference
+from fastwan.export.tracing import trace
 
-Attention = Literal["native", "fp4", "exact"]
 _DTYPES = {
     ir.DataType.BFLOAT16: torch.bfloat16,
     ir.DataType.FLOAT16: torch.float16,
@@ -25,16 +22,18 @@ _INPUTS = ["qkv", "qkv_scale", "qkv_bias", "q_norm", "k_norm", "rope_cos", "rope
 
 
 class _Lowered(nn.Module):
-    """One of the three forms of the attention node as a module to trace."""
+    """What a form computes of the node's inputs, as a module to trace."""
 
-    def __init__(self, kind: Attention, attributes: dict[str, int | float]) -> None:
+    def __init__(self, form: Form, attributes: dict[str, int | float]) -> None:
         super().__init__()
-        self.kind = kind
-        self.num_tokens = int(attributes["num_tokens"])
-        self.softmax_scale = float(attributes["softmax_scale"])
-        self.num_heads = int(attributes["num_heads"])
-        self.eps = float(attributes["eps"])
-        self.exact_max = bool(attributes["exact_max"])
+        self.form = form
+        self.attributes: dict[str, Any] = {
+            "num_heads": int(attributes["num_heads"]),
+            "num_tokens": int(attributes["num_tokens"]),
+            "eps": float(attributes["eps"]),
+            "softmax_scale": float(attributes["softmax_scale"]),
+            "exact_max": bool(attributes["exact_max"]),
+        }
 
     def forward(
         self,
@@ -46,64 +45,11 @@ class _Lowered(nn.Module):
         rope_cos: Tensor,
         rope_sin: Tensor,
     ) -> Tensor:
-        if self.kind == "native":
-            return self._native(qkv, qkv_scale, qkv_bias, q_norm, k_norm, rope_cos, rope_sin)
-        if self.kind == "fp4":
-            node = partial(reference.attention_node, exact_max=self.exact_max)
-            floats = (qkv, qkv_scale, qkv_bias, q_norm, k_norm)
-        else:
-            node = partial(reference.attention_node_fp32)
-            floats = (qkv.float(), qkv_scale, qkv_bias.float(), q_norm.float(), k_norm.float())
-        return node(
-            *floats,
-            rope_cos,
-            rope_sin,
-            num_heads=self.num_heads,
-            num_tokens=self.num_tokens,
-            eps=self.eps,
-            softmax_scale=self.softmax_scale,
-        ).to(qkv.dtype)
-
-    def _native(
-        self,
-        qkv: Tensor,
-        qkv_scale: Tensor,
-        qkv_bias: Tensor,
-        q_norm: Tensor,
-        k_norm: Tensor,
-        rope_cos: Tensor,
-        rope_sin: Tensor,
-    ) -> Tensor:
-        """The reference's prologue with sums in the order of the builder's choice, then SDPA.
-
-        q and k go through norm and RoPE as one tensor, and the builder joins v: two kernels over
-        the GEMM's output make all three.
-        """
-        batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-        thirds, dtype = (batch, -1, 3, channels), qkv.dtype
-        factor, bias = qkv_scale.reshape(3, 1), qkv_bias.reshape(3, channels)
-        # The mean of squares has a path of its own from the GEMM's output, over all rows: were any
-        # value of it the other kernel's too, the builder would store it in fp32.
-        x = (qkv.reshape(thirds).float() * factor).to(dtype) + bias
-        mean = (x.float() * x.float()).mean(-1, keepdim=True)
-        # Keys past the last token are left out, and with them the queries: one shape for all.
-        tokens = self.num_tokens
-        x = (qkv[:, :tokens].reshape(thirds).float() * factor).to(dtype) + bias
-        scale = torch.rsqrt(mean[:, :tokens, :2] + self.eps)
-        pairs = (x[:, :, :2].float() * scale).to(dtype) * torch.stack([q_norm, k_norm])
-        pairs = pairs.reshape(batch, tokens, 2, self.num_heads, -1, 2).float()
-        cos, sin = rope_cos[:tokens, None, None], rope_sin[:tokens, None, None]
-        even, odd = pairs[..., 0], pairs[..., 1]
-        rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-        rotated = rotated.reshape(batch, tokens, 2, self.num_heads, -1).to(dtype)
-        q, k = rotated.permute(2, 0, 3, 1, 4).unbind()
-        v = x[:, :, 2].reshape(batch, tokens, self.num_heads, -1).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
-        out = out.transpose(1, 2).reshape(batch, tokens, channels)
-        return F.pad(out, (0, 0, 0, length - tokens))
+        inputs = (qkv, qkv_scale, qkv_bias, q_norm, k_norm, rope_cos, rope_sin)
+        return self.form.compute(*inputs, **self.attributes)
 
 
-def lower_attention(model: ir.Model, kind: Attention = "native") -> tuple[ir.Model, bool]:
+def lower_attention(model: ir.Model, form: Form) -> tuple[ir.Model, bool]:
     """Replace every attention node by standard operators.
 
     Requires: static shapes at the node.
@@ -111,8 +57,7 @@ def lower_attention(model: ir.Model, kind: Attention = "native") -> tuple[ir.Mod
 
     Args:
         model: changed in place.
-        kind: ``native``, norm, RoPE and a bf16 ``Attention`` operator, for engines without the
-            plugin; ``fp4``, the tile-exact reference of the kernel; ``exact``, fp32 attention.
+        form: what they are to compute.
     """
     traced: dict[object, ir.Model] = {}
     changed = False
@@ -124,8 +69,8 @@ def lower_attention(model: ir.Model, kind: Attention = "native") -> tuple[ir.Mod
         types = tuple(map(_type, inputs))
         key = (types, tuple(sorted(attributes.items())))
         if key not in traced:
-            traced[key] = _trace(kind, attributes, types)
-        inline(node, traced[key], inputs, f"{node.outputs[0].name}/{kind}.")
+            traced[key] = _trace(form, attributes, types)
+        inline(node, traced[key], inputs, f"{node.outputs[0].name}/{form.name}.")
         changed = True
     return model, changed
 
@@ -137,7 +82,7 @@ def _type(value: ir.Value) -> tuple[torch.dtype, tuple[int, ...]]:
 
 
 def _trace(
-    kind: Attention,
+    form: Form,
     attributes: dict[str, int | float],
     types: tuple[tuple[torch.dtype, tuple[int, ...]], ...],
 ) -> ir.Model:
@@ -145,9 +90,9 @@ def _trace(
     # would have no values among fake ones.
     args = tuple(torch.empty(shape, dtype=dtype) for dtype, shape in types)
     return trace(
-        _Lowered(kind, attributes).eval(),
+        _Lowered(form, attributes).eval(),
         args,
-        name=f"attention_{kind}",
+        name=f"attention_{form.name}",
         inputs=_INPUTS,
         outputs=["out"],
         translations=ops.translations(),

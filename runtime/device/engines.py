@@ -4,20 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastwan.bundle import Bundle, Engine
 from fastwan.config import TARGETS, lookup
 from fastwan.content_cache import ContentCache
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.runtime.device.kernels import BUNDLED, library_path
 from fastwan.runtime.device.runtime_cache import RuntimeCache, kernels_key
 from fastwan.runtime.recording.machine import Binding, DeviceError, DeviceInfo
 
-MODULES = {
-    "tensorrt-rtx": ("tensorrt_rtx", "pip install fastwan-export"),
-    "tensorrt": ("tensorrt", "pip install 'fastwan-export[tensorrt]'"),
+
+class Library(NamedTuple):
+    """What loads the engines of a backend.
+
+    Attributes:
+        module: Python module.
+        install: command that installs it.
+        plugins: whether engines may hold nodes of the plugin library.
+        compiles: whether it compiles kernels when an engine is loaded, which can be kept.
+    """
+
+    module: str
+    install: str
+    plugins: bool
+    compiles: bool
+
+
+LIBRARIES = {
+    "tensorrt-rtx": Library("tensorrt_rtx", "pip install fastwan-export", False, True),
+    "tensorrt": Library("tensorrt", "pip install 'fastwan-export[tensorrt]'", True, False),
 }
-"""Python module of a backend, and how to install it."""
 
 
 class TensorRTEngine:
@@ -143,9 +160,8 @@ def open_engines(
     trt = _module(manifest.backend)
     check_version(manifest.backend, manifest.versions.get(manifest.backend, ""), trt.__version__)
     check_target(manifest.target, device)
-    if manifest.backend == "tensorrt" and manifest.attention == "sage3":
+    if lookup(LIBRARIES, manifest.backend).plugins and BUNDLED in manifest.files:
         from fastwan.plugins.loader import load_into_registry
-        from fastwan.runtime.device.kernels import library_path
 
         load_into_registry(trt, library_path(bundle))
     log = _logger(trt)
@@ -172,7 +188,7 @@ def runtime_cache(bundle: Bundle, device: DeviceInfo) -> RuntimeCache | None:
         EnvironmentLacks: TensorRT-RTX is not installed, or the cache's size is no number.
     """
     backend = bundle.manifest.backend
-    if backend != "tensorrt-rtx":
+    if not lookup(LIBRARIES, backend).compiles:
         return None
     key = kernels_key(bundle, str(_module(backend).__version__), device)
     return RuntimeCache(ContentCache("runtime"), key)
@@ -214,11 +230,13 @@ def _dotted(capability: int) -> str:
 
 
 def _module(backend: str) -> Any:
-    name, fix = lookup(MODULES, backend)
+    library = lookup(LIBRARIES, backend)
     try:
-        return import_module(name)
+        return import_module(library.module)
     except (ImportError, OSError) as error:
-        raise EnvironmentLacks(f"{backend} does not load: {error}", where=name, fix=fix) from error
+        raise EnvironmentLacks(
+            f"{backend} does not load: {error}", where=library.module, fix=library.install
+        ) from error
 
 
 def _logger(trt: Any) -> Any:

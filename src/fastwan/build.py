@@ -15,25 +15,25 @@ from fastwan.bundle import Manifest
 from fastwan.config import (
     COMPONENTS,
     MODELS,
-    RECIPES,
     SAMPLERS,
     TARGETS,
-    AttentionName,
-    BackendName,
     ModelPreset,
     SamplerSpec,
+    Target,
     VideoShape,
     lookup,
 )
-from fastwan.engines.backend import check_served, load_backend
+from fastwan.engines.backend import Backend, check_served, load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
 from fastwan.engines.cache import EngineCache
 from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.export.attentions import Attention, find_attention
 from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.onnx_bundle import export_onnx_bundle
+from fastwan.export.recipes import Recipe, find_recipe
 from fastwan.progress import Progress
 
 
@@ -55,7 +55,7 @@ class BuildSpec:
         num_frames: likewise.
         components: parts of the model to build.
         use_cache: take finished parts from the cache and leave new ones there.
-        text_encoder_recipe: number format of the text encoder's linears.
+        text_encoder_recipe: recipe of the text encoder's linears.
     """
 
     checkpoint: str
@@ -63,8 +63,8 @@ class BuildSpec:
     taehv: Path | None = None
     model: str | None = None
     target: str = "rtx5090"
-    backend: BackendName = "tensorrt-rtx"
-    attention: AttentionName | None = None
+    backend: str = "tensorrt-rtx"
+    attention: str | None = None
     sampler: str = "auto"
     height: int | None = None
     width: int | None = None
@@ -90,45 +90,47 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
         BadInput: checkpoint, option or output folder at fault.
         EnvironmentLacks: the backend or a library of the exporter is missing, or the limit of the
             cache is no number.
-        VerificationFailed: an engine lost FP4.
+        VerificationFailed: an engine lost the format of a linear, or a recipe has no gate.
     """
     started = time.monotonic()
     # First of all: what is wrong with the cache is said before the work.
     exports = ExportCache() if spec.use_cache else None
     engines = EngineCache() if spec.use_cache else None
-    target = lookup(TARGETS, spec.target)
+    target = lookup(TARGETS, spec.target, "target")
     backend = load_backend(spec.backend)
     check_served(backend, target)
     backend.check(target)
+    text_recipe = find_recipe(spec.text_encoder_recipe)
     checkpoint = open_checkpoint(
         spec.checkpoint, taehv=spec.taehv, components=spec.components, model=spec.model
     )
-    preset = lookup(MODELS, checkpoint.model_name)
-    recipe = lookup(RECIPES, preset.recipe)
-    if recipe.linears not in target.formats:
+    preset = lookup(MODELS, checkpoint.model_name, "model")
+    recipe = find_recipe(preset.recipe)
+    made_for = find_attention(preset.attention)
+    attention = made_for if spec.attention is None else find_attention(spec.attention)
+    if "dit" in spec.components:
+        _check_recipe(recipe, target, preset.name, f"one of {', '.join(preset.targets)}")
+    if "text_encoder" in spec.components:
+        usable = f"--text-encoder-recipe, one of {', '.join(target.recipes)}"
+        _check_recipe(text_recipe, target, "its text encoder", usable)
+    if attention.name not in target.attentions:
         raise BadInput(
-            f"{target.gpu} has no {recipe.linears} GEMM, which {preset.name} needs",
-            where="--target",
-            fix="one of " + ", ".join(preset.targets),
-        )
-    attention = spec.attention or preset.attention
-    if attention not in target.attentions:
-        raise BadInput(
-            f"{target.gpu} cannot run the FP4 attention",
+            f"{target.gpu} cannot run the attention {attention.name}",
             where="--attention",
             fix="one of " + ", ".join(target.attentions),
         )
     samplers = _samplers(spec, checkpoint, preset)
     sampler = samplers[0].name
     shape = _shape(spec, checkpoint)
-    library = plugin_library(attention, spec.backend)
+    library = plugin_library(attention, backend)
     with _temporary_sibling(spec.output) as folder:
         exported = export_onnx_bundle(
             checkpoint,
             folder,
             shape=shape,
             recipe=recipe,
-            text_encoder_recipe=spec.text_encoder_recipe,
+            text_encoder_recipe=text_recipe,
+            attention=made_for,
             sampler=sampler,
             components=spec.components,
             cache=exports,
@@ -139,13 +141,13 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             folder,
             exported,
             attention=attention,
-            backend=spec.backend,
+            plugins=backend.takes_plugins,
             components=spec.components,
         )
         request = BuildRequest(
             target=target,
             backend=backend,
-            attention=attention,
+            attention=attention.name,
             samplers=samplers,
             components=tuple(name for name in COMPONENTS if name in spec.components),
             plugin_library=library,
@@ -192,20 +194,29 @@ def _shape(spec: BuildSpec, checkpoint: Checkpoint) -> VideoShape:
     )
 
 
-def plugin_library(attention: AttentionName, backend: BackendName) -> Path | None:
-    """The FP4 attention library to put into the bundle, if it has been built.
+def _check_recipe(recipe: Recipe, target: Target, part: str, fix: str) -> None:
+    if recipe.name not in target.recipes:
+        raise BadInput(
+            f"{target.gpu} has no {recipe.name} GEMM, which {part} needs",
+            where="--target",
+            fix=fix,
+        )
+
+
+def plugin_library(attention: Attention, backend: Backend) -> Path | None:
+    """The plugin library to put into the bundle, if it has been built.
 
     Raises:
         EnvironmentLacks: the engine cannot be built without it.
     """
-    if attention != "sage3":
+    if not attention.uses_library:
         return None
     from fastwan.plugins.loader import find_library
 
     try:
         return find_library()
     except EnvironmentLacks:
-        if backend == "tensorrt":
+        if backend.takes_plugins:
             raise
         return None
 

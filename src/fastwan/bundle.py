@@ -8,14 +8,36 @@ manifest strictly; a file of it is used only after `Bundle.file` has checked its
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from fastwan.config import SamplerSpec, lookup
+from fastwan.config import (
+    ATTENTIONS,
+    BACKENDS,
+    RECIPES,
+    TARGETS,
+    Component,
+    DecoderConfig,
+    DiTConfig,
+    SamplerSpec,
+    TextEncoderConfig,
+    VideoShape,
+    known,
+    lookup,
+)
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import confined_file, sha256_file
 from fastwan.strict_json import read_json
@@ -28,6 +50,28 @@ LAYERS = "layers.json"
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _one_of(names: Collection[str], kind: str) -> AfterValidator:
+    return AfterValidator(partial(known, names, kind=kind))
+
+
+RecipeName = Annotated[str, _one_of(RECIPES, "recipe")]
+AttentionName = Annotated[str, _one_of(ATTENTIONS, "attention")]
+BackendName = Annotated[str, _one_of(BACKENDS, "backend")]
+TargetName = Annotated[str, _one_of(TARGETS, "target")]
+
+
+def _whole(kind: type[Any]) -> BeforeValidator:
+    """A configuration is read with every field written out; none is left to its default."""
+
+    def check(value: object) -> object:
+        wanted = {field.name for field in fields(kind)}
+        if isinstance(value, dict) and (missing := wanted - value.keys()):
+            raise ValueError(f"{min(missing)} is missing")
+        return value
+
+    return BeforeValidator(check)
 
 
 T = TypeVar("T", bound=_Record)
@@ -60,13 +104,13 @@ class Linear(_Record):
         name: name of the (possibly merged) linear, e.g. ``blocks.0.attn1.qkv``.
         node: name of the MatMul node that computes it.
         sources: checkpoint linears it holds, in the order of the output channels.
-        format: number format of its weight and activation.
+        format: recipe of its weight and activation.
     """
 
     name: str
     node: str
     sources: tuple[str, ...]
-    format: Literal["nvfp4", "bf16"]
+    format: RecipeName
 
 
 class Graph(_Record):
@@ -86,21 +130,21 @@ class Graph(_Record):
     linears: tuple[Linear, ...] = ()
 
 
-class Shape(_Record):
-    height: int
-    width: int
-    num_frames: int
-
-
 class Model(_Record):
-    """What was exported: configurations of the parts and how they are quantised."""
+    """What was exported.
+
+    Attributes:
+        recipe: of the transformer's linears.
+        decoder: None where it was not exported.
+        text_encoder: likewise.
+    """
 
     name: str
-    recipe: str
-    shape: Shape
-    dit: dict[str, object]
-    decoder: dict[str, object]
-    text_encoder: dict[str, object] | None
+    recipe: RecipeName
+    shape: Annotated[VideoShape, _whole(VideoShape)]
+    dit: Annotated[DiTConfig, _whole(DiTConfig)]
+    decoder: Annotated[DecoderConfig, _whole(DecoderConfig)] | None
+    text_encoder: Annotated[TextEncoderConfig, _whole(TextEncoderConfig)] | None
     default_sampler: str
 
 
@@ -135,7 +179,7 @@ class Engine(_Record):
     """
 
     file: str
-    component: Literal["dit", "decoder", "text_encoder"]
+    component: Component
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     scratch_bytes: int
@@ -198,7 +242,7 @@ class Region(_Record):
         temporaries: what one of its nodes hands to a later one and nobody else reads.
     """
 
-    component: Literal["dit", "decoder", "text_encoder"]
+    component: Component
     after: str
     nodes: tuple[RegionNode, ...]
     inputs: tuple[TensorSpec, ...]
@@ -259,7 +303,7 @@ class Manifest(_Record):
     Attributes:
         engines: by engine name, in the order in which they run.
         regions: by region name, what the runtime launches between engines.
-        attention: ``sage3`` (engines cut at the attention node) or ``native``.
+        attention: what the engines were made with.
         sampler: name of the one of `samplers` that plays unless another is asked for.
         samplers: those that the model was trained for.
         onnx: the ONNX bundle the engines were made of, kept under ``onnx/`` as the CPU reference.
@@ -269,12 +313,12 @@ class Manifest(_Record):
     schema_version: Literal[3] = 3
     tool_version: str
     versions: dict[str, str]
-    target: str
-    backend: Literal["tensorrt-rtx", "tensorrt"]
-    attention: Literal["sage3", "native"]
+    target: TargetName
+    backend: BackendName
+    attention: AttentionName
     sampler: str
     samplers: tuple[SamplerSpec, ...]
-    components: tuple[str, ...]
+    components: tuple[Component, ...]
     onnx: OnnxManifest
     engines: dict[str, Engine]
     regions: dict[str, Region] = Field(default_factory=dict)
@@ -318,6 +362,10 @@ def parse_manifest(path: Path, kind: type[T]) -> T:
         )
     try:
         return kind.model_validate(raw)
+    except BadInput as error:  # of a name or a configuration in it
+        raise BadInput(
+            f"{path.name}: {error.what}", where=str(path.parent), fix=error.fix
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

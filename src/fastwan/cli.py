@@ -6,14 +6,22 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
 
 import click
 
 from fastwan import __version__
-from fastwan.config import COMPONENTS, MODELS, SAMPLERS, TARGETS
+from fastwan.config import (
+    ATTENTIONS,
+    BACKENDS,
+    COMPONENTS,
+    MODELS,
+    RECIPES,
+    SAMPLERS,
+    TARGETS,
+)
 from fastwan.errors import EnvironmentLacks, FastWanError, FastWanWarning
 from fastwan.progress import Console, Progress, Quiet
 
@@ -115,6 +123,11 @@ def _progress() -> Progress:
     return _State.display
 
 
+def _described(table: Mapping[str, str]) -> str:
+    """The rows of a table as help."""
+    return "; ".join(f"{name}: {text}" for name, text in table.items()) + "."
+
+
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -164,12 +177,15 @@ def make_checkpoint(
 @click.option("--target", type=click.Choice(list(TARGETS)), default="rtx5090", show_default=True)
 @click.option(
     "--backend",
-    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
+    type=click.Choice(list(BACKENDS)),
     default="tensorrt-rtx",
     show_default=True,
+    help=_described(BACKENDS),
 )
 @click.option(
-    "--attention", type=click.Choice(["sage3", "native"]), help="Default: the model's own."
+    "--attention",
+    type=click.Choice(list(ATTENTIONS)),
+    help=f"Default: the model's own. {_described(ATTENTIONS)}",
 )
 @click.option(
     "--sampler",
@@ -183,10 +199,13 @@ def make_checkpoint(
 @click.option("--components", default=",".join(COMPONENTS), show_default=True)
 @click.option(
     "--text-encoder-recipe",
-    type=click.Choice(["bf16", "nvfp4"]),
+    type=click.Choice(list(RECIPES)),
     default="bf16",
     show_default=True,
-    help="nvfp4 halves the memory of the encoder; its activations were not tuned for it.",
+    help=(
+        f"{_described(RECIPES)} nvfp4 halves the memory of the encoder; its activations were not "
+        "tuned for it."
+    ),
 )
 @click.option("--no-cache", is_flag=True, help="Build every engine anew.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")

@@ -1,21 +1,22 @@
-"""Frozen configurations and the tables of models, recipes, attentions and targets.
+"""Frozen configurations and the tables of models, targets and the names they are made of.
 
 A stage takes one of these dataclasses; everything that follows from their fields is a property.
-Adding a model, a recipe, an attention or a target means adding a row to a table below.
+A model or a target is a row of a table below. Of a recipe and an attention this module has the
+name alone, for the command line and the manifests; `fastwan.export.recipes` and
+`fastwan.export.attentions` have the object that does the work.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from fastwan.errors import BadInput
 
-LinearFormat = Literal["nvfp4", "bf16"]
 T = TypeVar("T")
-AttentionName = Literal["sage3", "native"]
-BackendName = Literal["tensorrt-rtx", "tensorrt"]
-COMPONENTS = ("dit", "decoder", "text_encoder")
+Component = Literal["dit", "decoder", "text_encoder"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 TOKEN_TILE = 128
 """Rows of one FP4 attention tile; token counts are padded to a multiple of it."""
@@ -41,7 +42,6 @@ class DiTConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch_size", tuple(self.patch_size))  # a list in a manifest
         for name in ("num_layers", "num_heads", "ffn_dim", "text_dim", "text_length", "freq_dim"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be positive", where="transformer/config.json")
@@ -97,10 +97,6 @@ class DecoderConfig:
     image_channels: int = 3
     time_growth: tuple[int, int, int] = (1, 2, 2)
     space_growth: tuple[bool, bool, bool] = (True, True, True)
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "time_growth", "space_growth"):  # lists in a manifest
-            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def frames_per_latent(self) -> int:
@@ -167,29 +163,21 @@ class VideoShape:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the linears of a transformer block are quantised.
+class Target:
+    """A GPU that engines are built for.
 
     Attributes:
-        linears: number format of the ten linears of a block.
-        activation_global_scale: static second-level scale of the activations (NVFP4).
+        backends: those that build for it.
+        recipes: those whose GEMMs it has.
+        attentions: those that it runs.
     """
-
-    name: str
-    linears: LinearFormat
-    activation_global_scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Target:
-    """A GPU that engines are built for."""
 
     name: str
     gpu: str
     compute_capability: int
-    backends: tuple[BackendName, ...]
-    formats: tuple[LinearFormat, ...]
-    attentions: tuple[AttentionName, ...]
+    backends: tuple[str, ...]
+    recipes: tuple[str, ...]
+    attentions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -245,7 +233,7 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class ModelPreset:
-    """A published model: what its linears and its attention are, and where it runs.
+    """A published model: the recipe and the attention it was made for, and where it runs.
 
     Attributes:
         samplers: those that it was trained for, the default first.
@@ -253,16 +241,32 @@ class ModelPreset:
 
     name: str
     recipe: str
-    attention: AttentionName
+    attention: str
     samplers: tuple[str, ...]
     targets: tuple[str, ...]
 
 
-RECIPES = {recipe.name: recipe for recipe in (Recipe("nvfp4", "nvfp4"), Recipe("bf16", "bf16"))}
+BACKENDS = {
+    "tensorrt-rtx": "on any machine, for a GPU that need not be there",
+    "tensorrt": "on the GPU itself, with the attention inside the engine",
+}
+"""Builders of engines by name; see `fastwan.engines.backend`."""
 
-_BOTH: tuple[BackendName, ...] = ("tensorrt-rtx", "tensorrt")
-_FP4: tuple[LinearFormat, ...] = ("nvfp4", "bf16")
-_ANY: tuple[AttentionName, ...] = ("sage3", "native")
+RECIPES = {
+    "nvfp4": "FP4 weights and activations, a scale for every 16 values",
+    "bf16": "not quantised",
+}
+"""What the targeted linears are made of, by name; see `fastwan.export.recipes`."""
+
+ATTENTIONS = {
+    "sage3": "SageAttention3, FP4",
+    "native": "bf16, by the builder's own kernels",
+}
+"""How self-attention is computed, by name; see `fastwan.export.attentions`."""
+
+_BOTH = ("tensorrt-rtx", "tensorrt")
+_FP4 = ("nvfp4", "bf16")
+_ANY = ("sage3", "native")
 
 TARGETS = {
     target.name: target
@@ -301,13 +305,44 @@ MODELS = {
 }
 
 
-def lookup(table: dict[str, T], name: str) -> T:
-    """Row `name` of a table above.
+def known(names: Collection[str], name: str, kind: str = "name") -> str:
+    """`name`, if it is one of `names`.
+
+    Args:
+        kind: the word for it in the message.
 
     Raises:
-        BadInput: no such row; the message lists those there are.
+        BadInput: it is not; the message lists those there are.
     """
-    try:
-        return table[name]
-    except KeyError:
-        raise BadInput(f"unknown name {name!r}", fix="one of " + ", ".join(table)) from None
+    if name not in names:
+        raise BadInput(f"unknown {kind} {name!r}", fix="one of " + ", ".join(names))
+    return name
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str = "name") -> T:
+    """Row `name` of a table.
+
+    Raises:
+        BadInput: no such row, see `known`.
+    """
+    return table[known(table, name, kind)]
+
+
+def implementation(
+    names: Collection[str], objects: Mapping[str, T], name: str, kind: str = "name"
+) -> T:
+    """The object that does what a name of a table stands for.
+
+    Args:
+        names: the table of names.
+        objects: the table of objects, by name.
+
+    Raises:
+        BadInput: no such name, see `known`, or a name that no object implements.
+    """
+    known(names, name, kind)
+    if name not in objects:
+        raise BadInput(
+            f"nothing implements the {kind} {name!r}", fix="one of " + ", ".join(objects)
+        )
+    return objects[name]

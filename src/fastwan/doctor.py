@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fastwan.config import TARGETS, Target
+from fastwan.config import MODELS, TARGETS
 from fastwan.errors import FastWanError
 from fastwan.schema import Report
 
@@ -168,12 +168,13 @@ def _devices() -> Iterable[Finding]:
     if served:
         yield Finding("gpu", name, "ok", f"{capability}: {', '.join(served)}")
     else:
-        wanted = ", ".join(f"{target.gpu} ({target.compute_capability})" for target in _fp4())
-        yield Finding("gpu", name, "optional", f"{capability}, no target", f"NVFP4 wants {wanted}")
+        fix = "; ".join(f"{model.name} wants {_gpus(model.targets)}" for model in MODELS.values())
+        yield Finding("gpu", name, "optional", f"{capability}, no target", fix)
 
 
-def _fp4() -> list[Target]:
-    return [target for target in TARGETS.values() if "nvfp4" in target.formats]
+def _gpus(targets: Iterable[str]) -> str:
+    rows = (TARGETS[name] for name in targets)
+    return ", ".join(f"{target.gpu} ({target.compute_capability})" for target in rows)
 
 
 def _plugin_build() -> Iterable[Finding]:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from fastwan.bundle import Bundle, Shape
+from fastwan.bundle import Bundle
+from fastwan.config import VideoShape
 
 Label = Literal["measured", "emulated", "predicted"]
 """How a figure was got: counted, timed or read from a file; computed by the CPU reference in place
@@ -99,7 +100,7 @@ class BundleFacts(Record):
     model: str
     recipe: str
     """How the linears of the transformer are quantised."""
-    shape: Shape
+    shape: VideoShape
     target: str
     """GPU that the engines are for."""
     backend: str

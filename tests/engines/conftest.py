@@ -14,8 +14,8 @@ import pytest
 from onnx import NodeProto, TensorProto, ValueInfoProto
 from onnx import helper as oh
 
-from fastwan.bundle import Graph, Linear, Model, OnnxManifest, Shape, TensorSpec
-from fastwan.config import TARGETS, Target
+from fastwan.bundle import Graph, Linear, Model, OnnxManifest, TensorSpec
+from fastwan.config import TARGETS, DiTConfig, Target, VideoShape
 from fastwan.engines.backend import BuildOptions, BuiltEngine
 from fastwan.engines.layers import LayerRecord, TensorRecord
 from fastwan.engines.source import EngineSource
@@ -162,8 +162,14 @@ FAULTS: dict[str | None, Callable[[GraphBuilder], None]] = {
 }
 
 
+SETTINGS: dict[str, Any] = {
+    "component": "dit", "cadence": "step", "linears": (linear_record("a"),),
+}  # fmt: skip
+"""Of the sources over `fp4_graph`."""
+
+
 def source_of(model: onnx.ModelProto, folder: Path, name: str = "dit", **rest: Any) -> EngineSource:
-    settings: dict[str, Any] = {"component": "dit", "linears": (linear_record("a"),)} | rest
+    settings: dict[str, Any] = SETTINGS | rest
     return EngineSource(
         name=name, model=model.SerializeToString(deterministic=True), base_dir=folder, **settings
     )
@@ -303,9 +309,9 @@ def onnx_bundle(tmp_path: Path) -> Path:
         model=Model(
             name="tiny",
             recipe="nvfp4",
-            shape=Shape(height=96, width=160, num_frames=9),
-            dit={},
-            decoder={},
+            shape=VideoShape(height=96, width=160, num_frames=9),
+            dit=DiTConfig(),
+            decoder=None,
             text_encoder=None,
             default_sampler="unipc",
         ),
@@ -320,7 +326,7 @@ def bundle_source(onnx_bundle: Path) -> Callable[..., EngineSource]:
     """Sources over the ONNX bundle's graph."""
 
     def make(name: str = "dit", **rest: Any) -> EngineSource:
-        settings: dict[str, Any] = {"component": "dit", "linears": (linear_record("a"),)} | rest
+        settings: dict[str, Any] = SETTINGS | rest
         model = (onnx_bundle / "dit.onnx").read_bytes()
         return EngineSource(name=name, model=model, base_dir=onnx_bundle, **settings)
 

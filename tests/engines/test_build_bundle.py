@@ -50,8 +50,8 @@ def test_layout_and_manifest(
 ) -> None:
     plugin = tmp_path / "libfastwan_plugins.so"
     plugin.write_bytes(b"library")
-    sources = [bundle_source("text_kv"), bundle_source("segment_00")]
-    sources.append(bundle_source("decoder", component="decoder"))
+    sources = [bundle_source("text_kv", cadence="prompt"), bundle_source("segment_00")]
+    sources.append(bundle_source("decoder", component="decoder", cadence="latent"))
     wanted = request(
         fake_backend,
         plugin_library=plugin,
@@ -152,10 +152,14 @@ class TestCache:
         self, onnx_bundle: Path, bundle_source: Source, fake_backend: Any, cache: EngineCache,
         tmp_path: Path,
     ) -> None:  # fmt: skip
-        decoder = bundle_source("decoder", component="decoder", io_formats={"y": "hwc8"})
+        decoder = bundle_source(
+            "decoder", component="decoder", cadence="latent", io_formats={"y": "hwc8"}
+        )
         wanted = request(fake_backend, components=("dit", "decoder"))
         build_bundle(onnx_bundle, tmp_path / "a", [bundle_source(), decoder], wanted, cache=cache)
-        changed = bundle_source("decoder", component="decoder", io_formats={"x": "hwc8"})
+        changed = bundle_source(
+            "decoder", component="decoder", cadence="latent", io_formats={"x": "hwc8"}
+        )
         build_bundle(onnx_bundle, tmp_path / "b", [bundle_source(), changed], wanted, cache=cache)
         assert fake_backend.built == ["dit", "decoder", "decoder"]
 
@@ -283,7 +287,7 @@ class TestFailure:
         source = bundle_source()
         secret = tmp_path / "secret"
         secret.write_bytes((onnx_bundle / "dit.data").read_bytes())
-        model = onnx.load_model_from_string(source.serialized())
+        model = onnx.load_model_from_string(source.model)
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:
                 if entry.key == "location":

@@ -11,9 +11,10 @@ import onnx
 import pytest
 
 from fastwan.engines.backend import BuiltEngine
-from fastwan.engines.coverage import check_coverage, check_onnx_linears, is_fp4_gemm
+from fastwan.engines.coverage import check_coverage, check_onnx_linears
 from fastwan.engines.layers import LayerRecord
 from fastwan.errors import VerificationFailed
+from fastwan.export.recipes.nvfp4 import is_fp4_gemm
 
 FAULTS = {
     "reshape_weight": "Reshape stands between its weight",

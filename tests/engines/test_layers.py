@@ -157,3 +157,15 @@ def test_the_builders_own_log_is_read(
     ]
     assert gemm.outputs[0].shape == (1, kit.M, kit.N)
     assert built.layers[0].kind == "memory"
+
+
+@pytest.mark.parametrize("residual", ["BFloat16", "Half"])
+def test_a_residual_like_the_activation_is_no_operand(kit: SimpleNamespace, residual: str) -> None:
+    gemm = kit.record(
+        "__myl_FcCastAdd_myl0_9",
+        inputs=[(residual, (1, -1, 64)), ("Half", (1, -1, 64))],
+        constants=[("Half", (64, 64))],
+        outputs=[("BFloat16", (1, -1, 64))],
+    )
+    assert [tensor.dtype for tensor in gemm.operands] == ["Half", "Half"]
+    assert gemm.precision == "Half"

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper as oh
 
-from fastwan.bundle import Graph, Model, OnnxManifest, Shape, TensorSpec, open_bundle
-from fastwan.config import SAMPLERS, TARGETS
+from fastwan.bundle import Graph, Model, OnnxManifest, TensorSpec, open_bundle
+from fastwan.config import SAMPLERS, TARGETS, DiTConfig, VideoShape
 from fastwan.engines.backend import load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
@@ -19,6 +19,7 @@ from fastwan.engines.coverage import check_coverage
 from fastwan.engines.layers import bundle_layers
 from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput
+from fastwan.export.attentions.sage3 import Sage3
 from fastwan.quality.cost import engine_cost
 from fastwan.quality.gpus import UNKNOWN
 
@@ -112,9 +113,9 @@ def exported(kit: SimpleNamespace, tmp_path: Path) -> tuple[Path, OnnxManifest]:
         model=Model(
             name="tiny",
             recipe="nvfp4",
-            shape=Shape(height=96, width=160, num_frames=9),
-            dit={"text_length": 64},
-            decoder={},
+            shape=VideoShape(height=96, width=160, num_frames=9),
+            dit=DiTConfig(text_length=64),
+            decoder=None,
             text_encoder=None,
             default_sampler="unipc",
         ),
@@ -127,7 +128,7 @@ def exported(kit: SimpleNamespace, tmp_path: Path) -> tuple[Path, OnnxManifest]:
 def plan(exported: tuple[Path, OnnxManifest], *components: str) -> Any:
     folder, manifest = exported
     return plan_sources(
-        folder, manifest, attention="sage3", backend="tensorrt-rtx", components=components or ALL
+        folder, manifest, attention=Sage3(), plugins=False, components=components or ALL
     )
 
 
@@ -168,7 +169,7 @@ def test_buckets_cover_every_length_once(
     exported: tuple[Path, OnnxManifest], longest: int, buckets: list[tuple[int, int]]
 ) -> None:
     folder, manifest = exported
-    model = manifest.model.model_copy(update={"dit": {"text_length": longest}})
+    model = manifest.model.model_copy(update={"dit": DiTConfig(text_length=longest)})
     sources, _ = plan((folder, manifest.model_copy(update={"model": model})), "text_encoder")
     (source,) = sources
     assert source.profiles is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +12,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from fastwan import config
 from fastwan.bundle import Graph
-from fastwan.config import RECIPES, DiTConfig, VideoShape
+from fastwan.config import DiTConfig, VideoShape
+from fastwan.export.attentions.sage3 import Sage3
 from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.checkpoint.store import TensorStore
 from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.export.dit_onnx import export_dit
 from fastwan.export.onnx_io import DataWriter, data_file
+from fastwan.export.recipes import NVFP4
 
 Session = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 HEADER = '<ir_version: 11, opset_import: ["" : 23, "fastwan" : 1, "trt" : 1]>'
@@ -70,7 +73,9 @@ def exported(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The tiny transformer in NVFP4, quantised by ModelOpt."""
     pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
     folder = tmp_path_factory.mktemp("dit")
-    graphs, digests = export_dit(tiny.weights, tiny.config, tiny.shape, RECIPES["nvfp4"], folder)
+    graphs, digests = export_dit(
+        tiny.weights, tiny.config, tiny.shape, NVFP4(), folder, attention=Sage3()
+    )
     return Exported(folder, graphs, digests)
 
 
@@ -162,6 +167,17 @@ def kit() -> SimpleNamespace:
         graph=graph, tensor=tensor, attach=attach, run=run_ort, session=ort_session,
         relative=relative, inputs=step_inputs,
     )  # fmt: skip
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that config.py asks for: a name in each table, and in a model's and a target's."""
+    name = "made-up"
+    monkeypatch.setitem(config.RECIPES, name, "a recipe that nothing implements")
+    monkeypatch.setitem(config.ATTENTIONS, name, "an attention that nothing implements")
+    target = config.TARGETS["rtx5090"]
+    both = {"recipes": (*target.recipes, name), "attentions": (*target.attentions, name)}
+    monkeypatch.setitem(config.TARGETS, "rtx5090", replace(target, **both))
 
 
 @pytest.fixture(autouse=True)

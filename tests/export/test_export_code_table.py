@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastwan.config import RECIPES
 from fastwan.export import quantize
 from fastwan.export.code_table import CodeTable, code_table
 from fastwan.plugins.nvfp4 import (
@@ -19,7 +18,6 @@ from fastwan.plugins.nvfp4 import (
     round_to_e2m1,
 )
 
-RECIPE = RECIPES["nvfp4"]
 SHAPE = (1024, 512)
 
 
@@ -80,9 +78,9 @@ def test_a_gather_gives_what_modelopt_gives_element_by_element(
 
     weight = WEIGHTS[name]
     monkeypatch.setattr(quantize, "code_table", spy)
-    gathered, _ = quantize.quantize_linear(weight.clone(), RECIPE)
+    gathered, _ = quantize.quantize_linear(weight.clone())
     monkeypatch.setattr(quantize, "code_table", lambda *args: None)
-    converted, _ = quantize.quantize_linear(weight.clone(), RECIPE)
+    converted, _ = quantize.quantize_linear(weight.clone())
     assert len(tables) == 1
     assert tables[0] is not None
     assert tables[0].codes.numel() < weight.numel()

@@ -9,12 +9,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from fastwan.config import AttentionName
-from fastwan.engines.plan_dit import plan_dit
-from fastwan.export.dit_graph import build_dit_graph, linear_node, targeted_linears
+from fastwan.engines.plan import plan_dit
+from fastwan.export.attentions import EXACT, Attention
+from fastwan.export.attentions.native import Native
+from fastwan.export.attentions.sage3 import Sage3
+from fastwan.export.dit_graph import build_dit_graph, targeted_linears
+from fastwan.export.linear_names import linear_node
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.passes.split_dit import split_dit
+from fastwan.export.recipes import BF16, NVFP4
 from fastwan.export.weights import constant_tensors, load_module, load_weights
 
 
@@ -36,12 +40,12 @@ def velocities(exported: Any, tiny: Any, kit: SimpleNamespace) -> dict[str, torc
     inputs = kit.inputs(tiny.config, tiny.shape)
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        module = load_module(tiny.weights, tiny.config, tiny.shape, dtype=dtype)
-        module.set_quantizers(activations=False, attention=False)
+        module = load_module(tiny.weights, tiny.config, tiny.shape, NVFP4(), dtype)
+        module.set_quantizers(activations=False, attention=EXACT)
         with torch.no_grad():
             found[f"module {name}"] = module(inputs.latents, inputs.timestep, inputs.text).float()
         found[f"file {name}"] = _on_onnx_runtime(
-            exported.model(), inputs, kit, quantize_activations=False, attention="exact",
+            exported.model(), inputs, kit, quantize_activations=False, attention=EXACT,
             rounding=dtype == torch.bfloat16,
         )  # fmt: skip
     return found
@@ -66,7 +70,7 @@ def test_cpu_files_run_with_the_quantisers_on(
     values["encoder_hidden_states"] = inputs.text
     for name in ("time_tables", "text_kv", "dit"):
         values |= kit.run(ir.load(exported.folder / f"{name}.cpu.onnx"), values)
-    module = load_module(tiny.weights, tiny.config, tiny.shape)
+    module = load_module(tiny.weights, tiny.config, tiny.shape, NVFP4())
     with torch.no_grad():
         expected, *moved = (
             module(inputs.latents, inputs.timestep * (1 + move), inputs.text).float()
@@ -82,9 +86,9 @@ def test_cpu_files_run_with_the_quantisers_on(
 @pytest.fixture(scope="module")
 def plain(tiny: Any, kit: SimpleNamespace, tmp_path_factory: Any) -> ir.Model:
     """The transformer with the recipe ``bf16``."""
-    model = build_dit_graph(tiny.config, tiny.shape, "bf16")
+    model = build_dit_graph(tiny.config, tiny.shape, BF16())
     tensors = constant_tensors(tiny.config, tiny.shape)
-    for _, made in load_weights(tiny.weights, tiny.config, "bf16"):
+    for _, made in load_weights(tiny.weights, tiny.config, BF16()):
         tensors |= made
     kit.attach(model, tensors, tmp_path_factory.mktemp("plain"))
     assert set(tensors) <= set(model.graph.initializers)
@@ -92,12 +96,12 @@ def plain(tiny: Any, kit: SimpleNamespace, tmp_path_factory: Any) -> ir.Model:
 
 
 def test_bf16_recipe_has_named_matmuls_and_no_fp4(plain: ir.Model, tiny: Any) -> None:
-    linears = targeted_linears(tiny.config, "bf16")
+    linears = targeted_linears(tiny.config, BF16())
     nodes = {node.name: node for node in plain.graph}
     for linear in linears:
         assert linear.format == "bf16"
         assert nodes[linear.node].op_type == "MatMul"
-        assert linear.node == linear_node(f"{linear.name}.weight")
+        assert linear.node == linear_node(linear.name)
         weight = nodes[linear.node].inputs[1]
         assert weight is not None
         transpose = weight.producer()
@@ -108,19 +112,19 @@ def test_bf16_recipe_has_named_matmuls_and_no_fp4(plain: ir.Model, tiny: Any) ->
     assert not kinds & {ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN, ir.DataType.UINT8}
 
 
-@pytest.mark.parametrize("attention", ["native", "sage3"])
+@pytest.mark.parametrize("attention", [Native(), Sage3()])
 def test_bf16_recipe_can_be_planned_and_lowered(
-    plain: ir.Model, tiny: Any, kit: SimpleNamespace, attention: AttentionName
+    plain: ir.Model, tiny: Any, kit: SimpleNamespace, attention: Attention
 ) -> None:
-    linears = targeted_linears(tiny.config, "bf16")
-    plan = plan_dit(plain, linears, attention=attention, backend="tensorrt-rtx")
+    linears = targeted_linears(tiny.config, BF16())
+    plan = plan_dit(plain, linears, attention=attention, plugins=False)
     names = ["time_tables", "text_kv"]
-    if attention == "native":
+    if attention == Native():
         names.append("dit")
     else:
         names += [f"segment_{i:02d}" for i in range(tiny.config.num_layers + 1)]
     assert [part.name for part in plan.parts] == names
-    assert len(plan.regions) == (0 if attention == "native" else tiny.config.num_layers)
+    assert len(plan.regions) == (0 if attention == Native() else tiny.config.num_layers)
     assert [linear for part in plan.parts for linear in part.linears] == [
         linear for part in plan.parts for linear in linears
         if linear.node in {node.name for node in part.model.graph}
@@ -134,13 +138,13 @@ def test_bf16_recipe_can_be_planned_and_lowered(
 
 def test_bf16_recipe_is_the_module(plain: ir.Model, tiny: Any, kit: SimpleNamespace) -> None:
     inputs = kit.inputs(tiny.config, tiny.shape)
-    options = {"attention": "exact", "rounding": False}
+    options = {"attention": EXACT, "rounding": False}
     velocity = _on_onnx_runtime(plain, inputs, kit, **options)
-    module = load_module(tiny.weights, tiny.config, tiny.shape, "bf16")
-    exact = load_module(tiny.weights, tiny.config, tiny.shape, "bf16", torch.float32)
+    module = load_module(tiny.weights, tiny.config, tiny.shape, BF16())
+    exact = load_module(tiny.weights, tiny.config, tiny.shape, BF16(), torch.float32)
     with torch.no_grad():
         expected = exact(inputs.latents, inputs.timestep, inputs.text)
-        rounded = module.set_quantizers(activations=False, attention=False)(
+        rounded = module.set_quantizers(activations=False, attention=EXACT)(
             inputs.latents, inputs.timestep, inputs.text
         )
     assert kit.relative(velocity, expected) < 1e-5

@@ -19,24 +19,28 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from fastwan.config import RECIPES
+from fastwan.export.attentions.sage3 import Sage3
 from fastwan.export.dit_graph import targeted_linears
 from fastwan.export.dit_onnx import export_dit
 from fastwan.export.onnx_io import IR_VERSION, OPSET
 from fastwan.export.passes.graphs import submodel
-from fastwan.export.quantize import Quantizer
+from fastwan.export.recipes import NVFP4
 from fastwan.export.weights import load_module, tensor_digest
 from fastwan.plugins.nvfp4 import PackedWeight, dequantize_weight, quantize_activation
 
 AGAIN = """
 import sys
 from pathlib import Path
-from fastwan.config import RECIPES, VideoShape
+from fastwan.config import VideoShape
+from fastwan.export.attentions.sage3 import Sage3
 from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.dit_onnx import export_dit
+from fastwan.export.recipes import NVFP4
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 shape = VideoShape(96, 160, num_frames=9)
-export_dit(checkpoint.transformer, checkpoint.dit_config, shape, RECIPES["nvfp4"], Path("."))
+export_dit(
+    checkpoint.transformer, checkpoint.dit_config, shape, NVFP4(), Path("."), attention=Sage3()
+)
 """
 
 
@@ -91,7 +95,7 @@ def test_attention_nodes_are_as_documented(exported: Any, tiny: Any) -> None:
 def test_every_targeted_linear_is_fp4_and_nothing_else(exported: Any, tiny: Any) -> None:
     graph = exported.model().graph
     fp4 = {n for n, v in graph.initializers.items() if v.dtype == ir.DataType.FLOAT4E2M1}
-    linears = targeted_linears(tiny.config, "nvfp4")
+    linears = targeted_linears(tiny.config, NVFP4())
     assert fp4 == {f"{linear.name}.weight" for linear in linears}
     assert sum(len(linear.sources) for linear in linears) == 10 * tiny.config.num_layers
     records = [linear for record in exported.graphs.values() for linear in record.linears]
@@ -179,7 +183,7 @@ def test_onnx_reference_evaluates_one_linear_of_the_file(
     outputs: Any = evaluator.run(None, {str(x.name): feed})
     product, weight = outputs
 
-    module = load_module(tiny.weights, tiny.config, tiny.shape)
+    module = load_module(tiny.weights, tiny.config, tiny.shape, NVFP4())
     linear: Any = module.get_submodule(name)
     packed = PackedWeight(linear.weight, linear.weight_scale, linear.weight_scale_2)
     assert torch.equal(torch.from_numpy(weight), dequantize_weight(packed))
@@ -218,16 +222,13 @@ def _between(last: ir.Node, first: ir.Value) -> set[ir.Node]:
 def test_failed_export_leaves_no_model(
     exported: Any, tiny: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    def broken(recipe: object) -> Quantizer:
-        def quantize(weight: torch.Tensor) -> PackedWeight:
-            raise KeyboardInterrupt
+    def broken(weight: torch.Tensor, activation_global_scale: float) -> PackedWeight:
+        raise KeyboardInterrupt
 
-        return quantize
-
-    monkeypatch.setattr("fastwan.export.dit_onnx.modelopt_quantizer", broken)
+    monkeypatch.setattr("fastwan.export.quantize.convert_linear", broken)
     monkeypatch.setattr("fastwan.export.dit_onnx.build_dit_graph", lambda *_: exported.model())
     torch.set_num_threads(2)
     with pytest.raises(KeyboardInterrupt):
-        export_dit(tiny.weights, tiny.config, tiny.shape, RECIPES["nvfp4"], tmp_path)
+        export_dit(tiny.weights, tiny.config, tiny.shape, NVFP4(), tmp_path, attention=Sage3())
     assert list(tmp_path.iterdir()) == []
     assert torch.get_num_threads() == 2  # the caller's

@@ -13,6 +13,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from fastwan.export.attentions import EXACT
 from fastwan.export.passes.cut_at_regions import Cut, cut_at_regions
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
@@ -160,7 +161,7 @@ def test_model_is_left_unchanged(kit: SimpleNamespace) -> None:
 
 def _lowered(model: ir.Model) -> ir.Model:
     return lower_for_onnxruntime(
-        clone(model), quantize_activations=False, attention="exact", rounding=False
+        clone(model), quantize_activations=False, attention=EXACT, rounding=False
     )[0]
 
 

@@ -10,14 +10,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from fastwan.config import AttentionName, BackendName
-from fastwan.engines import plan_dit as plan_dit_module
-from fastwan.engines.plan_dit import plan_dit
+from fastwan.engines.plan import plan_dit
 from fastwan.errors import BadInput
+from fastwan.export.attentions import Attention, native
+from fastwan.export.attentions.native import Native
+from fastwan.export.attentions.sage3 import Sage3
 from fastwan.export.dit_graph import targeted_linears
 from fastwan.export.passes.graphs import constants
 from fastwan.export.passes.hoist import hoist
 from fastwan.export.passes.split_dit import split_dit
+from fastwan.export.recipes import NVFP4
 
 TIME_WEIGHTS = {f"embed.time_{name}.weight" for name in ("linear_1", "linear_2", "proj")}
 
@@ -127,27 +129,29 @@ def test_the_transformer_by_how_often_its_parts_run(exported: Any, tiny: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("attention", "backend", "single", "steps"),
+    ("attention", "plugins", "single", "steps"),
     [
-        ("sage3", "tensorrt-rtx", True, ["segment_00", "segment_01", "segment_02"]),
-        ("sage3", "tensorrt", True, ["dit"]),
-        ("native", "tensorrt-rtx", True, ["dit"]),
-        ("native", "tensorrt-rtx", False, ["dit_00", "dit_01"]),
+        (Sage3(), False, True, ["segment_00", "segment_01", "segment_02"]),
+        (Sage3(), True, True, ["dit"]),
+        (Native(), False, True, ["dit"]),
+        (Native(), False, False, ["dit_00", "dit_01"]),
     ],
 )
 def test_no_engine_of_a_step_reads_the_timestep_in_any_mode(
     exported: Any,
     tiny: Any,
     monkeypatch: pytest.MonkeyPatch,
-    attention: AttentionName,
-    backend: BackendName,
+    attention: Attention,
+    plugins: bool,
     single: bool,
     steps: list[str],
 ) -> None:
-    monkeypatch.setattr(plan_dit_module, "SINGLE_ENGINE_BYTES", 1 << 20 if single else 0)
-    linears = targeted_linears(tiny.config, "nvfp4")
-    plan = plan_dit(exported.model(), linears, attention=attention, backend=backend)
+    monkeypatch.setattr(native, "SINGLE_ENGINE_BYTES", 1 << 20 if single else 0)
+    linears = targeted_linears(tiny.config, NVFP4())
+    plan = plan_dit(exported.model(), linears, attention=attention, plugins=plugins)
     assert [part.name for part in plan.parts] == ["time_tables", "text_kv", *steps]
+    cadences = ["schedule", "prompt", *("step" for _ in steps)]
+    assert [part.cadence for part in plan.parts] == cadences
     graphs = [part.model.graph for part in plan.parts]
     assert names(graphs[0].inputs) == {"timestep"}
     assert plan.parts[0].linears == ()

@@ -10,31 +10,34 @@ from typing import Any
 import pytest
 
 from fastwan.bundle import Linear
-from fastwan.config import TARGETS, AttentionName
+from fastwan.config import TARGETS
 from fastwan.engines.backend import BuildOptions
 from fastwan.engines.coverage import check_coverage
-from fastwan.engines.plan_dit import plan_dit
+from fastwan.engines.plan import plan_dit, serialized
 from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
+from fastwan.export.attentions import find_attention
 from fastwan.export.dit_graph import targeted_linears
+from fastwan.export.recipes import NVFP4
 from fastwan.progress import Quiet
 
 
 @pytest.mark.trt
 @pytest.mark.parametrize("attention", ["sage3", "native"])
 def test_parts_build_in_fp4_to_the_same_bytes(
-    exported: Any, tiny: Any, attention: AttentionName, tmp_path: Path
+    exported: Any, tiny: Any, attention: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
-    linears = targeted_linears(tiny.config, "nvfp4")
+    linears = targeted_linears(tiny.config, NVFP4())
     options = BuildOptions(TARGETS["rtx5090"])
-    plan = plan_dit(exported.model(), linears, attention=attention, backend="tensorrt-rtx")
+    plan = plan_dit(exported.model(), linears, attention=find_attention(attention), plugins=False)
     covered: list[Linear] = []
     # Where the files lie must not show: the builder orders some lists by its objects' addresses.
     elsewhere = tmp_path / "a folder whose path is much longer than that of the first build"
     shutil.copytree(exported.folder, elsewhere)
     for part in plan.parts:
-        source = EngineSource(part.name, "dit", part.model, exported.folder, part.linears)
+        graph = serialized(part.model)
+        source = EngineSource(part.name, "dit", graph, exported.folder, part.cadence, part.linears)
         built = TensorRTRTX().build(source, options, Quiet())
         coverage = check_coverage(built.layers, part.linears)
         assert coverage.lost == ()

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from fastwan.config import RECIPES, Recipe
 from fastwan.export.dit_graph import targeted_linears
 from fastwan.export.models.layers import Linear
-from fastwan.export.quantize import modelopt_quantizer, quantize_linear
-from fastwan.export.weights import load_module, load_weights, weight_groups
+from fastwan.export.quantize import convert_linear, quantize_linear
+from fastwan.export.recipes import NVFP4
+from fastwan.export.recipes.nvfp4_operator import nvfp4_linear
+from fastwan.export.weight_groups import Fp32, weight_groups
+from fastwan.export.weights import load_module, load_weights
 from fastwan.plugins.nvfp4 import PackedWeight, dequantize_weight, quantize_weight
 
-RECIPE = RECIPES["nvfp4"]
 GLOBAL = 2.0**-10  # of a weight whose largest value is 2688 times it
 E2M1_TIES = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]
 
@@ -98,7 +99,7 @@ def _bytes(packed: PackedWeight) -> tuple[bytes, bytes, np.float32]:
 def test_three_quantisers_agree_to_the_byte(name: str) -> None:
     pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
     weight = WEIGHTS[name]
-    packed, activation = quantize_linear(weight.clone(), RECIPE)
+    packed, activation = quantize_linear(weight.clone())
     assert activation == 1.0
     assert packed.packed.shape == (weight.shape[0], weight.shape[1] // 2)
     assert packed.block_scale.shape == (weight.shape[0], weight.shape[1] // 16)
@@ -128,24 +129,24 @@ def test_the_ties_are_ties() -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.3])
 def test_the_activation_scale_is_the_recipes(scale: float) -> None:
     pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
-    recipe = Recipe("other", "nvfp4", activation_global_scale=scale)
-    packed, activation = quantize_linear(WEIGHTS["random"].clone(), recipe)
+    packed, activation = quantize_linear(WEIGHTS["random"].clone(), scale)
     assert activation == pytest.approx(scale, rel=1e-6)
     assert _bytes(packed) == _bytes(quantize_weight(WEIGHTS["random"]))
-    assert _bytes(modelopt_quantizer(recipe)(WEIGHTS["random"].clone())) == _bytes(packed)
+    assert _bytes(convert_linear(WEIGHTS["random"].clone(), scale)) == _bytes(packed)
 
 
 def test_exactly_ten_linears_a_block_are_quantised(tiny: Any) -> None:
     quantised: list[torch.Tensor] = []
 
-    def quantize(weight: torch.Tensor) -> PackedWeight:
-        quantised.append(weight)
-        return quantize_weight(weight)
+    class Counting(NVFP4):
+        def reference(self, weight: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+            quantised.append(weight)
+            return super().reference(weight, dtype)
 
-    made = dict(load_weights(tiny.weights, tiny.config, "nvfp4", quantize=quantize))
+    made = dict(load_weights(tiny.weights, tiny.config, Counting()))
     assert list(made) == weight_groups(tiny.config)
     fp4 = {group.name for group, tensors in made.items() if f"{group.name}.weight_scale" in tensors}
-    linears = targeted_linears(tiny.config, "nvfp4")
+    linears = targeted_linears(tiny.config, NVFP4())
     assert fp4 == {linear.name for linear in linears}
     sources = [source for linear in linears for source in linear.sources]
     names = ["ffn.net.0.proj", "ffn.net.2"]
@@ -159,7 +160,7 @@ def test_exactly_ten_linears_a_block_are_quantised(tiny: Any) -> None:
     )  # fmt: skip
     assert set(dtypes) == {torch.bfloat16, torch.float32}
     for group, tensors in made.items():
-        if group.kind == "fp32":
+        if isinstance(group, Fp32):
             assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
 
 
@@ -178,15 +179,15 @@ def test_every_checkpoint_tensor_is_used_once(tiny: Any) -> None:
             tensor: torch.Tensor = tiny.weights.read(name)
             return tensor
 
-    for _ in load_weights(Counting(), tiny.config, "nvfp4"):
+    for _ in load_weights(Counting(), tiny.config, NVFP4()):
         pass
     assert sorted(used) == sorted(tiny.weights.names())
 
 
 @pytest.mark.parametrize("workers", [2, 5, 200])
 def test_workers_change_nothing(tiny: Any, workers: int) -> None:
-    one = list(load_weights(tiny.weights, tiny.config, "nvfp4"))
-    many = list(load_weights(tiny.weights, tiny.config, "nvfp4", workers=workers))
+    one = list(load_weights(tiny.weights, tiny.config, NVFP4()))
+    many = list(load_weights(tiny.weights, tiny.config, NVFP4(), workers=workers))
     assert [group for group, _ in one] == [group for group, _ in many]
     for (_, expected), (_, tensors) in zip(one, many, strict=True):
         assert list(expected) == list(tensors)
@@ -196,7 +197,7 @@ def test_workers_change_nothing(tiny: Any, workers: int) -> None:
 
 
 def test_merged_qkv_keeps_the_global_scale_of_each_third(tiny: Any, kit: SimpleNamespace) -> None:
-    module = load_module(tiny.weights, tiny.config, tiny.shape, dtype=torch.float32)
+    module = load_module(tiny.weights, tiny.config, tiny.shape, NVFP4(), torch.float32)
     attention: Any = module.blocks[0].attn1
     attention.qkv.quantize_activation = False
     x = torch.randn(5, tiny.config.width, generator=torch.Generator().manual_seed(3))
@@ -216,7 +217,7 @@ def test_merged_qkv_keeps_the_global_scale_of_each_third(tiny: Any, kit: SimpleN
 
 def _linear(bias: bool = True) -> tuple[Linear, PackedWeight, torch.Tensor]:
     weight = quantize_weight(WEIGHTS["random"])
-    linear = Linear(128, 48, "nvfp4", torch.float32, bias=bias)
+    linear = Linear(128, 48, NVFP4(), torch.float32, bias=bias)
     shift = torch.linspace(-1, 1, 48)
     state = {"weight": weight.packed, "weight_scale": weight.block_scale}
     state["weight_scale_2"] = weight.global_scale
@@ -252,7 +253,7 @@ def test_linear_is_what_fp64_computes(kit: SimpleNamespace, quantize: bool, bias
 def test_operator_rounds_once_to_the_dtype_of_its_input() -> None:
     weight = quantize_weight(WEIGHTS["random"])
     x = torch.randn(9, 128, generator=torch.Generator().manual_seed(5)).bfloat16()
-    y = torch.ops.fastwan.nvfp4_linear(x, *weight, True)
-    wide = torch.ops.fastwan.nvfp4_linear(x.float(), *weight, True)
+    y = nvfp4_linear(x, *weight, True)
+    wide = nvfp4_linear(x.float(), *weight, True)
     assert torch.equal(y, wide.bfloat16())
     assert not torch.equal(y.float(), wide)

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from fastwan.config import DiTConfig, VideoShape
 from fastwan.export import ops
+from fastwan.export.attentions import EXACT
 from fastwan.export.dit_graph import build_dit_graph
+from fastwan.export.linear_names import name_linears
 from fastwan.export.models import wan
 from fastwan.export.models.layers import rope_tables, timestep_frequencies
-from fastwan.export.onnx_io import trace
+from fastwan.export.recipes import BF16, NVFP4
+from fastwan.export.tracing import trace
 from fastwan.export.weights import load_module
 
 
@@ -42,7 +45,7 @@ def test_module_equals_diffusers(
     tiny: Any, original: Any, kit: SimpleNamespace, shape: VideoShape
 ) -> None:
     inputs = kit.inputs(tiny.config, shape)
-    module = load_module(tiny.weights, tiny.config, shape, "bf16", torch.float32)
+    module = load_module(tiny.weights, tiny.config, shape, BF16(), torch.float32)
     with torch.no_grad():
         expected = original(inputs.latents, inputs.timestep, inputs.text).sample
         velocity = module(inputs.latents, inputs.timestep, inputs.text)
@@ -78,12 +81,12 @@ def test_timestep_embedding_is_that_of_diffusers(original: Any, timestep: float)
 def test_bf16_module_is_near_the_fp32_one_and_unlike_it(tiny: Any, kit: SimpleNamespace) -> None:
     inputs = kit.inputs(tiny.config, tiny.shape)
     arguments = (inputs.latents, inputs.timestep, inputs.text)
-    exact = load_module(tiny.weights, tiny.config, tiny.shape, "bf16", torch.float32)(*arguments)
-    module = load_module(tiny.weights, tiny.config, tiny.shape, "bf16")
-    plain = module.set_quantizers(activations=False, attention=False)(*arguments)
+    exact = load_module(tiny.weights, tiny.config, tiny.shape, BF16(), torch.float32)(*arguments)
+    module = load_module(tiny.weights, tiny.config, tiny.shape, BF16())
+    plain = module.set_quantizers(activations=False, attention=EXACT)(*arguments)
     assert plain.dtype == torch.bfloat16
     assert 1e-4 < kit.relative(plain, exact) < 3e-2
-    fp4 = module.set_quantizers(activations=True, attention=True)(*arguments)
+    fp4 = module.set_quantizers(activations=True, attention=None)(*arguments)
     assert kit.relative(fp4, exact) > kit.relative(plain, exact)
 
 
@@ -130,20 +133,22 @@ def test_one_repeated_block_is_the_trace_of_all() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     config = DiTConfig(num_layers=2, num_heads=1, ffn_dim=64, text_dim=32, text_length=16)
-    shape = VideoShape(48, 48, 5)
+    shape, recipe = VideoShape(48, 48, 5), NVFP4()
     with FakeTensorMode(allow_non_fake_inputs=True):
         bf16 = torch.bfloat16
         tables = torch.empty(shape.padded_tokens, 64), torch.empty(shape.padded_tokens, 64)
         text = torch.empty(1, config.text_length, config.text_dim, dtype=bf16)
         whole = trace(
-            _Whole(config, shape, "nvfp4").eval(),
+            _Whole(config, shape, recipe).eval(),
             (torch.empty(shape.latents(), dtype=bf16), torch.empty(1), text, *tables),
             name="whole",
             inputs=["latents", "timestep", "encoder_hidden_states", "rope_cos", "rope_sin"],
             outputs=["velocity"],
-            translations=ops.translations(),
+            translations=ops.translations() | recipe.translations(),
         )
-    composed = build_dit_graph(config, shape, "nvfp4")
+    name_linears(whole.graph, recipe)
+    recipe.expand(whole)
+    composed = build_dit_graph(config, shape, recipe)
     assert _fingerprints(composed) == _fingerprints(whole)
     values = {value for node in composed.graph for value in node.outputs}
     assert len({value.name for value in values}) == len(values)

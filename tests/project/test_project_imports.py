@@ -120,7 +120,10 @@ COMMON = {"fastwan", *(f"fastwan.{name}" for name in SHARED)}
 MAY_IMPORT = {
     "plugins": {"fastwan.plugins"},
     "export": {"fastwan.export", "fastwan.plugins"},
-    "engines": {"fastwan.engines", "fastwan.export.passes", "fastwan.plugins"},
+    "engines": {
+        "fastwan.engines", "fastwan.export.attentions", "fastwan.export.passes",
+        "fastwan.export.recipes", "fastwan.plugins",
+    },
     "runtime": {"fastwan.runtime", "fastwan.plugins"},
     "runtime/model": {"fastwan.runtime.model"},
     "runtime/recording": {"fastwan.runtime.model", "fastwan.runtime.recording", "fastwan.plugins"},
@@ -215,6 +218,8 @@ def test_every_folder_with_a_rule_has_files(folder: str, root: Path) -> None:
         ("runtime/device/x.py", "fastwan.runtime.outputs", "fastwan.runtime.recording.record"),
         ("runtime/cpu/x.py", "fastwan.runtime.device.session", "fastwan.runtime.model.dit"),
         ("engines/x.py", "fastwan.export.quantize", "fastwan.export.passes.split_dit"),
+        ("engines/x.py", "fastwan.export.weights", "fastwan.export.recipes"),
+        ("engines/x.py", "fastwan.export.models.wan", "fastwan.export.attentions"),
         ("export/x.py", "fastwan.engines.layers", "fastwan.plugins.nvfp4"),
         ("plugins/x.py", "fastwan.export.ops", "fastwan.errors"),
         ("src/fastwan/x.py", "fastwan.cli", "fastwan.engines.build"),

@@ -24,11 +24,10 @@ from fastwan.bundle import (
     OnnxManifest,
     Region,
     RegionNode,
-    Shape,
     TensorSpec,
     open_bundle,
 )
-from fastwan.config import SAMPLERS
+from fastwan.config import SAMPLERS, DiTConfig, VideoShape
 from fastwan.engines.layers import LayerRecord, TensorRecord
 from fastwan.files import sha256_file
 from fastwan.plugins.loader import checkout_root
@@ -39,7 +38,7 @@ WIDTH = HEADS * 128
 LATENTS = (1, 16, 3, 2, 4)
 FRAMES = (4, 16, 32, 3)
 TEXT_PROFILES = ((1, 64, 64), (65, 256, 256))
-SHAPE = Shape(height=16, width=32, num_frames=9)
+SHAPE = VideoShape(height=16, width=32, num_frames=9)
 
 
 def record(
@@ -181,12 +180,12 @@ def manifest_of(
     engines: dict[str, Engine],
     regions: dict[str, Region],
     files: dict[str, FileRecord],
-    shape: Shape = SHAPE,
+    shape: VideoShape = SHAPE,
     **rest: Any,
 ) -> Manifest:
     """A manifest without graphs."""
     model = Model(
-        name="tiny", recipe="nvfp4", shape=shape, dit={}, decoder={}, text_encoder=None,
+        name="tiny", recipe="nvfp4", shape=shape, dit=DiTConfig(), decoder=None, text_encoder=None,
         default_sampler="unipc",
     )  # fmt: skip
     settings: dict[str, Any] = {

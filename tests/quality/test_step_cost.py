@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fastwan.bundle import Engine, FileRecord, Region, Shape
-from fastwan.config import SAMPLERS
+from fastwan.bundle import Engine, FileRecord, Region
+from fastwan.config import SAMPLERS, VideoShape
 from fastwan.engines.layers import LayerRecord, layer_from_json
 from fastwan.plugins.loader import checkout_root
 from fastwan.quality.cost import Cost, kernel_cost, region_op_cost, total
@@ -161,7 +161,7 @@ def recording(full_size: dict[str, Any], kit: SimpleNamespace) -> Recording:
         engines,
         {name: Region(**region) for name, region in full_size["regions"].items()},
         {engine.file: FileRecord(sha256="", bytes=0) for engine in engines.values()},
-        Shape(height=480, width=832, num_frames=81),
+        VideoShape(height=480, width=832, num_frames=81),
     )
     return record(manifest, schedule_of(SAMPLERS["unipc"]))
 

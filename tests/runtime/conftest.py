@@ -24,15 +24,14 @@ from fastwan.bundle import (
     Manifest,
     Model,
     OnnxManifest,
-    Shape,
     TensorSpec,
 )
-from fastwan.config import SAMPLERS
+from fastwan.config import SAMPLERS, DiTConfig, VideoShape
 from fastwan.files import sha256_file
 
 TEXT_LENGTH, TEXT_DIM = 6, 8
 TEXT_PROFILES = ((1, 3, 3), (4, 6, 6))
-SHAPE = Shape(height=16, width=32, num_frames=9)
+SHAPE = VideoShape(height=16, width=32, num_frames=9)
 LATENTS = (1, 16, 3, 2, 4)
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 WORDS = ("</s>", "<unk>", "a", "red", "fox", "runs")
@@ -48,7 +47,7 @@ class FakeBundle:
     float_type: int = BF16
     timestep_type: int = FLOAT
     latents: tuple[int, ...] = LATENTS
-    shape: Shape = SHAPE
+    shape: VideoShape = SHAPE
     data: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"dit": ("dit.data",)})
 
     @property
@@ -92,8 +91,8 @@ class FakeBundle:
             name="fake",
             recipe="nvfp4",
             shape=self.shape,
-            dit={},
-            decoder={},
+            dit=DiTConfig(),
+            decoder=None,
             text_encoder=None,
             default_sampler="unipc",
         )

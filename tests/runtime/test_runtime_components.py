@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastwan.bundle import Shape, TensorSpec, open_bundle
+from fastwan.bundle import TensorSpec, open_bundle
+from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.model.decode import Decoder
@@ -146,7 +147,7 @@ def test_decoding_is_in_order_and_drops_the_first_three_frames(make_bundle: Call
 
 
 def test_real_latents_decode_in_order(make_bundle: Callable, wan_latents: np.ndarray) -> None:
-    shape = Shape(height=320, width=512, num_frames=61)
+    shape = VideoShape(height=320, width=512, num_frames=61)
     bundle = make_bundle(latents=wan_latents.shape, shape=shape)
     decoder = Decoder(cpu_executor(open_bundle(bundle.root), "decoder"))
     check_decode(decoder, wan_latents.astype(np.float16))

@@ -12,16 +12,17 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from fastwan.config import TARGETS, AttentionName, DiTConfig, VideoShape
+from fastwan.config import TARGETS, DiTConfig, VideoShape
 from fastwan.engines.backend import BuildOptions, BuiltEngine
 from fastwan.engines.coverage import check_coverage
-from fastwan.engines.plan_dit import GraphPart, plan_dit
+from fastwan.engines.plan import GraphPart, plan_dit, serialized
 from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
+from fastwan.export.attentions import find_attention
 from fastwan.export.dit_graph import build_dit_graph, targeted_linears
 from fastwan.export.onnx_io import data_file
-from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
 from fastwan.export.passes.graphs import nbytes
+from fastwan.export.recipes import NVFP4
 from fastwan.progress import Quiet
 from fastwan.quality.cost import kernel_cost
 from fastwan.quality.gpus import UNKNOWN
@@ -58,8 +59,7 @@ def _fill(model: ir.Model, path: Path) -> None:
 def graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[ir.Model, Path]:
     pytest.importorskip("tensorrt_rtx")
     folder = tmp_path_factory.mktemp("wide")
-    model = build_dit_graph(CONFIG, VideoShape(), "nvfp4")
-    expand_nvfp4(model)
+    model = build_dit_graph(CONFIG, VideoShape(), NVFP4())
     _fill(model, folder / "dit.data")
     return model, folder
 
@@ -67,36 +67,38 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[ir.Model, Path]:
 @pytest.fixture(scope="module", params=["sage3", "native"])
 def block(
     request: pytest.FixtureRequest, graph: tuple[ir.Model, Path]
-) -> tuple[AttentionName, GraphPart, BuiltEngine]:
+) -> tuple[str, GraphPart, BuiltEngine]:
     model, folder = graph
-    attention: AttentionName = request.param
-    linears = targeted_linears(CONFIG, "nvfp4")
-    plan = plan_dit(model, linears, attention=attention, backend="tensorrt-rtx")
+    attention: str = request.param
+    linears = targeted_linears(CONFIG, NVFP4())
+    plan = plan_dit(model, linears, attention=find_attention(attention), plugins=False)
     part = next(part for part in plan.parts if part.name == MIDDLE[attention])
-    source = EngineSource(part.name, "dit", part.model, folder, part.linears)
+    source = EngineSource(
+        part.name, "dit", serialized(part.model), folder, part.cadence, part.linears
+    )
     built = TensorRTRTX().build(source, BuildOptions(TARGETS["rtx5090"]), Quiet())
     return attention, part, built
 
 
-def test_memory_bound_bytes(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+def test_memory_bound_bytes(block: tuple[str, GraphPart, BuiltEngine]) -> None:
     attention, _, built = block
     moved = {r.name: kernel_cost(r, UNKNOWN).memory_bound_bytes for r in built.layers}
     largest = sorted(moved.items(), key=lambda item: -item[1])[:6]
     assert sum(moved.values()) <= LIMIT_MB[attention] * 1_000_000, largest
 
 
-def test_scratch(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+def test_scratch(block: tuple[str, GraphPart, BuiltEngine]) -> None:
     assert block[2].scratch_bytes < SCRATCH
 
 
-def test_every_linear_is_an_fp4_gemm(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+def test_every_linear_is_an_fp4_gemm(block: tuple[str, GraphPart, BuiltEngine]) -> None:
     _, part, built = block
     assert len(part.linears) == 6  # qkv, to_out, to_q, to_out, fc1, fc2
     coverage = check_coverage(built.layers, part.linears)
     assert coverage.lost == ()
 
 
-def test_no_fp32_copy_is_stored(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+def test_no_fp32_copy_is_stored(block: tuple[str, GraphPart, BuiltEngine]) -> None:
     tokens = VideoShape().num_tokens
     wide = [
         (record.name, tensor.shape)
@@ -107,7 +109,7 @@ def test_no_fp32_copy_is_stored(block: tuple[AttentionName, GraphPart, BuiltEngi
     assert wide == []
 
 
-def test_kernels(block: tuple[AttentionName, GraphPart, BuiltEngine]) -> None:
+def test_kernels(block: tuple[str, GraphPart, BuiltEngine]) -> None:
     """One GEMM and one quantiser for each of the six linears, whatever precedes them."""
     attention, _, built = block
     kinds = Counter(record.kind for record in built.layers)

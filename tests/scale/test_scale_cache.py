@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastwan.config import RECIPES, DiTConfig, VideoShape
+from fastwan.config import DiTConfig, VideoShape
 from fastwan.content_cache import ContentCache
 from fastwan.export import dit_onnx
+from fastwan.export.attentions.sage3 import Sage3
 from fastwan.export.cache import ExportCache, content_key, tensor_bytes
 from fastwan.export.checkpoint.reader import Checkpoint
 from fastwan.export.dit_onnx import export_dit
 from fastwan.export.onnx_io import TensorSource
-from fastwan.export.quantize import Quantizer
+from fastwan.export.recipes import NVFP4
 from fastwan.plugins.nvfp4 import PackedWeight, quantize_weight
 
 LINEARS = 8  # groups of a block that are quantised: k, v, qkv, out, q, out, fc1, fc2
@@ -32,7 +33,7 @@ class Counting:
         self.calls = 0
         self._survive = survive
 
-    def __call__(self, weight: Tensor) -> PackedWeight:
+    def __call__(self, weight: Tensor, activation_global_scale: float) -> PackedWeight:
         if self._survive is not None and self.calls >= self._survive:
             raise KeyboardInterrupt
         self.calls += 1
@@ -49,16 +50,18 @@ def export(
 
     def run(
         name: str,
-        quantizer: Quantizer,
+        quantizer: Counting,
         *,
         shape: VideoShape = SHAPE,
         source: TensorSource = tiny.transformer,
         config: DiTConfig = config,
     ) -> tuple[Path, dict[str, str]]:
-        monkeypatch.setattr(dit_onnx, "modelopt_quantizer", lambda _: quantizer)
+        monkeypatch.setattr("fastwan.export.quantize.convert_linear", quantizer)
         folder = tmp_path / name
         folder.mkdir()
-        _, digests = export_dit(source, config, shape, RECIPES["nvfp4"], folder, cache=cache)
+        _, digests = export_dit(
+            source, config, shape, NVFP4(), folder, attention=Sage3(), cache=cache
+        )
         return folder, digests
 
     return run

@@ -20,9 +20,8 @@ from fastwan.bundle import (
     Manifest,
     Model,
     OnnxManifest,
-    Shape,
 )
-from fastwan.config import SAMPLERS
+from fastwan.config import SAMPLERS, DiTConfig, VideoShape
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.onnx_guard import bundle_graph, checked_model
 from fastwan.runtime.cpu.executor import cpu_executor
@@ -84,8 +83,8 @@ def write(tmp_path: Path) -> Write:
         exported = OnnxManifest(
             tool_version="0",
             model=Model(
-                name="tiny", recipe="nvfp4", shape=Shape(height=16, width=16, num_frames=1),
-                dit={}, decoder={}, text_encoder=None, default_sampler="unipc",
+                name="tiny", recipe="nvfp4", shape=VideoShape(height=16, width=16, num_frames=1),
+                dit=DiTConfig(), decoder=None, text_encoder=None, default_sampler="unipc",
             ),
             graphs={"dit": Graph(file="dit.onnx", data=tuple(listed), inputs=(), outputs=())},
         )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastwan.errors import BadInput
-from fastwan.export import onnx_io
+from fastwan.export import onnx_io, tracing
 
 
 class Toy(torch.nn.Module):
@@ -26,7 +26,7 @@ class Toy(torch.nn.Module):
 
 
 def _traced() -> ir.Model:
-    return onnx_io.trace(
+    return tracing.trace(
         Toy().eval(), (torch.zeros(2, 64),), name="toy", inputs=["x"], outputs=["y"]
     )
 

@@ -9,6 +9,7 @@ import torch
 
 from fastwan.config import TextEncoderConfig
 from fastwan.export.models.umt5 import UMT5Encoder, relative_buckets
+from fastwan.export.recipes import BF16
 
 TINY = TextEncoderConfig(vocab_size=96, d_model=64, d_kv=16, d_ff=160, num_layers=3, num_heads=4)
 
@@ -44,7 +45,7 @@ def _original(config: TextEncoderConfig = TINY, dtype: torch.dtype = torch.float
 
 
 def _ours(original: Any, dtype: torch.dtype = torch.float32) -> UMT5Encoder:
-    encoder = UMT5Encoder(TINY, dtype=dtype).eval()
+    encoder = UMT5Encoder(TINY, BF16(), dtype).eval()
     state = original.state_dict()
     state.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
     encoder.load_state_dict(state)

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from fastwan.bundle import Shape
+from fastwan.config import VideoShape
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.quality.verify.report import (
     Check,
@@ -24,7 +24,7 @@ from fastwan.schema import BundleFacts
 def report_of(*checks: Check) -> VerifyReport:
     facts = BundleFacts(
         path="bundle", model="tiny", recipe="nvfp4",
-        shape=Shape(height=16, width=16, num_frames=1), target="rtx5090", backend="tensorrt-rtx",
+        shape=VideoShape(16, 16, 1), target="rtx5090", backend="tensorrt-rtx",
         attention="native", sampler="unipc", versions={},
     )  # fmt: skip
     return VerifyReport(bundle=facts, checks=checks)

@@ -21,7 +21,6 @@ from fastwan.quality.verify.graphs import ROUNDING_MARGIN, random_inputs, relati
 from fastwan.quality.verify.modules import (
     decoder_module,
     streaming_step,
-    text_encoder_format,
     text_encoder_module,
 )
 from fastwan.quality.verify.report import Check
@@ -168,7 +167,7 @@ def check_text_encoder(subject: Subject) -> Check:
 
 def _encoded(subject: Subject, encoder: TextEncoder, embeddings: Array) -> Array:
     """Padded embeddings of `PROMPT` by ONNX Runtime."""
-    if text_encoder_format(subject) == "bf16":
+    if not subject.text_recipe.quantised:
         return encoder.encode(PROMPT).astype(np.float32)
     model = subject.load(subject.graphs["text_encoder"].file)
     lowered, _ = lower_for_onnxruntime(model, quantize_activations=False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import onnx_ir as ir
 
+from fastwan.export.attentions import EXACT, Attention
 from fastwan.export.onnx_io import strip
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_attention import lower_attention
@@ -47,12 +47,11 @@ class LoweredDiT:
     Args:
         model: as ``dit.onnx`` holds it; left unchanged.
         folder: where its external data lies.
-        fp4_attention: what the quantised form has.
+        attention: what the model was made for.
     """
 
-    def __init__(self, model: ir.Model, folder: Path, *, fp4_attention: bool = True) -> None:
-        self._model, self._folder = model, folder
-        self._attention: Literal["fp4", "exact"] = "fp4" if fp4_attention else "exact"
+    def __init__(self, model: ir.Model, folder: Path, attention: Attention) -> None:
+        self._model, self._folder, self._attention = model, folder, attention
         self._exact: dict[str, ir.Model] = {}
 
     @cached_property
@@ -60,7 +59,7 @@ class LoweredDiT:
         """The graphs of `split_dit` with the numerics of the model."""
         parts = {name: clone(part) for name, part in split_dit(self._model).items()}
         return {
-            name: lower_for_onnxruntime(part, attention=self._attention)[0]
+            name: lower_for_onnxruntime(part, attention=self._attention.reference)[0]
             for name, part in parts.items()
         }
 
@@ -68,18 +67,15 @@ class LoweredDiT:
         """The runtime's component over lowered graphs."""
         return DiT(*(MemoryExecutor(parts[name], self._folder) for name in DIT_GRAPHS))
 
-    def unquantised(self, dtype: Literal["fp32", "bf16"]) -> DiT[Array]:
-        """Without activation quantisers and with exact attention, rounding as `dtype` does."""
+    def unquantised(self, *, rounding: bool) -> DiT[Array]:
+        """Without activation quantisers and with exact attention, in bf16 or without rounding."""
         if not self._exact:
             for name, part in split_dit(self._model).items():
-                self._exact[name] = lower_attention(clone(part), "exact")[0]
+                self._exact[name] = lower_attention(clone(part), EXACT)[0]
         lowered = {
-            name: lower_for_onnxruntime(
-                clone(part),
-                quantize_activations=False,
-                attention="exact",
-                rounding=dtype == "bf16",
-            )[0]
+            name: lower_for_onnxruntime(clone(part), quantize_activations=False, rounding=rounding)[
+                0
+            ]
             for name, part in self._exact.items()
         }
         return self.executors(lowered)

@@ -1,4 +1,7 @@
-"""`fp4_graph` and `fp4_engines`: no targeted linear lost FP4, in the graph or in an engine."""
+"""`<format>_graph` and `<format>_engines`: no targeted linear lost the format of its recipe.
+
+One pair of checks for each gate, e.g. `fp4_graph` and `fp4_engines`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from fastwan.config import DiTConfig
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
 from fastwan.engines.layers import bundle_layers
 from fastwan.errors import VerificationFailed
+from fastwan.export.recipes import Gate, Recipe, find_recipe
 from fastwan.export.text_encoder_onnx import targeted_linears as text_encoder_linears
-from fastwan.quality.verify.modules import text_encoder_format
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.subject import Subject
 
@@ -31,59 +34,78 @@ def expected_sources(config: DiTConfig) -> frozenset[str]:
     )
 
 
-def check_graph(subject: Subject) -> Check:
-    """Every targeted linear is FLOAT4E2M1 with a dynamically quantised activation."""
+def gates(subject: Subject) -> tuple[Gate, ...]:
+    """Gates of the recipes of a bundle's components."""
+    found = (recipe.gate for recipe in _recipes(subject).values())
+    return tuple(dict.fromkeys(gate for gate in found if gate is not None))
+
+
+def _recipes(subject: Subject) -> dict[str, Recipe]:
+    """Recipe by component."""
+    recipes = {}
+    if "dit" in subject.graphs:
+        recipes["dit"] = subject.recipe
+    if "text_encoder" in subject.graphs:
+        recipes["text_encoder"] = subject.text_recipe
+    return recipes
+
+
+def check_graph(subject: Subject, gate: Gate) -> Check:
+    """Every targeted linear has the weight and the activation of its recipe."""
     covered: set[str] = set()
     reasons: list[str] = []
     for name in subject.graphs:
         record = subject.graphs[name]
-        linears = [linear for linear in record.linears if linear.format == "nvfp4"]
+        linears = _held_by(gate, record.linears)
         if linears:
-            found, why = fp4_linears(subject.proto(record.file), linears)
+            found, why = sound_linears(subject.proto(record.file), linears)
             covered.update(source for linear in found for source in linear.sources)
             reasons += why
-    return _missing(
-        "fp4_graph", "targeted linears that are not FP4 in the graph", subject, covered, reasons
-    )
+    metric = f"targeted linears that are not {gate.label} in the graph"
+    return _missing("graph", metric, subject, gate, covered, reasons)
 
 
-def check_engines(subject: Subject) -> Check:
-    """Every targeted linear is computed by an FP4 GEMM of an engine, by its layer records."""
+def check_engines(subject: Subject, gate: Gate) -> Check:
+    """Every targeted linear is computed as its recipe wants, by the engines' layer records."""
     layers = bundle_layers(subject.bundle)
     elements: dict[str, int] = {}
-    for name in ("dit", "text_encoder"):
-        if name in subject.graphs and (expected := expected_nodes(subject, name)):
+    for name, recipe in _recipes(subject).items():
+        if recipe.gate is gate:
+            expected = expected_nodes(subject, name)
             elements |= weight_elements(subject.proto(subject.graphs[name].file), expected)
     covered: set[str] = set()
     reasons: list[str] = []
     for name, engine in subject.manifest.engines.items():
-        coverage = check_coverage(layers[name], engine.linears, elements)
+        coverage = check_coverage(layers[name], _held_by(gate, engine.linears), elements)
         covered.update(source for linear in coverage.covered for source in linear.sources)
         reasons += [f"{linear.name}: {reason}" for linear, reason in coverage.lost]
-    return _missing(
-        "fp4_engines", "targeted linears without an FP4 GEMM", subject, covered, reasons
-    )
+    metric = f"targeted linears without {gate.wanted}"
+    return _missing("engines", metric, subject, gate, covered, reasons)
+
+
+def _held_by(gate: Gate, linears: Sequence[Linear]) -> list[Linear]:
+    return [linear for linear in linears if find_recipe(linear.format).gate is gate]
 
 
 def expected_nodes(subject: Subject, component: str) -> tuple[Linear, ...]:
     """Targeted linears of a component as they follow from its configuration."""
     if component == "dit":
         return subject.expected_linears
-    return text_encoder_linears(subject.text_config, text_encoder_format(subject))
+    return text_encoder_linears(subject.text_config, subject.text_recipe)
 
 
 def weight_elements(model: onnx.ModelProto, linears: Sequence[Linear]) -> dict[str, int]:
-    """Elements of the weight by MatMul node, for those linears that are FP4 in the graph."""
+    """Elements of the weight by MatMul node, for those linears that are sound in the graph."""
     elements: dict[str, int] = {}
-    for linear in fp4_linears(model, linears)[0]:
+    for linear in sound_linears(model, linears)[0]:
         elements |= check_onnx_linears(model, [linear])
     return elements
 
 
-def fp4_linears(
+def sound_linears(
     model: onnx.ModelProto, linears: Sequence[Linear]
 ) -> tuple[list[Linear], list[str]]:
-    """Linears that are FP4 in a graph, and what is wrong with the others."""
+    """Linears that are of their recipe in a graph, and what is wrong with the others."""
     try:
         check_onnx_linears(model, linears)
     except VerificationFailed:
@@ -102,14 +124,23 @@ def fp4_linears(
 
 
 def _missing(
-    name: str, metric: str, subject: Subject, covered: Iterable[str], reasons: Sequence[str]
+    where: str,
+    metric: str,
+    subject: Subject,
+    gate: Gate,
+    covered: Iterable[str],
+    reasons: Sequence[str],
 ) -> Check:
+    name = f"{gate.label.lower()}_{where}"
     expected: set[str] = set()
-    if "dit" in subject.graphs:
-        expected |= expected_sources(subject.dit_config)
-    if "text_encoder" in subject.graphs:
-        linears = expected_nodes(subject, "text_encoder")
-        expected.update(source for linear in linears for source in linear.sources)
+    for component, recipe in _recipes(subject).items():
+        if recipe.gate is not gate:
+            continue
+        if component == "dit":
+            expected |= expected_sources(subject.dit_config)
+        else:
+            linears = expected_nodes(subject, component)
+            expected.update(source for linear in linears for source in linear.sources)
     missing = sorted(expected - set(covered))
     note = f"{len(expected)} linears expected"
     if missing:

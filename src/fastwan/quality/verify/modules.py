@@ -12,8 +12,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from fastwan.config import LinearFormat
 from fastwan.errors import BadInput
+from fastwan.export.attentions import Form
 from fastwan.export.models.layers import Linear
 from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
 from fastwan.export.models.umt5 import EMBEDDING, UMT5Encoder
@@ -24,16 +24,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def dit_module(
-    subject: Subject, dtype: torch.dtype, *, activations: bool, attention: bool
+    subject: Subject, dtype: torch.dtype, *, activations: bool, attention: Form
 ) -> WanDiT:
     """The transformer at the shape of the checks.
 
     Args:
         dtype: bf16 as the model computes, or fp32 without roundings.
         activations: quantise the activations of the linears.
-        attention: FP4 attention instead of exact attention.
+        attention: what self-attention computes.
     """
-    module = WanDiT(subject.dit_config, subject.check_shape, subject.recipe.linears, dtype)
+    module = WanDiT(subject.dit_config, subject.check_shape, subject.recipe, dtype)
     load_stored(module, subject.stored)
     return module.set_quantizers(activations=activations, attention=attention)
 
@@ -57,18 +57,13 @@ def text_encoder_module(
     Args:
         embedding: [vocab_size, d_model] token embedding, which is not in the graph.
     """
-    module = UMT5Encoder(subject.text_config, text_encoder_format(subject), dtype)
+    module = UMT5Encoder(subject.text_config, subject.text_recipe, dtype)
     model = subject.load(subject.graphs["text_encoder"].file)
     load_stored(module, model, {EMBEDDING: embedding})
     for part in module.modules():
         if isinstance(part, Linear):
             part.quantize_activation = False
     return module
-
-
-def text_encoder_format(subject: Subject) -> LinearFormat:
-    """Number format of the text encoder's linears."""
-    return "nvfp4" if subject.graphs["text_encoder"].linears else "bf16"
 
 
 def load_stored(module: M, model: ir.Model, others: dict[str, Tensor] | None = None) -> M:

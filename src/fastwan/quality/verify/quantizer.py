@@ -1,4 +1,4 @@
-"""`quantizer_recipe` and `quantizer_bit_exact`: the activation quantiser, alone and bit for bit."""
+"""`quantizer_recipe` and `quantizer_bit_exact` of NVFP4: the activation quantiser, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import onnx_ir as ir
 import torch
 from onnx import numpy_helper
 
-from fastwan.engines.coverage import QUANTISE
 from fastwan.errors import BadInput
-from fastwan.export.passes.expand_nvfp4 import BLOCK, E4M3
+from fastwan.export.passes.expand_nvfp4 import E4M3
 from fastwan.export.passes.graphs import submodel
 from fastwan.export.passes.split_dit import split_dit
+from fastwan.export.recipes.nvfp4 import BLOCK, NVFP4, QUANTISE
 from fastwan.plugins.nvfp4 import fake_quantize_activation
 from fastwan.quality.verify.executor import MemoryExecutor
 from fastwan.quality.verify.report import Check
@@ -28,7 +28,7 @@ _SHOWN = 4
 Array = npt.NDArray[np.float32]
 
 
-def check_recipe(subject: Subject) -> Check:
+def check_recipe(subject: Subject, recipe: NVFP4) -> Check:
     """Each quantise node of ``dit.onnx`` has the recipe's scale, axis, block and scale type."""
     graph = subject.proto(subject.graphs["dit"].file).graph
     scales = {tensor.name: tensor for tensor in graph.initializer}
@@ -47,7 +47,7 @@ def check_recipe(subject: Subject) -> Check:
             {attribute.name: attribute.i for attribute in node.attribute} == wanted
             and bool(again)
             and all(
-                _scalar(subject, scales.get(name)) == subject.recipe.activation_global_scale
+                _scalar(subject, scales.get(name)) == recipe.activation_global_scale
                 for name in (node.input[1], *again)
             )
         )
@@ -71,7 +71,7 @@ def _scalar(subject: Subject, tensor: onnx.TensorProto | None) -> float | None:
     return float(numpy_helper.to_array(tensor, str(subject.bundle.root / "onnx")))
 
 
-def check_quantizer(subject: Subject, lowered: Mapping[str, ir.Model]) -> Check:
+def check_quantizer(subject: Subject, recipe: NVFP4, lowered: Mapping[str, ir.Model]) -> Check:
     """The quantiser of every linear, cut out of the CPU graphs, against `nvfp4`.
 
     Args:
@@ -89,7 +89,7 @@ def check_quantizer(subject: Subject, lowered: Mapping[str, ir.Model]) -> Check:
             x = _with_edges(generator, shape) if rounds == 0 else _random(generator, shape)
             (got,) = executor.run({source: x}).values()
             want = fake_quantize_activation(
-                torch.from_numpy(x), subject.recipe.activation_global_scale
+                torch.from_numpy(x), recipe.activation_global_scale
             ).numpy()
             # Minus zero multiplies like zero: the sign of a zero is nobody's claim.
             differing = int(np.count_nonzero((got + 0).view(np.int32) != (want + 0).view(np.int32)))

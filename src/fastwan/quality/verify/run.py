@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fastwan.bundle import open_bundle
 from fastwan.progress import Progress, Quiet, stage
-from fastwan.quality.verify import graphs, linears, quantizer, steps, weights
+from fastwan.quality.verify import graphs, linears, steps, weights
 from fastwan.quality.verify.components import Runtime, check_decoder, check_text_encoder
 from fastwan.quality.verify.files import check_integrity
+from fastwan.quality.verify.recipe_checks import recipe_checks
 from fastwan.quality.verify.report import Check, Planned, VerifyReport, not_run, run_planned
 from fastwan.quality.verify.sampler import check_sampler
 from fastwan.quality.verify.subject import Subject
@@ -82,24 +84,16 @@ def plan(subject: Subject) -> list[Planned]:
 
     planned = []
     present = subject.graphs
-    nvfp4 = subject.recipe.linears == "nvfp4"
-    if nvfp4 and "dit" in present:
+    for gate in linears.gates(subject):
+        label = gate.label.lower()
         planned += [
-            one("fp4_graph", linears.check_graph),
-            one("fp4_engines", linears.check_engines),
+            one(f"{label}_graph", partial(linears.check_graph, gate=gate)),
+            one(f"{label}_engines", partial(linears.check_engines, gate=gate)),
         ]
     planned.append(one("weights_bit_exact", weights.check_weights))
     if "dit" in present:
         planned.append(one("attention_nodes", graphs.check_attention_nodes))
-        if nvfp4:
-            planned += [
-                one("packing_bit_exact", weights.check_packing),
-                one("quantizer_recipe", quantizer.check_recipe),
-                one(
-                    "quantizer_bit_exact",
-                    lambda s: quantizer.check_quantizer(s, quantizer.lowered_parts(s)),
-                ),
-            ]
+        planned += recipe_checks(subject)
         if subject.check_shape != subject.shape:
             planned.append(one("graph_structure", graphs.check_structure))
         planned.append(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fastwan.config import VideoShape
+from fastwan.export.attentions import EXACT
 from fastwan.export.models.taehv import StreamingStep
 from fastwan.export.models.wan import WanDiT
 from fastwan.quality.verify.graphs import relative_difference
@@ -42,6 +43,7 @@ PIXEL_FLOOR = 1.0
 """Least limit of the frames in levels: pixels are truncated, so one level may always differ."""
 
 Velocity = Callable[[Array, int], Array]
+_MERGED_SCALE = "qkv_scale"
 
 
 class Model:
@@ -50,13 +52,17 @@ class Model:
     Args:
         module: quantised, in bf16.
         text: prompt embeddings [1, text_length, text_dim].
+        scales: ends of the names of every fp32 factor of a weight.
         trial: 0 for the model itself; other numbers seed a change of the latents by 1e-7 and of
             every fp32 scale of a weight by one unit in the last place, up or down. The latents
             alone would not do: the model rounds them to bf16, which mostly undoes the change.
     """
 
-    def __init__(self, module: WanDiT, text: Array, trial: int = 0) -> None:
+    def __init__(
+        self, module: WanDiT, text: Array, scales: tuple[str, ...] = (), trial: int = 0
+    ) -> None:
         self._module, self._text, self._trial = module, torch.from_numpy(text), trial
+        self._scales = scales
         self._known: dict[tuple[bytes, int], Array] = {}
 
     def __call__(self, latents: Array, timestep: int) -> Array:
@@ -72,7 +78,7 @@ class Model:
         saved = {
             name: value
             for name, value in self._module.state_dict().items()
-            if name.endswith(("weight_scale_2", "qkv_scale"))
+            if name.endswith(self._scales)
         }
         if self._trial:
             x = x + LATENTS_MOVED_BY * x.abs().mean() * torch.randn(x.shape, generator=generator)
@@ -111,12 +117,15 @@ def check_video(
     schedule = schedule_of(subject.manifest.sampler_spec())
     shape = subject.check_shape.latents(subject.dit_config.in_channels)
     noises = draw(shape, schedule, torch.Generator().manual_seed(DEFAULT_SEED))
-    nvfp4, fp4 = subject.recipe.linears == "nvfp4", subject.fp4_attention
-    module = dit_module(subject, torch.bfloat16, activations=nvfp4, attention=fp4)
-    model, *trials = (Model(module, text, trial) for trial in range(1 + TRIALS))
-    if not (nvfp4 or fp4):
+    recipe, attention = subject.recipe, subject.attention
+    module = dit_module(
+        subject, torch.bfloat16, activations=recipe.quantised, attention=attention.reference
+    )
+    scales = (*recipe.global_scales, _MERGED_SCALE)
+    model, *trials = (Model(module, text, scales, trial) for trial in range(1 + TRIALS))
+    if not (recipe.quantised or attention.quantised):
         # Nothing is chaotic then: what a change grows to is what rounding itself makes of it.
-        exact = dit_module(subject, torch.float32, activations=False, attention=False)
+        exact = dit_module(subject, torch.float32, activations=False, attention=EXACT)
         trials.append(Model(exact, text))
     context = dit.prepare(text)
     visited: list[tuple[Array, int, Array]] = []

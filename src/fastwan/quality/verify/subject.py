@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
@@ -12,21 +11,13 @@ import torch
 from torch import Tensor
 
 from fastwan.bundle import Bundle, Linear
-from fastwan.config import (
-    MODELS,
-    RECIPES,
-    DecoderConfig,
-    DiTConfig,
-    Recipe,
-    TextEncoderConfig,
-    VideoShape,
-    lookup,
-)
+from fastwan.config import MODELS, DecoderConfig, TextEncoderConfig, VideoShape, lookup
 from fastwan.errors import BadInput
+from fastwan.export.attentions import Attention, find_attention
 from fastwan.export.dit_graph import build_dit_graph, targeted_linears
 from fastwan.export.dit_onnx import CPU_REFERENCE_TOKENS
 from fastwan.export.onnx_io import torch_tensor
-from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
+from fastwan.export.recipes import BF16, Recipe, find_recipe
 from fastwan.export.weights import constant_tensors
 from fastwan.onnx_guard import all_tensors, checked_model
 from fastwan.quality.verify.executor import LoweredDiT
@@ -36,8 +27,6 @@ if TYPE_CHECKING:
 
 SMALL_SHAPE = VideoShape(height=96, width=160, num_frames=9)
 """Where bundles are verified whose own video is too long for the CPU reference."""
-
-C = TypeVar("C")
 
 
 class Subject:
@@ -49,11 +38,12 @@ class Subject:
 
     Attributes:
         shape: video shape the bundle was built for.
+        recipe: of the transformer's linears.
         check_shape: shape at which graphs are run: `shape`, or `SMALL_SHAPE` for the graph that
             the exporter makes of the same configuration and the bundle's weights.
 
     Raises:
-        BadInput: the manifest's configurations are not those of this tool.
+        BadInput: nothing implements the recipe that the manifest names.
     """
 
     def __init__(self, bundle: Bundle, checkpoint: Checkpoint | None = None) -> None:
@@ -62,17 +52,23 @@ class Subject:
         self.manifest = bundle.manifest
         self.graphs = bundle.manifest.onnx.graphs
         self.checkpoint = checkpoint
-        self.recipe: Recipe = lookup(RECIPES, model.recipe)
-        self.dit_config = _config(DiTConfig, model.dit)
-        self.shape = VideoShape(**model.shape.model_dump())
+        self.recipe = find_recipe(model.recipe)
+        self.dit_config = model.dit
+        self.shape = model.shape
         small = self.shape.num_tokens <= CPU_REFERENCE_TOKENS
         self.check_shape = self.shape if small else SMALL_SHAPE
         self._protos: dict[str, onnx.ModelProto] = {}
 
-    @property
-    def fp4_attention(self) -> bool:
-        """Whether the model was made for FP4 attention; native engines do not change that."""
-        return lookup(MODELS, self.manifest.onnx.model.name).attention == "sage3"
+    @cached_property
+    def attention(self) -> Attention:
+        """What the model was made for; engines of another attention do not change that."""
+        return find_attention(lookup(MODELS, self.manifest.onnx.model.name, "model").attention)
+
+    @cached_property
+    def text_recipe(self) -> Recipe:
+        """Recipe of the text encoder's linears, as its graph's record says."""
+        linears = self.graphs["text_encoder"].linears
+        return find_recipe(linears[0].format) if linears else BF16()
 
     @property
     def at(self) -> str:
@@ -81,18 +77,34 @@ class Subject:
         text = f"{shape.height}x{shape.width}x{shape.num_frames}, {shape.num_tokens} tokens"
         return text if shape == self.shape else f"{text}, the bundle's weights in a small graph"
 
-    @cached_property
+    @property
     def decoder_config(self) -> DecoderConfig:
-        return _config(DecoderConfig, self.manifest.onnx.model.decoder)
+        """Shape of the decoder.
 
-    @cached_property
+        Raises:
+            BadInput: the manifest has none.
+        """
+        config = self.manifest.onnx.model.decoder
+        if config is None:
+            raise BadInput("no configuration of the decoder", where="manifest.json")
+        return config
+
+    @property
     def text_config(self) -> TextEncoderConfig:
-        return _config(TextEncoderConfig, self.manifest.onnx.model.text_encoder or {})
+        """Shape of the text encoder.
+
+        Raises:
+            BadInput: the manifest has none.
+        """
+        config = self.manifest.onnx.model.text_encoder
+        if config is None:
+            raise BadInput("no configuration of the text encoder", where="manifest.json")
+        return config
 
     @cached_property
     def expected_linears(self) -> tuple[Linear, ...]:
         """Targeted linears of the transformer as they follow from the configuration alone."""
-        return targeted_linears(self.dit_config, self.recipe.linears)
+        return targeted_linears(self.dit_config, self.recipe)
 
     def proto(self, file: str) -> onnx.ModelProto:
         """An ONNX file of the bundle; it and all data files it reads are listed and hashed.
@@ -131,9 +143,7 @@ class Subject:
         """
         if self.check_shape == self.shape:
             return self.stored
-        model = build_dit_graph(self.dit_config, self.check_shape, self.recipe.linears)
-        scale = self.recipe.activation_global_scale
-        expand_nvfp4(model, activation_global_scale=scale)
+        model = build_dit_graph(self.dit_config, self.check_shape, self.recipe)
         constants = constant_tensors(self.dit_config, self.check_shape)
         for name, value in model.graph.initializers.items():
             if name in constants:
@@ -146,7 +156,7 @@ class Subject:
     def lowered(self) -> LoweredDiT:
         """The transformer, to be lowered for ONNX Runtime at `check_shape`."""
         folder = self.bundle.root / "onnx"
-        return LoweredDiT(self.dit_graph, folder, fp4_attention=self.fp4_attention)
+        return LoweredDiT(self.dit_graph, folder, self.attention)
 
 
 def initializer(model: ir.Model, name: str) -> ir.TensorProtocol:
@@ -168,13 +178,3 @@ def stored_tensor(tensor: ir.TensorProtocol) -> Tensor:
         raw = bytearray(tensor.tobytes())
         return torch.frombuffer(raw, dtype=torch.uint8).reshape(rows, columns // 2)
     return torch_tensor(tensor)
-
-
-def _config(kind: type[C], fields: Mapping[str, Any]) -> C:
-    made = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-    try:
-        return kind(**made)
-    except TypeError as error:
-        raise BadInput(f"{kind.__name__} of the manifest: {error}", where="manifest.json") from None
