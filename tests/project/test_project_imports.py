@@ -112,7 +112,8 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 
 COMMON = {"fastwan", *(f"fastwan.{name}" for name in ("bundle", "config", "errors", "files"))}
-COMMON |= {"fastwan.onnx_guard", "fastwan.parallel", "fastwan.progress", "fastwan.schema"}
+COMMON |= {"fastwan.manifest_fields", "fastwan.onnx_guard", "fastwan.parallel"}
+COMMON |= {"fastwan.progress", "fastwan.schema"}
 COMMON |= {"fastwan.outputs", "fastwan.ownership", "fastwan.staging"}
 MAY_IMPORT = {
     "plugins": {"fastwan.plugins"},
