@@ -8,38 +8,26 @@ manifest strictly; a file of it is used only after `Bundle.file` has checked its
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import fields
-from functools import cached_property, partial
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fastwan.config import (
-    ATTENTIONS,
-    BACKENDS,
-    RECIPES,
-    TARGETS,
-    Component,
-    DecoderConfig,
-    DiTConfig,
-    SamplerSpec,
-    TextEncoderConfig,
-    VideoShape,
-    known,
-    lookup,
-)
+from fastwan.config import Component, SamplerSpec, lookup
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import confined_file, sha256_file
+from fastwan.manifest_fields import (
+    AttentionName,
+    BackendName,
+    RecipeName,
+    TargetName,
+    WholeDecoder,
+    WholeDiT,
+    WholeShape,
+    WholeTextEncoder,
+)
 from fastwan.strict_json import read_json
 
 SCHEMA_VERSION = 3
@@ -50,28 +38,6 @@ LAYERS = "layers.json"
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _one_of(names: Collection[str], kind: str) -> AfterValidator:
-    return AfterValidator(partial(known, names, kind=kind))
-
-
-RecipeName = Annotated[str, _one_of(RECIPES, "recipe")]
-AttentionName = Annotated[str, _one_of(ATTENTIONS, "attention")]
-BackendName = Annotated[str, _one_of(BACKENDS, "backend")]
-TargetName = Annotated[str, _one_of(TARGETS, "target")]
-
-
-def _whole(kind: type[Any]) -> BeforeValidator:
-    """A configuration is read with every field written out; none is left to its default."""
-
-    def check(value: object) -> object:
-        wanted = {field.name for field in fields(kind)}
-        if isinstance(value, dict) and (missing := wanted - value.keys()):
-            raise ValueError(f"{min(missing)} is missing")
-        return value
-
-    return BeforeValidator(check)
 
 
 T = TypeVar("T", bound=_Record)
@@ -141,10 +107,10 @@ class Model(_Record):
 
     name: str
     recipe: RecipeName
-    shape: Annotated[VideoShape, _whole(VideoShape)]
-    dit: Annotated[DiTConfig, _whole(DiTConfig)]
-    decoder: Annotated[DecoderConfig, _whole(DecoderConfig)] | None
-    text_encoder: Annotated[TextEncoderConfig, _whole(TextEncoderConfig)] | None
+    shape: WholeShape
+    dit: WholeDiT
+    decoder: WholeDecoder | None
+    text_encoder: WholeTextEncoder | None
     default_sampler: str
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from fastwan import config
 from fastwan.build import BuildSpec, build_engine
 from fastwan.bundle import MANIFEST, Linear, Manifest, open_bundle
 from fastwan.cli import main
+from fastwan.config import SAMPLERS, DiTConfig
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
 from fastwan.engines.plan import plan_dit
 from fastwan.errors import BadInput
@@ -76,12 +77,14 @@ ATTENTION_STAGES: dict[str, Callable[[Any, Path], object]] = {
 def _manifest(recipe: str = "nvfp4", attention: str = "sage3", **changes: Any) -> Manifest:
     fields = {
         "tool_version": "0", "versions": {}, "target": TARGET, "backend": "tensorrt-rtx",
-        "attention": attention, "sampler": "unipc", "components": ["dit"], "engines": {},
+        "attention": attention, "sampler": "unipc", "samplers": [asdict(SAMPLERS["unipc"])],
+        "components": ["dit"], "engines": {},
         "files": {}, "build": {"seconds": 0, "peak_rss_bytes": 0},
         "onnx": {
             "tool_version": "0", "graphs": {},
             "model": {
-                "name": MODEL, "recipe": recipe, "dit": {}, "decoder": None, "text_encoder": None,
+                "name": MODEL, "recipe": recipe, "dit": asdict(DiTConfig()), "decoder": None,
+                "text_encoder": None,
                 "shape": {"height": 96, "width": 160, "num_frames": 9}, "default_sampler": "unipc",
             },
         },

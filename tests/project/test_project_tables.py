@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastwan.bundle import ONNX_MANIFEST, OnnxManifest, parse_manifest
+from fastwan.bundle import ONNX_MANIFEST, SCHEMA_VERSION, OnnxManifest, parse_manifest
 from fastwan.config import ATTENTIONS, BACKENDS, MODELS, RECIPES, TARGETS, DiTConfig
 from fastwan.engines.backend import load_backend
 from fastwan.errors import BadInput
@@ -85,23 +86,26 @@ def _exported(dit: dict[str, Any]) -> dict[str, Any]:
         "name": "m", "recipe": "bf16", "shape": shape, "dit": dit, "decoder": None,
         "text_encoder": None, "default_sampler": "unipc",
     }  # fmt: skip
-    return {"schema_version": 2, "tool_version": "0", "model": model, "graphs": {}}
+    return {"schema_version": SCHEMA_VERSION, "tool_version": "0", "model": model, "graphs": {}}
 
 
 @pytest.mark.parametrize(
-    ("dit", "message"),
+    ("changes", "message"),
     [
-        ({"num_layers": 2, "patch_size": [1, 2, 2]}, ""),
+        ({"num_layers": 2}, ""),
         ({"num_layers": 0}, "num_layers must be positive"),
         ({"num_layers": 2.5}, "valid integer.* in 'model.dit.num_layers'"),
+        ({"num_layers": None}, "num_layers is missing in 'model.dit'"),
         ({"depth": 2}, "Unexpected keyword argument in 'model.dit.depth'"),
     ],
 )
 def test_a_manifest_holds_the_configurations_themselves(
-    tmp_path: Path, dit: dict[str, Any], message: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / ONNX_MANIFEST
-    path.write_text(json.dumps(_exported(dit)))
+    dit = asdict(DiTConfig()) | changes
+    written = {name: value for name, value in dit.items() if value is not None}
+    path.write_text(json.dumps(_exported(written)))
     if message:
         with pytest.raises(BadInput, match=rf"{ONNX_MANIFEST}: .*{message}"):
             parse_manifest(path, OnnxManifest)
