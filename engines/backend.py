@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from fastwan.bundle import TensorSpec
 from fastwan.config import BACKENDS, Target, implementation
 from fastwan.engines.layers import LayerRecord
 from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 from fastwan.progress import Progress
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastwan.bundle import TensorSpec
 from fastwan.dtypes import TENSORRT_NAMES
 from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 
 
 def set_formats(trt: Any, network: Any, source: EngineSource) -> None:

@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastwan import __version__
-from fastwan.bundle import (
+from fastwan.engines.builder import BuildRequest, BundleBuilder
+from fastwan.engines.cache import EngineCache
+from fastwan.engines.layers import LayerRecord
+from fastwan.engines.regions import region_records
+from fastwan.engines.source import EngineSource
+from fastwan.errors import BadInput
+from fastwan.export.passes.cut_at_regions import Region as RegionGraph
+from fastwan.files import atomic_dir, confined_file, sha256_file
+from fastwan.manifest import (
     LAYERS,
     MANIFEST,
     ONNX_MANIFEST,
@@ -24,14 +32,6 @@ from fastwan.bundle import (
     OnnxManifest,
     parse_manifest,
 )
-from fastwan.engines.builder import BuildRequest, BundleBuilder
-from fastwan.engines.cache import EngineCache
-from fastwan.engines.layers import LayerRecord
-from fastwan.engines.regions import region_records
-from fastwan.engines.source import EngineSource
-from fastwan.errors import BadInput
-from fastwan.export.passes.cut_at_regions import Region as RegionGraph
-from fastwan.files import atomic_dir, confined_file, sha256_file
 from fastwan.plugins.loader import LIBRARY_NAME
 from fastwan.progress import Progress, Quiet, stage
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import onnx
 
 from fastwan import __version__
-from fastwan.bundle import Engine, FileRecord
 from fastwan.config import Component, SamplerSpec, Target
 from fastwan.engines.backend import Backend, BuildOptions, BuiltEngine
 from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, content_key, plan_record
@@ -18,6 +17,7 @@ from fastwan.engines.coverage import check_coverage, check_onnx_linears
 from fastwan.engines.layers import LayerRecord
 from fastwan.engines.source import EngineSource
 from fastwan.files import sha256_file
+from fastwan.manifest import Engine, FileRecord
 from fastwan.onnx_guard import checked_model, external_bytes
 from fastwan.parallel import in_order
 from fastwan.progress import Progress, stage

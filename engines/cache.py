@@ -18,12 +18,12 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from fastwan.bundle import FileRecord, TensorSpec
 from fastwan.cache_entry import Record
 from fastwan.content_cache import ContentCache
 from fastwan.engines.backend import BuiltEngine
 from fastwan.engines.layers import LayerRecord, layer_from_json
 from fastwan.errors import BadInput
+from fastwan.manifest import FileRecord, TensorSpec
 from fastwan.onnx_guard import DataRange, all_nodes, all_tensors, external_range
 
 SCHEMA = 1

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from fastwan.bundle import Linear
 from fastwan.engines.layers import LayerRecord
 from fastwan.errors import VerificationFailed
 from fastwan.export.recipes import Fault, Gate, find_recipe
 from fastwan.export.recipes.graph_index import GraphIndex
+from fastwan.manifest import Linear
 
 _SHOWN = 8
 

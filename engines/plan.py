@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fastwan.bundle import Cadence, Graph, Linear, OnnxManifest, Profile
 from fastwan.engines.source import EngineSource, IoFormat
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.export.attentions import Attention
@@ -17,6 +16,7 @@ from fastwan.export.passes.cut_at_regions import Region
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.passes.split_statistics import split_statistics
 from fastwan.files import confined_file
+from fastwan.manifest import Cadence, Graph, Linear, OnnxManifest, Profile
 from fastwan.onnx_guard import checked_model
 
 TEXT_BUCKETS = (128, 256, 512)

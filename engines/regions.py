@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from fastwan.bundle import Engine, Region, RegionNode, TensorSpec
 from fastwan.config import known
 from fastwan.errors import BadInput
 from fastwan.export.passes.cut_at_regions import Region as RegionGraph
+from fastwan.manifest import Engine, Region, RegionNode, TensorSpec
 from fastwan.plugins.regions import REGIONS
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastwan.bundle import Cadence, Linear, Profile
 from fastwan.config import Component
+from fastwan.manifest import Cadence, Linear, Profile
 
 IoFormat = Literal["hwc8"]
 

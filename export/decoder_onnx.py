@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from fastwan.bundle import Graph, TensorSpec
 from fastwan.config import DecoderConfig, VideoShape, lookup
 from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
 from fastwan.export.onnx_io import TensorSource, save_model
 from fastwan.export.tracing import trace
+from fastwan.manifest import Graph, TensorSpec
 from fastwan.progress import Progress, Quiet, stage
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}

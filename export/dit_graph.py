@@ -11,7 +11,6 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
-from fastwan.bundle import Linear
 from fastwan.config import DiTConfig, VideoShape
 from fastwan.export import ops, schemas
 from fastwan.export.composer import Composer
@@ -19,6 +18,7 @@ from fastwan.export.linear_names import linear_node, name_linears
 from fastwan.export.models import wan
 from fastwan.export.recipes import Recipe
 from fastwan.export.tracing import trace
+from fastwan.manifest import Linear
 
 LATENTS, TIMESTEP, TEXT = "latents", "timestep", "encoder_hidden_states"
 TEMB, TIMESTEP_PROJ = "temb", "timestep_proj"

@@ -8,7 +8,6 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import Tensor
 
-from fastwan.bundle import Graph, TensorSpec
 from fastwan.config import DiTConfig, VideoShape
 from fastwan.export.attentions import Attention
 from fastwan.export.cache import ExportCache, content_key
@@ -20,6 +19,7 @@ from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.recipes import Recipe
 from fastwan.export.weight_groups import weight_groups
 from fastwan.export.weights import constant_tensors, make_weights, tensor_digest
+from fastwan.manifest import Graph, TensorSpec
 from fastwan.parallel import collector_paused, one_torch_thread, workers
 from fastwan.progress import Progress, Quiet, stage
 

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fastwan import __version__
-from fastwan.bundle import ONNX_MANIFEST, Graph, Model, OnnxManifest
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.export.attentions import Attention
@@ -16,6 +15,7 @@ from fastwan.export.decoder_onnx import export_decoder
 from fastwan.export.dit_onnx import export_dit
 from fastwan.export.recipes import Recipe
 from fastwan.export.text_encoder_onnx import export_text_encoder
+from fastwan.manifest import ONNX_MANIFEST, Graph, Model, OnnxManifest
 from fastwan.progress import Progress
 
 

@@ -16,7 +16,6 @@ from typing import Protocol
 import onnx_ir as ir
 import torch
 
-from fastwan.bundle import Graph, Linear, TensorSpec
 from fastwan.config import TextEncoderConfig
 from fastwan.errors import BadInput
 from fastwan.export import ops, schemas
@@ -31,6 +30,7 @@ from fastwan.export.recipes import BF16, Recipe
 from fastwan.export.tracing import trace
 from fastwan.export.weights import tensor_digest
 from fastwan.files import atomic_file
+from fastwan.manifest import Graph, Linear, TensorSpec
 from fastwan.parallel import in_order, one_torch_thread, workers
 from fastwan.progress import Progress, Quiet, stage
 

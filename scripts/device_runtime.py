@@ -19,16 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastwan.bundle import (
-    BuildRecord,
-    Bundle,
-    Engine,
-    FileRecord,
-    Manifest,
-    Model,
-    OnnxManifest,
-    TensorSpec,
-)
+from fastwan.bundle import Bundle
 from fastwan.config import SAMPLERS, DiTConfig, VideoShape
 from fastwan.export.attentions import EXACT
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
@@ -39,6 +30,15 @@ from fastwan.export.models.taehv import StreamingStep
 from fastwan.export.models.umt5 import UMT5Encoder
 from fastwan.export.recipes import BF16
 from fastwan.export.weights import load_module
+from fastwan.manifest import (
+    BuildRecord,
+    Engine,
+    FileRecord,
+    Manifest,
+    Model,
+    OnnxManifest,
+    TensorSpec,
+)
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.runtime.device.cuda import CudaDevice
 from fastwan.runtime.device.kernels import PluginKernels

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from fastwan.bundle import Bundle, Engine, open_bundle
+from fastwan.bundle import Bundle, open_bundle
 from fastwan.export.attentions import EXACT
 from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.export.recipes import BF16
 from fastwan.export.weights import load_module
+from fastwan.manifest import Engine
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 Record = dict[str, Any]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fastwan.bundle import TensorSpec
 from fastwan.config import VideoShape
 from fastwan.export.attentions import EXACT
 from fastwan.export.checkpoint.reader import Checkpoint
@@ -21,6 +20,7 @@ from fastwan.export.models.layers import rope_tables
 from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
 from fastwan.export.recipes import BF16
 from fastwan.export.weights import load_module
+from fastwan.manifest import TensorSpec
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DiT
 

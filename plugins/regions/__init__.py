@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fastwan.bundle import RegionNode, TensorSpec
 from fastwan.errors import BadInput
+from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import Launch, RegionOp
 from fastwan.plugins.regions.sage_attention3 import SageAttention3
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from fastwan.bundle import RegionNode, TensorSpec
+from fastwan.manifest import RegionNode, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
-from fastwan.bundle import RegionNode, TensorSpec
 from fastwan.config import TOKEN_TILE
 from fastwan.errors import BadInput
+from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import Launch, RegionOp, aligned, dims, tensor
 
 T = TypeVar("T")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from fastwan.bundle import Bundle, TensorSpec
+from fastwan.bundle import Bundle
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 from fastwan.runtime.model.executor import Array
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from functools import cached_property
 
 import numpy as np
 
-from fastwan.bundle import Bundle, TensorSpec
+from fastwan.bundle import Bundle
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 from fastwan.runtime.components import State, bundle_shape, require_text_encoder
 from fastwan.runtime.device.session import Platform, Session, no_decoder
 from fastwan.runtime.model.executor import Array

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from fastwan.bundle import Engine, TensorSpec
 from fastwan.dtypes import ITEM_BYTES
+from fastwan.manifest import Engine, TensorSpec
 from fastwan.plugins.regions.base import RegionOp
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.recording.machine import Binding, DeviceError, DeviceInfo

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
-from fastwan.bundle import TensorSpec
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 from fastwan.runtime.model.executor import Executor, fixed_shape, require_names
 
 A = TypeVar("A")

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from fastwan.bundle import TensorSpec
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 
 A = TypeVar("A")
 Array = npt.NDArray[Any]

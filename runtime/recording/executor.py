@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
-from fastwan.bundle import Engine, Region, TensorSpec
 from fastwan.errors import BadInput
+from fastwan.manifest import Engine, Region, TensorSpec
 from fastwan.plugins.regions import region_op
 from fastwan.runtime.model.executor import fixed_shape
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine

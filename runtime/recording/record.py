@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 
-from fastwan.bundle import Cadence, Engine, Manifest, TensorSpec
 from fastwan.errors import BadInput
+from fastwan.manifest import Cadence, Engine, Manifest, TensorSpec
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DiT
 from fastwan.runtime.model.loop import denoise

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fastwan.bundle import TensorSpec
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 from fastwan.runtime.recording.operations import Barrier, Cast, Combine, Copy, Mark, Operation, Zero
 from fastwan.runtime.recording.tensors import Buffer, Tensor, allocate
 

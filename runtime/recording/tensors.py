@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fastwan.bundle import TensorSpec
 from fastwan.dtypes import ITEM_BYTES
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 
 Space = Literal["device", "host"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fastwan.bundle import Engine, TensorSpec
 from fastwan.errors import BadInput
+from fastwan.manifest import Engine, TensorSpec
 from fastwan.runtime.recording.executor import RecordingExecutor
 from fastwan.runtime.recording.recorder import Recorder, Stage
 from fastwan.runtime.recording.tensors import Tensor, allocate, resolved, row_major

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastwan.bundle import Manifest
 from fastwan.config import (
     COMPONENTS,
     MODELS,
@@ -34,6 +33,7 @@ from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.onnx_bundle import export_onnx_bundle
 from fastwan.export.recipes import Recipe, find_recipe
+from fastwan.manifest import Manifest
 from fastwan.progress import Progress
 
 

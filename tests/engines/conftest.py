@@ -14,12 +14,12 @@ import pytest
 from onnx import NodeProto, TensorProto, ValueInfoProto
 from onnx import helper as oh
 
-from fastwan.bundle import Graph, Linear, Model, OnnxManifest, TensorSpec
 from fastwan.config import TARGETS, DiTConfig, Target, VideoShape
 from fastwan.engines.backend import BuildOptions, BuiltEngine
 from fastwan.engines.layers import LayerRecord, TensorRecord
 from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
+from fastwan.manifest import Graph, Linear, Model, OnnxManifest, TensorSpec
 from fastwan.progress import Progress, Quiet
 
 BF16 = TensorProto.BFLOAT16

@@ -333,7 +333,7 @@ def test_regions_are_recorded_after_the_engine_that_feeds_them(
     region_graph: Any, onnx_bundle: Path, bundle_source: Source, fake_backend: Any,
     cache: EngineCache, tmp_path: Path,
 ) -> None:  # fmt: skip
-    from fastwan.bundle import Engine, TensorSpec
+    from fastwan.manifest import Engine, TensorSpec
 
     def engine(*outputs: str) -> Engine:
         specs = tuple(TensorSpec(name=name, dtype="bfloat16", shape=(1,)) for name in outputs)

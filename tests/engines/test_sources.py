@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper as oh
 
-from fastwan.bundle import Graph, Model, OnnxManifest, TensorSpec, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.config import SAMPLERS, TARGETS, DiTConfig, VideoShape
 from fastwan.engines.backend import load_backend
 from fastwan.engines.build import build_bundle
@@ -20,6 +20,7 @@ from fastwan.engines.layers import bundle_layers
 from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput
 from fastwan.export.attentions.sage3 import Sage3
+from fastwan.manifest import Graph, Model, OnnxManifest, TensorSpec
 from fastwan.quality.cost import engine_cost
 from fastwan.quality.gpus import UNKNOWN
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from fastwan import config
-from fastwan.bundle import Graph
 from fastwan.config import DiTConfig, VideoShape
 from fastwan.export.attentions.sage3 import Sage3
 from fastwan.export.checkpoint.reader import open_checkpoint
@@ -22,6 +21,7 @@ from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.export.dit_onnx import export_dit
 from fastwan.export.onnx_io import DataWriter, data_file
 from fastwan.export.recipes import NVFP4
+from fastwan.manifest import Graph
 
 Session = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 HEADER = '<ir_version: 11, opset_import: ["" : 23, "fastwan" : 1, "trt" : 1]>'

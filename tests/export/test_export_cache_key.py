@@ -58,7 +58,7 @@ def test_a_copy_of_the_package_has_the_same_key(copy: Path) -> None:
     ("file", "changes"),
     [
         ("config.py", True),
-        ("bundle.py", True),
+        ("manifest.py", True),
         ("parallel.py", True),
         ("files.py", True),
         ("plugins/packing.py", True),
@@ -139,7 +139,7 @@ def test_everything_that_export_imports_is_in_the_key() -> None:
             if path is not None and path not in reached:
                 reached.add(path)
                 waiting.append(path)
-    assert {Path("config.py"), Path("bundle.py"), Path("plugins/packing.py")} <= reached
+    assert {Path("config.py"), Path("manifest.py"), Path("plugins/packing.py")} <= reached
     assert reached <= covered
 
 

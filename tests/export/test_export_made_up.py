@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastwan import config
 from fastwan.build import BuildSpec, build_engine
-from fastwan.bundle import Manifest, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.engines.plan import plan_dit
 from fastwan.errors import VerificationFailed
 from fastwan.export import attentions, recipes
@@ -26,6 +26,7 @@ from fastwan.export.passes.lower_attention import lower_attention
 from fastwan.export.recipes import BF16, NVFP4, Fault, Gate, Kernel, Recipe
 from fastwan.export.recipes.graph_index import GraphIndex
 from fastwan.export.weights import load_module
+from fastwan.manifest import Manifest
 from fastwan.progress import Quiet
 from fastwan.quality.verify.run import run_checks
 from fastwan.quality.verify.subject import Subject

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from fastwan import config
 from fastwan.build import BuildSpec, build_engine
-from fastwan.bundle import MANIFEST, Linear, Manifest, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.cli import main
 from fastwan.config import SAMPLERS, DiTConfig
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
@@ -28,6 +28,7 @@ from fastwan.export.models.wan import WanDiT
 from fastwan.export.recipes import NVFP4, find_recipe
 from fastwan.export.text_encoder_onnx import export_text_encoder
 from fastwan.export.weights import load_weights
+from fastwan.manifest import MANIFEST, Linear, Manifest
 from fastwan.progress import Quiet
 from fastwan.quality.verify.subject import Subject
 

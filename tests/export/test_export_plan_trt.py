@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from fastwan.bundle import Linear
 from fastwan.config import TARGETS
 from fastwan.engines.backend import BuildOptions
 from fastwan.engines.coverage import check_coverage
@@ -19,6 +18,7 @@ from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.export.attentions import find_attention
 from fastwan.export.dit_graph import targeted_linears
 from fastwan.export.recipes import NVFP4
+from fastwan.manifest import Linear
 from fastwan.progress import Quiet
 
 

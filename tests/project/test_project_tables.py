@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from fastwan.bundle import ONNX_MANIFEST, SCHEMA_VERSION, OnnxManifest, parse_manifest
 from fastwan.config import ATTENTIONS, BACKENDS, MODELS, RECIPES, TARGETS, DiTConfig
 from fastwan.engines.backend import load_backend
 from fastwan.errors import BadInput
 from fastwan.export.attentions import IMPLEMENTED as ATTENTION_OBJECTS
 from fastwan.export.recipes import IMPLEMENTED as RECIPE_OBJECTS
+from fastwan.manifest import ONNX_MANIFEST, SCHEMA_VERSION, OnnxManifest, parse_manifest
 
 FOLDERS = ("engines", "export", "plugins", "runtime", "src", "scripts")
 OWN = ("export/recipes/", "export/attentions/", "src/fastwan/config.py")

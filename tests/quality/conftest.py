@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from fastwan.bundle import (
+from fastwan.bundle import Bundle, open_bundle
+from fastwan.config import SAMPLERS, DiTConfig, VideoShape
+from fastwan.engines.layers import LayerRecord, TensorRecord
+from fastwan.files import sha256_file
+from fastwan.manifest import (
     MANIFEST,
     BuildRecord,
-    Bundle,
     Engine,
     FileRecord,
     Linear,
@@ -25,11 +28,7 @@ from fastwan.bundle import (
     Region,
     RegionNode,
     TensorSpec,
-    open_bundle,
 )
-from fastwan.config import SAMPLERS, DiTConfig, VideoShape
-from fastwan.engines.layers import LayerRecord, TensorRecord
-from fastwan.files import sha256_file
 from fastwan.plugins.loader import checkout_root
 from fastwan.runtime.recording.tensors import allocate
 

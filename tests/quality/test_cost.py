@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastwan.bundle import Engine, Region, RegionNode, TensorSpec
 from fastwan.errors import BadInput
+from fastwan.manifest import Engine, Region, RegionNode, TensorSpec
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from fastwan.quality.cost import (
     Cost,

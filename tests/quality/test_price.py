@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from fastwan.bundle import Bundle, TensorSpec
+from fastwan.bundle import Bundle
 from fastwan.config import SAMPLERS
 from fastwan.engines.layers import LayerRecord, bundle_layers
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 from fastwan.quality.cost import Cost, region_op_cost
 from fastwan.quality.gpus import GPUS, UNKNOWN
 from fastwan.quality.price import enqueues, operation_cost, price, usual_stages

@@ -15,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from fastwan.bundle import (
+from fastwan.config import SAMPLERS, DiTConfig, VideoShape
+from fastwan.files import sha256_file
+from fastwan.manifest import (
     MANIFEST,
     BuildRecord,
     Engine,
@@ -26,8 +28,6 @@ from fastwan.bundle import (
     OnnxManifest,
     TensorSpec,
 )
-from fastwan.config import SAMPLERS, DiTConfig, VideoShape
-from fastwan.files import sha256_file
 
 TEXT_LENGTH, TEXT_DIM = 6, 8
 TEXT_PROFILES = ((1, 3, 3), (4, 6, 6))

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastwan.bundle import TensorSpec, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
+from fastwan.manifest import TensorSpec
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DiT

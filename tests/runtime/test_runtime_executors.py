@@ -12,8 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fastwan.bundle import MANIFEST, TensorSpec, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput, VerificationFailed
+from fastwan.manifest import MANIFEST, TensorSpec
 from fastwan.runtime.cpu.executor import OnnxRuntimeExecutor, cpu_executor
 
 BF16 = ml_dtypes.bfloat16

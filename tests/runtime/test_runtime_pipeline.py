@@ -16,9 +16,10 @@ from click.testing import CliRunner
 from onnx import TensorProto
 from PIL import Image
 
-from fastwan.bundle import MANIFEST, SCHEMA_VERSION, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.cli import main
 from fastwan.errors import BadInput, EnvironmentLacks, VerificationFailed
+from fastwan.manifest import MANIFEST, SCHEMA_VERSION
 from fastwan.runtime.device import choice as device
 from fastwan.runtime.generate import generate
 from fastwan.runtime.pipeline import FastWanPipeline

@@ -12,17 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fastwan.bundle import (
-    BuildRecord,
-    Bundle,
-    FileRecord,
-    Graph,
-    Manifest,
-    Model,
-    OnnxManifest,
-)
+from fastwan.bundle import Bundle
 from fastwan.config import SAMPLERS, DiTConfig, VideoShape
 from fastwan.errors import BadInput, VerificationFailed
+from fastwan.manifest import BuildRecord, FileRecord, Graph, Manifest, Model, OnnxManifest
 from fastwan.onnx_guard import bundle_graph, checked_model
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.device.constants import initializers

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastwan.bundle import MANIFEST, Manifest, parse_manifest
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint.configs import ConfigFile
+from fastwan.manifest import MANIFEST, Manifest, parse_manifest
 from fastwan.strict_json import MAX_DEPTH, MAX_NUMBER, parse_json, read_json
 
 SOUND = b'{"a": [1, -2.5e3, "\\u00e9\\ud83d\\ude00", null, true, {}], "b": {"c": "]}\\"["}}'

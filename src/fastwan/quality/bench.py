@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastwan.bundle import LAYERS, Bundle, open_bundle
+from fastwan.bundle import Bundle, open_bundle
 from fastwan.engines.layers import bundle_layers
 from fastwan.errors import BadInput
+from fastwan.manifest import LAYERS
 from fastwan.progress import Progress, Quiet
 from fastwan.quality.baseline import compare, read_baseline
 from fastwan.quality.bench_report import BenchReport, Measurement, StageTimes

@@ -12,8 +12,8 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from fastwan.bundle import Engine, Region
 from fastwan.engines.layers import LayerRecord, TensorRecord
+from fastwan.manifest import Engine, Region
 from fastwan.plugins.regions import Launch, RegionOp, region_op
 from fastwan.quality.gpus import GpuRates
 

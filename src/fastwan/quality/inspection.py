@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Self
 
-from fastwan.bundle import Cadence
+from fastwan.manifest import Cadence
 from fastwan.quality.cost import Cost
 from fastwan.runtime.recording.memory_plan import DeviceBytes
 from fastwan.schema import BundleFacts, FigureReport, Measured, Predicted, Record

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fastwan.bundle import Manifest
 from fastwan.engines.layers import LayerRecord
 from fastwan.errors import BadInput
+from fastwan.manifest import Manifest
 from fastwan.quality.cost import (
     USUAL_TEXT_LENGTH,
     Cost,

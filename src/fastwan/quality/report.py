@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from fastwan.bundle import Bundle, Cadence, Engine, Manifest
+from fastwan.bundle import Bundle
 from fastwan.engines.coverage import check_coverage
 from fastwan.engines.layers import LayerRecord, bundle_layers
 from fastwan.export.recipes.nvfp4 import is_fp4_gemm
+from fastwan.manifest import Cadence, Engine, Manifest
 from fastwan.quality.cost import (
     USUAL_TEXT_LENGTH,
     Cost,

@@ -9,11 +9,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from fastwan.bundle import Graph
 from fastwan.config import DecoderConfig, VideoShape
 from fastwan.errors import BadInput
 from fastwan.export.decoder_onnx import export_decoder, load_decoder
 from fastwan.export.models.taehv import TAEHVDecoder, to_uint8
+from fastwan.manifest import Graph
 
 TINY = DecoderConfig(channels=(24, 16, 8, 8))
 SHAPE = VideoShape(32, 48, 9)

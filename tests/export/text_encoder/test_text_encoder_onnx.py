@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastwan.bundle import Graph, Model, OnnxManifest
 from fastwan.config import TARGETS, DiTConfig, TextEncoderConfig, VideoShape
 from fastwan.engines.backend import BuildOptions, load_backend
 from fastwan.engines.coverage import check_coverage
@@ -34,6 +33,7 @@ from fastwan.export.text_encoder_onnx import (
     export_text_encoder,
     targeted_linears,
 )
+from fastwan.manifest import Graph, Model, OnnxManifest
 from fastwan.plugins.nvfp4 import quantize_weight
 from fastwan.progress import Quiet
 

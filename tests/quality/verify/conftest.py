@@ -18,10 +18,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fastwan.bundle import MANIFEST, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.export import dit_graph
 from fastwan.export.passes import lower_attention
 from fastwan.files import sha256_file
+from fastwan.manifest import MANIFEST
 from fastwan.progress import Quiet
 from fastwan.quality.verify.run import run_checks
 from fastwan.quality.verify.subject import Subject

@@ -12,16 +12,9 @@ import ml_dtypes  # noqa: F401
 import numpy as np
 import pytest
 
-from fastwan.bundle import (
-    Bundle,
-    Engine,
-    Manifest,
-    Region,
-    RegionNode,
-    TensorSpec,
-    open_bundle,
-)
+from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import SAMPLERS
+from fastwan.manifest import Engine, Manifest, Region, RegionNode, TensorSpec
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.device.null import Call, NullDevice, NullEngine, NullKernels
 from fastwan.runtime.device.platforms import null_platform

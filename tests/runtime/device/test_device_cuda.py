@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from fastwan.bundle import Engine, TensorSpec, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.manifest import Engine, TensorSpec
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from fastwan.runtime.device import engines as trt_executor
 from fastwan.runtime.device import platforms

@@ -10,10 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fastwan.bundle import MANIFEST, Engine, FileRecord, Graph, Manifest, TensorSpec, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.config import SAMPLERS
 from fastwan.errors import BadInput
 from fastwan.files import sha256_file
+from fastwan.manifest import MANIFEST, Engine, FileRecord, Graph, Manifest, TensorSpec
 from fastwan.quality.races import find_races
 from fastwan.runtime.device.null import Call, NullDevice, NullEngine
 from fastwan.runtime.device.session import Session

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fastwan.bundle import Bundle, Region, RegionNode, TensorSpec
+from fastwan.bundle import Bundle
 from fastwan.config import SAMPLERS
 from fastwan.errors import BadInput
+from fastwan.manifest import Region, RegionNode, TensorSpec
 from fastwan.plugins.regions import REGIONS, Launch, RegionOp, region_op
 from fastwan.quality.races import find_races
 from fastwan.runtime.device.null import Call, NullDevice

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastwan.bundle import Bundle, Region, open_bundle
+from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import SAMPLERS
 from fastwan.errors import BadInput
+from fastwan.manifest import Region
 from fastwan.quality.races import find_races
 from fastwan.runtime.cpu import components
 from fastwan.runtime.device.null import ENQUEUES, Call, NullDevice, NullEngine

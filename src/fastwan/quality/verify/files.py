@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fastwan.bundle import LAYERS, MANIFEST, ONNX_MANIFEST, Bundle, Manifest
+from fastwan.bundle import Bundle
 from fastwan.errors import FastWanError
+from fastwan.manifest import LAYERS, MANIFEST, ONNX_MANIFEST, Manifest
 from fastwan.quality.verify.report import Check
 
 _SHOWN = 4

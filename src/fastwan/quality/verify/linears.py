@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 
-from fastwan.bundle import Linear
 from fastwan.config import DiTConfig
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
 from fastwan.engines.layers import bundle_layers
 from fastwan.errors import VerificationFailed
 from fastwan.export.recipes import Gate, Recipe, find_recipe
 from fastwan.export.text_encoder_onnx import targeted_linears as text_encoder_linears
+from fastwan.manifest import Linear
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.subject import Subject
 

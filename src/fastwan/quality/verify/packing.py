@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastwan.bundle import Linear
+from fastwan.manifest import Linear
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.subject import Subject, initializer, stored_tensor
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from fastwan.bundle import Bundle, Linear
+from fastwan.bundle import Bundle
 from fastwan.config import MODELS, DecoderConfig, TextEncoderConfig, VideoShape, lookup
 from fastwan.errors import BadInput
 from fastwan.export.attentions import Attention, find_attention
@@ -19,6 +19,7 @@ from fastwan.export.dit_onnx import CPU_REFERENCE_TOKENS
 from fastwan.export.onnx_io import torch_tensor
 from fastwan.export.recipes import BF16, Recipe, find_recipe
 from fastwan.export.weights import constant_tensors
+from fastwan.manifest import Linear
 from fastwan.onnx_guard import all_tensors, checked_model
 from fastwan.quality.verify.executor import LoweredDiT
 

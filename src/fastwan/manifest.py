@@ -1,0 +1,340 @@
+"""The contracts between the stages: the ONNX bundle's and the engine bundle's manifests.
+
+`OnnxManifest` (``export.json``) is what export/ hands to engines/; `Manifest` (``manifest.json``)
+is what engines/ hands to runtime/. `parse_manifest` reads either strictly; `fastwan.bundle` opens
+what they describe.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fastwan.config import Component, SamplerSpec, lookup
+from fastwan.errors import BadInput
+from fastwan.manifest_fields import (
+    AttentionName,
+    BackendName,
+    RecipeName,
+    TargetName,
+    WholeDecoder,
+    WholeDiT,
+    WholeShape,
+    WholeTextEncoder,
+)
+from fastwan.strict_json import read_json
+
+SCHEMA_VERSION = 3
+MANIFEST = "manifest.json"
+ONNX_MANIFEST = "export.json"
+LAYERS = "layers.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+T = TypeVar("T", bound=_Record)
+Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""(min, opt, max) shape of an engine's input."""
+
+Cadence = Literal["schedule", "prompt", "step", "latent"]
+"""How often an engine runs: once a prompt, a denoising step or a latent frame; ``schedule`` is once
+for each timestep of the sampler's schedule, when the bundle is loaded."""
+
+
+class TensorSpec(_Record):
+    """A graph input or output. A dimension is a number or the name of a dynamic axis.
+
+    Attributes:
+        format: memory layout of an engine's tensor; ``hwc8`` is channels last, channels padded
+            to a multiple of 8.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    format: Literal["linear", "hwc8"] = "linear"
+
+
+class Linear(_Record):
+    """A targeted linear of the graph, found again in an engine by its ONNX node.
+
+    Attributes:
+        name: name of the (possibly merged) linear, e.g. ``blocks.0.attn1.qkv``.
+        node: name of the MatMul node that computes it.
+        sources: checkpoint linears it holds, in the order of the output channels.
+        format: recipe of its weight and activation.
+    """
+
+    name: str
+    node: str
+    sources: tuple[str, ...]
+    format: RecipeName
+
+
+class Graph(_Record):
+    """One ONNX file of a component, its data file, and what it computes.
+
+    Attributes:
+        file: path of the ``.onnx`` file in the bundle.
+        data: external data files it reads, relative to the bundle.
+        cpu_file: the same graph lowered to standard operators for ONNX Runtime.
+    """
+
+    file: str
+    data: tuple[str, ...]
+    cpu_file: str | None = None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    linears: tuple[Linear, ...] = ()
+
+
+class Model(_Record):
+    """What was exported.
+
+    Attributes:
+        recipe: of the transformer's linears.
+        decoder: None where it was not exported.
+        text_encoder: likewise.
+    """
+
+    name: str
+    recipe: RecipeName
+    shape: WholeShape
+    dit: WholeDiT
+    decoder: WholeDecoder | None
+    text_encoder: WholeTextEncoder | None
+    default_sampler: str
+
+
+class OnnxManifest(_Record):
+    """Contents of ``export.json`` in an ONNX bundle.
+
+    Attributes:
+        graphs: by graph name: ``dit``, ``time_tables``, ``text_kv``, ``decoder``,
+            ``text_encoder``.
+        tensor_digests: by checkpoint tensor, the SHA-256 of what the reference quantiser (not the
+            one that wrote the file) makes of it; `verify` compares the file's bytes with these.
+        extra_files: further files the runtime needs, e.g. the tokenizer and the embedding table.
+    """
+
+    schema_version: Literal[3] = 3
+    tool_version: str
+    model: Model
+    graphs: dict[str, Graph]
+    tensor_digests: dict[str, str] = Field(default_factory=dict)
+    extra_files: tuple[str, ...] = ()
+
+
+class Engine(_Record):
+    """One engine of a bundle.
+
+    Attributes:
+        scratch_bytes: device memory its context needs while it runs.
+        linears: targeted linears it covers.
+        runs: how often it runs.
+        profiles: for each input with a dynamic axis its (min, opt, max) shape in every
+            optimization profile; all inputs have equally many.
+    """
+
+    file: str
+    component: Component
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    scratch_bytes: int
+    linears: tuple[Linear, ...] = ()
+    runs: Cadence = "step"
+    profiles: dict[str, tuple[Profile, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_profiles(self) -> Engine:
+        ranks = {spec.name: len(spec.shape) for spec in self.inputs}
+        counts = {len(profiles) for profiles in self.profiles.values()}
+        fits = all(
+            len(shape) == ranks.get(name)
+            for name, profiles in self.profiles.items()
+            for profile in profiles
+            for shape in profile
+        )
+        if len(counts) > 1 or 0 in counts or not fits:
+            raise ValueError("profiles do not fit the inputs")
+        return self
+
+    def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """Index of the first profile that takes inputs of these shapes; None without one.
+
+        Args:
+            shapes: by input name; those of inputs without a dynamic axis are left alone.
+        """
+        if not self.profiles:
+            return 0
+        for index, profile in enumerate(zip(*self.profiles.values(), strict=True)):
+            bounds = zip(self.profiles, profile, strict=True)
+            if all(_within(shapes[name], shape[0], shape[-1]) for name, shape in bounds):
+                return index
+        return None
+
+
+def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
+    return len(shape) == len(most) and all(
+        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+    )
+
+
+class RegionNode(_Record):
+    """A node that the runtime launches itself; names are those of engine outputs and weights."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, int | float | str]
+
+
+class Region(_Record):
+    """Neighbouring nodes between two engines, which the backend cannot hold.
+
+    Attributes:
+        after: name of the engine that makes the last of its inputs.
+        inputs: what it reads of engines before it.
+        constants: weights it reads, initializers of the component's ONNX file.
+        outputs: what it hands to engines after it.
+        temporaries: what one of its nodes hands to a later one and nobody else reads.
+    """
+
+    component: Component
+    after: str
+    nodes: tuple[RegionNode, ...]
+    inputs: tuple[TensorSpec, ...]
+    constants: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    temporaries: tuple[TensorSpec, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Everything that its nodes read and write."""
+        return (*self.inputs, *self.constants, *self.temporaries, *self.outputs)
+
+    @model_validator(mode="after")
+    def _check_nodes(self) -> Region:
+        """Every value is made once, before it is read; every temporary is read."""
+        names = [spec.name for spec in self.tensors]
+        if len(set(names)) < len(names):
+            raise ValueError("two tensors of a region have one name")
+        known = {spec.name for spec in (*self.inputs, *self.constants)}
+        read: set[str] = set()
+        for node in self.nodes:
+            if unknown := set(node.inputs) - known:
+                raise ValueError(f"{node.op} reads {min(unknown)!r}, which nobody makes before it")
+            read.update(node.inputs)
+            for name in node.outputs:
+                if name in known or name not in names:
+                    raise ValueError(f"{node.op} writes {name!r}, which is not its to write")
+                known.add(name)
+        if missing := set(names) - known:
+            raise ValueError(f"no node of the region makes {min(missing)!r}")
+        if unused := {spec.name for spec in self.temporaries} - read:
+            raise ValueError(f"no node of the region reads {min(unused)!r}")
+        return self
+
+
+class FileRecord(_Record):
+    sha256: str
+    bytes: int
+
+
+class BuildRecord(_Record):
+    """What the build took; not part of what identifies a bundle.
+
+    Attributes:
+        stages: seconds by stage.
+        cached: engines that were taken from the cache.
+    """
+
+    seconds: float
+    peak_rss_bytes: int
+    stages: dict[str, float] = Field(default_factory=dict)
+    cached: tuple[str, ...] = ()
+
+
+class Manifest(_Record):
+    """Contents of ``manifest.json`` in an engine bundle.
+
+    Attributes:
+        engines: by engine name, in the order in which they run.
+        regions: by region name, what the runtime launches between engines.
+        attention: what the engines were made with.
+        sampler: name of the one of `samplers` that plays unless another is asked for.
+        samplers: those that the model was trained for.
+        onnx: the ONNX bundle the engines were made of, kept under ``onnx/`` as the CPU reference.
+        files: every other file of the bundle.
+    """
+
+    schema_version: Literal[3] = 3
+    tool_version: str
+    versions: dict[str, str]
+    target: TargetName
+    backend: BackendName
+    attention: AttentionName
+    sampler: str
+    samplers: tuple[SamplerSpec, ...]
+    components: tuple[Component, ...]
+    onnx: OnnxManifest
+    engines: dict[str, Engine]
+    regions: dict[str, Region] = Field(default_factory=dict)
+    files: dict[str, FileRecord]
+    build: BuildRecord
+
+    @model_validator(mode="after")
+    def _check_samplers(self) -> Manifest:
+        names = [spec.name for spec in self.samplers]
+        if len(set(names)) < len(names) or self.sampler not in names:
+            raise ValueError(f"sampler {self.sampler!r} is not one of {names}")
+        return self
+
+    def sampler_spec(self, name: str | None = None) -> SamplerSpec:
+        """The sampler of that name, by default the bundle's own.
+
+        Raises:
+            BadInput: the model was not trained for it; the message lists those there are.
+        """
+        return lookup({spec.name: spec for spec in self.samplers}, name or self.sampler)
+
+
+def parse_manifest(path: Path, kind: type[T]) -> T:
+    """Read a manifest strictly.
+
+    Raises:
+        BadInput: not there, not strict JSON (see `fastwan.strict_json`), of another schema version,
+            or with wrong fields.
+    """
+    if not os.path.exists(path):
+        raise BadInput(
+            f"{path.name} is missing", where=str(path.parent), fix="is this a bundle's folder?"
+        )
+    raw = read_json(path)
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BadInput(
+            f"{path.name} has schema version {version}, this tool reads {SCHEMA_VERSION}",
+            where=str(path.parent),
+            fix="build the bundle again with this version",
+        )
+    try:
+        return kind.model_validate(raw)
+    except BadInput as error:  # of a name or a configuration in it
+        raise BadInput(
+            f"{path.name}: {error.what}", where=str(path.parent), fix=error.fix
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BadInput(
+            f"{path.name}: {first['msg']} in {field!r}",
+            where=str(path.parent),
+            fix="if another version wrote it, build the bundle again",
+        ) from None
