@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint.configs import ConfigFile
 from fastwan.manifest import MANIFEST, Manifest, parse_manifest
+from fastwan.quality.baseline import read_baseline
 from fastwan.strict_json import MAX_DEPTH, MAX_NUMBER, parse_json, read_json
 
 SOUND = b'{"a": [1, -2.5e3, "\\u00e9\\ud83d\\ude00", null, true, {}], "b": {"c": "]}\\"["}}'
@@ -147,8 +148,12 @@ class TestFile:
             parse_manifest(path, Manifest)
         with pytest.raises(BadInput, match=message):
             ConfigFile(path)
+        with pytest.raises(BadInput, match=message):
+            read_baseline(path)
         path.write_bytes(b'{"schema_version": 99}')
         assert ConfigFile(path).fields == {"schema_version": 99}
+        with pytest.raises(BadInput, match="no report of bench: Input should be 1"):
+            read_baseline(path)
         with pytest.raises(BadInput, match="schema version 99"):
             parse_manifest(path, Manifest)
 

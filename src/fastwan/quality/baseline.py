@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from fastwan.errors import BadInput, SlowerThanBaseline
 from fastwan.quality.bench_report import BenchReport
+from fastwan.strict_json import read_json
 
 _COUNTS = (
     "graph_launches", "enqueues", "kernels", "allocations_in_loop", "host_syncs_in_loop",
@@ -23,9 +24,10 @@ def read_baseline(path: Path) -> BenchReport:
     """
     fix = "make it with bench --json of this version"
     try:
-        return BenchReport.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise BadInput(f"baseline cannot be read: {error}", where=str(path)) from None
+        return BenchReport.model_validate(read_json(path))
+    except BadInput as error:
+        what = f"baseline is no report of bench: {error.what}"
+        raise BadInput(what, where=str(path), fix=fix) from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
