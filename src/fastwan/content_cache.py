@@ -7,6 +7,7 @@ never the work.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -204,8 +205,8 @@ class ContentCache:
                 self._move_away(entry)
             try:
                 os.rename(made, entry)
-            except OSError:
-                if not entry.is_dir():
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 return record  # another process was quicker
         self._make_room(record.size, entry)

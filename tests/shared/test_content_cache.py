@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,22 @@ def test_an_entry_that_is_there_stays_unless_it_is_replaced(cache: ContentCache)
     assert cache.read(A) == ({"x": b"1"}, {})
     cache.put(A, {"x": b"3"}, {}, replace=True)
     assert cache.read(A) == ({"x": b"3"}, {})
+
+
+@pytest.mark.parametrize("code", [errno.ENOTEMPTY, errno.EEXIST, errno.EIO])
+def test_who_publishes_second_has_nothing_to_say(
+    cache: ContentCache, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The entry that was in the way may be gone again when the error is looked at."""
+
+    def in_the_way(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(content_cache.os, "rename", in_the_way)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        stored = cache.put(A, CONTENTS, NOTE)
+    assert (len(said), stored is None) == ((1, True) if code == errno.EIO else (0, False))
 
 
 def test_kinds_are_kept_apart(tmp_path: Path) -> None:
