@@ -23,10 +23,12 @@ class BuildOptions:
     Attributes:
         target: the GPU.
         plugin_library: ``libfastwan_plugins.so``, for a backend that takes plugins.
+        scratch: folder for files that a build needs while it runs; the system's own where None.
     """
 
     target: Target
     plugin_library: Path | None = None
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)

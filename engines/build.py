@@ -21,7 +21,7 @@ from fastwan.engines.regions import region_records
 from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput
 from fastwan.export.passes.cut_at_regions import Region as RegionGraph
-from fastwan.files import atomic_dir, confined_file, sha256_file
+from fastwan.files import confined_file, sha256_file
 from fastwan.manifest import (
     LAYERS,
     MANIFEST,
@@ -32,6 +32,7 @@ from fastwan.manifest import (
     OnnxManifest,
     parse_manifest,
 )
+from fastwan.outputs import OutputFolder
 from fastwan.plugins.loader import LIBRARY_NAME
 from fastwan.progress import Progress, Quiet, stage
 
@@ -41,7 +42,7 @@ PLUGIN_FOLDER = "plugins"
 
 def build_bundle(
     onnx_bundle: Path,
-    output: Path,
+    output: Path | OutputFolder,
     sources: Sequence[EngineSource],
     request: BuildRequest,
     *,
@@ -56,7 +57,7 @@ def build_bundle(
 
     Args:
         onnx_bundle: folder with ``export.json``; kept in the bundle as the CPU reference.
-        output: folder of the bundle; replaced if it holds a bundle.
+        output: folder of the bundle; replaced if all of it is a bundle of this tool.
         sources: one for each engine, in the order in which they run.
         regions: what the runtime launches between the ``dit`` engines.
         cache: by default the user's, see `EngineCache`.
@@ -74,8 +75,9 @@ def build_bundle(
     request.backend.check(request.target)
     exported = parse_manifest(onnx_bundle / ONNX_MANIFEST, OnnxManifest)
     _check_files(onnx_bundle, exported)
-    with atomic_dir(output, replace_marker=MANIFEST) as folder:
-        builder = BundleBuilder(request, folder, progress, cache)
+    place = OutputFolder(output, "bundle") if isinstance(output, Path) else output
+    with place.make_recorded() as (folder, known):
+        builder = BundleBuilder(request, folder, progress, cache, scratch=folder.parent)
         try:
             for component in dict.fromkeys(source.component for source in sources):
                 builder.build([source for source in sources if source.component == component])
@@ -121,6 +123,7 @@ def build_bundle(
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         _bring(onnx_bundle, folder / ONNX_FOLDER, names, move=request.move_onnx)
+        known.update((name, (each.bytes, each.sha256)) for name, each in builder.files.items())
     return manifest
 
 

@@ -77,7 +77,12 @@ class BundleBuilder:
     """
 
     def __init__(
-        self, request: BuildRequest, folder: Path, progress: Progress, cache: EngineCache | None
+        self,
+        request: BuildRequest,
+        folder: Path,
+        progress: Progress,
+        cache: EngineCache | None,
+        scratch: Path | None = None,
     ) -> None:
         self.engines: dict[str, Engine] = {}
         self.layers: dict[str, tuple[LayerRecord, ...]] = {}
@@ -90,7 +95,7 @@ class BundleBuilder:
         self._hasher = ContentHasher()
         self._cache = (cache or EngineCache()) if request.use_cache else None
         plugin = request.plugin_library if request.backend.takes_plugins else None
-        self._options = BuildOptions(request.target, plugin)
+        self._options = BuildOptions(request.target, plugin, scratch)
         self._fixed_key: dict[str, object] = {
             "tool": __version__,
             "backend": request.backend.name,

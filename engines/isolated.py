@@ -45,20 +45,24 @@ class Worker:
         self.child = 0  # process id of the build that runs
         self._closing = threading.Lock()
         self._connection, theirs = Pipe()
+        # Its end in the worker is closed by the system however this process ends.
+        theirs_alive, self._alive = Pipe(duplex=False)
         environment = os.environ | {
             "PYTHONHASHSEED": "0",
             "PYTHONPATH": os.pathsep.join(sys.path),
             "GLIBC_TUNABLES": _with_huge_pages(os.environ.get("GLIBC_TUNABLES", "")),
         }
-        command = [sys.executable, "-m", "fastwan.engines.isolated", backend, str(theirs.fileno())]
+        handles = (theirs.fileno(), theirs_alive.fileno())
+        command = [sys.executable, "-m", "fastwan.engines.isolated", backend, *map(str, handles)]
         self._process = subprocess.Popen(
             command,
-            pass_fds=[theirs.fileno()],
+            pass_fds=handles,
             stdin=subprocess.DEVNULL,
             env=environment,
             process_group=0,
         )
         theirs.close()
+        theirs_alive.close()
 
     def build(self, source: EngineSource, options: BuildOptions, progress: Progress) -> BuiltEngine:
         """Build one engine in a child.
@@ -68,7 +72,7 @@ class Worker:
             BadInput: the child was ended by a signal, such as an abort of the parser.
             KeyboardInterrupt: Ctrl-C; the caller closes the worker.
         """
-        with tempfile.TemporaryDirectory(prefix="fastwan-engine-") as folder:
+        with tempfile.TemporaryDirectory(prefix="fastwan-engine-", dir=options.scratch) as folder:
             file = Path(folder) / "plan"
             outcome: Any = None
             try:
@@ -173,9 +177,16 @@ def _map(file: Path) -> memoryview:
         return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def serve(backend: str, descriptor: int) -> None:
-    """Body of the worker: fork for each request until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+def serve(backend: str, descriptor: int, alive: int) -> None:
+    """Body of the worker: fork for each request until the parent is gone.
+
+    Args:
+        descriptor: of the connection that requests come from.
+        alive: of a pipe that nobody writes to; its end says that the parent was killed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides what they mean
+    threading.Thread(target=_end_with_the_parent, args=(alive,), daemon=True).start()
     connection = Connection(descriptor)
     builder = load_backend(backend)
     builder.version()  # loads the library once, before the forks
@@ -191,6 +202,12 @@ def serve(backend: str, descriptor: int) -> None:
             os._exit(0)
         _, status = os.waitpid(child, 0)
         connection.send(("ended", status))
+
+
+def _end_with_the_parent(alive: int) -> None:
+    """Kill the worker's group, and with it an engine that nobody waits for any more."""
+    os.read(alive, 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 class _Notes(Quiet):
@@ -239,4 +256,4 @@ def run_in_thread(work: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

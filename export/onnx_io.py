@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 
 from fastwan.errors import BadInput
-from fastwan.files import atomic_file
+from fastwan.staging import atomic_file
 
 OPSET = 23
 IR_VERSION = 11
@@ -211,12 +211,16 @@ def save_model(model: ir.Model, path: Path, *, data: DataWriter | Path | None = 
             externalize(model, writer)
     _sort_initializers(model.graph)
     proto = ir.to_proto(model)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        try:
-            onnx.checker.check_model(str(temporary))
-        except (onnx.checker.ValidationError, ValueError) as error:
-            raise BadInput(f"the exported graph is invalid: {error}", where=path.name) from None
+    try:
+        # Under its own name: the checker looks for the data files beside it.
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        path.unlink()
+        raise BadInput(f"the exported graph is invalid: {error}", where=path.name) from None
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def externalize(model: ir.Model, writer: DataWriter) -> None:

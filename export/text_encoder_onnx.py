@@ -29,10 +29,10 @@ from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.recipes import BF16, Recipe
 from fastwan.export.tracing import trace
 from fastwan.export.weights import tensor_digest
-from fastwan.files import atomic_file
 from fastwan.manifest import Graph, Linear, TensorSpec
 from fastwan.parallel import in_order, one_torch_thread, workers
 from fastwan.progress import Progress, Quiet, stage
+from fastwan.staging import atomic_file
 
 EMBEDDINGS, HIDDEN_STATES = "embeddings", "hidden_states"
 EMBEDDING_FILE = "embedding.safetensors"

@@ -12,8 +12,8 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
 from fastwan.bundle import Bundle
-from fastwan.files import atomic_file
 from fastwan.runtime.model.executor import Array
+from fastwan.staging import atomic_file
 
 CAPACITY = 64
 """Prompts that are kept in memory, 4 MB each at the full size."""

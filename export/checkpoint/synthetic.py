@@ -28,7 +28,7 @@ from fastwan.export.checkpoint.synthetic_weights import (
     taehv_weights,
     text_encoder_fill,
 )
-from fastwan.files import atomic_dir
+from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress, Quiet, stage
 from fastwan.schema import FigureReport, Measured
 
@@ -98,16 +98,18 @@ def make_checkpoint(
     size: Size,
     seed: int = 0,
     text_encoder: bool | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> CheckpointReport:
     """Write a synthetic checkpoint, tensor by tensor, the same bytes for the same arguments.
 
     Args:
-        output: folder to create; one that holds a ``model_index.json`` is replaced.
+        output: folder to create; replaced if all of it is a checkpoint of this tool.
         size: row of `PRESETS`.
         seed: any whole number that is not negative.
         text_encoder: whether to write the UMT5 encoder (11.4 GB at ``1.3b``); None leaves it to
             the preset.
+        force: replace the folder whatever it holds.
 
     Raises:
         BadInput: unknown size, negative seed, or a folder that is not to be replaced.
@@ -132,7 +134,9 @@ def make_checkpoint(
         parts.append(("text_encoder", "model", shapes, fill))
 
     parameters = 0
-    with atomic_dir(output, replace_marker=MODEL_INDEX) as folder:
+    place = OutputFolder(output, "checkpoint", force, "OUTPUT")
+    place.tell_what_is_deleted()
+    with place.make() as folder:
         files.write_json(folder / MODEL_INDEX, files.model_index(preset.shape, with_text))
         transformer = files.transformer_config(preset.dit)
         files.write_json(folder / "transformer" / "config.json", transformer)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +30,9 @@ from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.onnx_bundle import export_onnx_bundle
 from fastwan.export.recipes import Recipe, find_recipe
 from fastwan.manifest import Manifest
+from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress
+from fastwan.staging import staging
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class BuildSpec:
 
     Attributes:
         checkpoint: folder or Hugging Face id.
-        output: folder of the bundle; replaced if it holds one.
+        output: folder of the bundle; replaced if all of it is a bundle of this tool.
         taehv: weight file of the decoder, where the checkpoint has none.
         model: row of `fastwan.config.MODELS`.
         target: row of `fastwan.config.TARGETS`.
@@ -56,6 +54,7 @@ class BuildSpec:
         components: parts of the model to build.
         use_cache: take finished parts from the cache and leave new ones there.
         text_encoder_recipe: recipe of the text encoder's linears.
+        force: replace the output whatever it holds.
     """
 
     checkpoint: str
@@ -72,6 +71,7 @@ class BuildSpec:
     components: tuple[str, ...] = COMPONENTS
     use_cache: bool = True
     text_encoder_recipe: str = "bf16"
+    force: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.components if name not in COMPONENTS]
@@ -96,6 +96,9 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
     # First of all: what is wrong with the cache is said before the work.
     exports = ExportCache() if spec.use_cache else None
     engines = EngineCache() if spec.use_cache else None
+    read = [Path(spec.checkpoint), *([] if spec.taehv is None else [spec.taehv])]
+    output = OutputFolder(spec.output, "bundle", spec.force, inputs=tuple(read))
+    output.tell_what_is_deleted()
     target = lookup(TARGETS, spec.target, "target")
     backend = load_backend(spec.backend)
     check_served(backend, target)
@@ -123,7 +126,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
     sampler = samplers[0].name
     shape = _shape(spec, checkpoint)
     library = plugin_library(attention, backend)
-    with _temporary_sibling(spec.output) as folder:
+    with staging(output.target.parent) as folder:
         exported = export_onnx_bundle(
             checkpoint,
             folder,
@@ -158,7 +161,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
         )
         return build_bundle(
             folder,
-            spec.output,
+            output,
             sources,
             request,
             regions=regions,
@@ -219,18 +222,6 @@ def plugin_library(attention: Attention, backend: Backend) -> Path | None:
         if backend.takes_plugins:
             raise
         return None
-
-
-@contextmanager
-def _temporary_sibling(output: Path) -> Iterator[Path]:
-    """A folder on the file system of `output`, so that moving files into a bundle is a rename."""
-    output = Path(os.path.abspath(output))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.onnx.", dir=output.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def parse_components(text: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from fastwan.config import (
 )
 from fastwan.errors import EnvironmentLacks, FastWanError, FastWanWarning
 from fastwan.progress import Console, Progress, Quiet
+from fastwan.signals import Terminated, end_cleanly_on_signals
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,6 +65,8 @@ def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
                 f"the Python package {error.name!r} is missing", fix="pip install fastwan-export"
             )
             _fail(str(missing), missing.exit_code)
+        except Terminated as error:
+            _fail(f"ended by {error}; nothing was left behind", error.code)
         except KeyboardInterrupt:
             _fail("interrupted; nothing was left behind", INTERRUPTED)
         except OSError as error:
@@ -128,6 +131,9 @@ def _described(table: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in table.items()) + "."
 
 
+_force_option = click.option(
+    "--force", is_flag=True, help="Replace the output whatever it holds; says what it deletes."
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -138,10 +144,11 @@ def main(debug: bool) -> None:
     """FastWan text-to-video models as NVFP4 TensorRT engines for NVIDIA Blackwell.
 
     Exit codes: 0 good, 2 bad input, 3 the environment lacks something, 4 verification failed,
-    5 slower than the baseline, 1 unexpected, 130 interrupted.
+    5 slower than the baseline, 1 unexpected, 130 interrupted, 143 and 129 ended by a signal.
     """
     _State.debug = debug
     warnings.showwarning = _show_warning
+    end_cleanly_on_signals()
 
 
 @main.command("make-checkpoint")
@@ -153,16 +160,22 @@ def main(debug: bool) -> None:
     default=None,
     help="With a UMT5 encoder; by default in tiny only (at 1.3b it has 5.7 B parameters).",
 )
+@_force_option
 @_json_option
 @_report_errors
 def make_checkpoint(
-    output: Path, size: Any, seed: int, text_encoder: bool | None, as_json: bool
+    output: Path, size: Any, seed: int, text_encoder: bool | None, force: bool, as_json: bool
 ) -> None:
     """Write synthetic weights in the published file formats to OUTPUT."""
     from fastwan.export.checkpoint import synthetic
 
     report = synthetic.make_checkpoint(
-        output, size=size, seed=seed, text_encoder=text_encoder, progress=_progress()
+        output,
+        size=size,
+        seed=seed,
+        text_encoder=text_encoder,
+        force=force,
+        progress=_progress(),
     )
     if as_json:
         _print_json(report)
@@ -209,6 +222,7 @@ def make_checkpoint(
 )
 @click.option("--no-cache", is_flag=True, help="Build every engine anew.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")
+@_force_option
 @_json_option
 @_report_errors
 def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any) -> None:
@@ -268,6 +282,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option(
     "--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompt embeddings."
 )
+@_force_option
 @_json_option
 @_report_errors
 def generate(

@@ -13,17 +13,16 @@ import os
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, FastWanWarning
 from fastwan.ownership import prove, remove_own, write_record
-from fastwan.staging import Staging, made_folders, sweep
+from fastwan.staging import OLD, Staging, made_folders, sweep
 
 _CONTENT = "content"
-_OLD = "old"
 _NAMED = 3
 """Foreign files that a message names."""
 
@@ -93,10 +92,9 @@ class OutputFolder:
         proof = prove(folder)
         foreign = proof.foreign if proof.kind in (None, self.kind) else proof.own
         if foreign:
-            more = f" and {len(foreign) - _NAMED:,} more" if len(foreign) > _NAMED else ""
             raise BadInput(
                 f"output folder holds what was not written there as a {self.kind} by this tool: "
-                f"{', '.join(foreign[:_NAMED])}{more}",
+                f"{_listed(foreign)}",
                 where=str(self.path),
                 fix=f"name another one with {self.option}, or delete all of it with --force",
             )
@@ -105,6 +103,13 @@ class OutputFolder:
     def doomed(self) -> tuple[str, ...]:
         """Foreign files that `force` is about to delete, relative to the folder."""
         return prove(self.target).foreign if self.force and self.target.is_dir() else ()
+
+    def tell_what_is_deleted(self) -> None:
+        """Warn of the files that `force` is about to delete and this tool did not write."""
+        doomed = self.doomed()
+        if doomed:
+            text = f"--force deletes {_listed(doomed)} in {self.path}"
+            warnings.warn(text, FastWanWarning, stacklevel=2)
 
     @contextmanager
     def make(self) -> Iterator[Path]:
@@ -122,7 +127,7 @@ class OutputFolder:
         """Like `make`; the body may leave (bytes, SHA-256) of files it hashed in the mapping."""
         target = self.target
         with made_folders(target.parent):
-            sweep(target.parent, _recover)
+            sweep(target.parent)
             stage = Staging(target.parent)
             try:
                 folder = stage.folder / _CONTENT
@@ -144,7 +149,7 @@ class OutputFolder:
                     raise  # else another run made it a moment ago
         if target.is_symlink() or not target.is_dir():
             raise BadInput("output is not a folder any more", where=str(self.path))
-        old = stage.folder / _OLD
+        old = stage.folder / OLD
         if exchange(folder, target):
             os.rename(folder, old)
         else:
@@ -166,19 +171,13 @@ class OutputFolder:
         if old.exists():  # somebody worked inside and has just written there
             kept = target.with_name(f"kept{stage.folder.name}")
             os.rename(old, kept)
-            warnings.warn(
-                f"files that were added to {target} meanwhile are in {kept}", stacklevel=2
-            )
+            text = f"files that were added to {target} meanwhile are in {kept}"
+            warnings.warn(text, FastWanWarning, stacklevel=2)
 
 
-def _recover(folder: Path, record: dict[str, object]) -> None:
-    """Put back what a killed run had moved aside and not yet replaced."""
-    name = record.get("target")
-    if not isinstance(name, str) or not name or os.sep in name:
-        return
-    target = folder.parent / name
-    if not os.path.lexists(target) and (folder / _OLD).is_dir():
-        os.rename(folder / _OLD, target)
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def exchange(left: Path, right: Path) -> bool:
@@ -247,7 +246,7 @@ class OutputFile:
         """Yield a path to write; it becomes the target when the body succeeds."""
         target = self.target
         with made_folders(target.parent):
-            sweep(target.parent, _recover)
+            sweep(target.parent)
             stage = Staging(target.parent)
             try:
                 temporary = stage.folder / f"{_CONTENT}{target.suffix}"

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,9 @@ PREFIX = ".fastwan-"
 """Begins the name of every staging folder; short, so that any legal target has one beside it."""
 
 LOCK = ".lock"
+OLD = "old"
+"""What an output folder was, between being moved aside and being deleted."""
+
 TOOL = "fastwan-export"
 
 _LIMIT = 4096
@@ -97,6 +100,20 @@ def staging(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a path in a hidden sibling folder that replaces `target` when the body succeeds.
+
+    Parents are made, and removed again if the body fails.
+    """
+    target = Path(os.path.abspath(target))
+    with staging(target.parent) as folder:
+        temporary = folder / f"content{target.suffix}"
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, target)
+
+
+@contextmanager
 def made_folders(folder: Path) -> Iterator[None]:
     """Make `folder` and its parents; those made and still empty are removed if the body fails."""
     made: list[Path] = []
@@ -124,21 +141,20 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def sweep(parent: Path, recover: Callable[[Path, dict[str, object]], None] | None = None) -> None:
+def sweep(parent: Path) -> None:
     """Remove the staging folders in `parent` whose owners are gone.
 
-    Args:
-        recover: called with a leftover and its record before it is removed.
+    What such an owner had moved aside and not yet replaced is put back.
     """
     try:
         candidates = [each for each in parent.iterdir() if each.name.startswith(PREFIX)]
     except OSError:
         return
     for folder in candidates:
-        _sweep_one(folder, recover)
+        _sweep_one(folder)
 
 
-def _sweep_one(folder: Path, recover: Callable[[Path, dict[str, object]], None] | None) -> None:
+def _sweep_one(folder: Path) -> None:
     if sys.platform == "win32":
         return
     try:
@@ -156,13 +172,20 @@ def _sweep_one(folder: Path, recover: Callable[[Path, dict[str, object]], None] 
         ):
             return
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if recover is not None:
-            recover(folder, record)
+        _put_back(folder, record.get("target"))
         shutil.rmtree(folder, ignore_errors=True)
     except OSError:
         return  # its owner lives
     finally:
         os.close(descriptor)
+
+
+def _put_back(folder: Path, name: object) -> None:
+    if not isinstance(name, str) or not name or os.sep in name:
+        return
+    target = folder.parent / name
+    if not os.path.lexists(target) and (folder / OLD).is_dir():
+        os.rename(folder / OLD, target)
 
 
 def _record(descriptor: int) -> dict[str, object]:

@@ -22,6 +22,7 @@ from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import sha256_file
+from fastwan.ownership import RECORD
 
 Source = Callable[..., EngineSource]
 
@@ -61,13 +62,14 @@ def test_layout_and_manifest(
     manifest = build_bundle(onnx_bundle, tmp_path / "out", sources, wanted, cache=cache)
 
     assert files_under(tmp_path / "out") == {
+        RECORD,
         "manifest.json", "layers.json", "dit/text_kv.engine", "dit/segment_00.engine",
         "decoder/decoder.engine", "plugins/libfastwan_plugins.so", "onnx/export.json",
         "onnx/dit.onnx", "onnx/dit.data",
     }  # fmt: skip
     bundle = open_bundle(tmp_path / "out")
     assert bundle.manifest == manifest
-    assert set(manifest.files) == files_under(tmp_path / "out") - {"manifest.json"}
+    assert set(manifest.files) == files_under(tmp_path / "out") - {"manifest.json", RECORD}
     for name in manifest.files:
         bundle.file(name)  # every hash is right
     assert list(manifest.engines) == ["text_kv", "segment_00", "decoder"]
@@ -267,7 +269,7 @@ class TestFailure:
     ) -> None:
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos/cat.png").write_bytes(b"cat")
-        with pytest.raises(BadInput, match="not made by this tool"):
+        with pytest.raises(BadInput, match="was not written there"):
             build_bundle(onnx_bundle, tmp_path / "photos", [bundle_source()], request(fake_backend))
         assert fake_backend.built == []
 

@@ -19,6 +19,7 @@ from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.checkpoint.store import TensorStore
 from fastwan.export.checkpoint.synthetic import PRESETS, make_checkpoint
 from fastwan.export.checkpoint.synthetic_weights import bf16_chunks, dit_fill
+from fastwan.ownership import RECORD
 
 # SHA-256 over the names and bytes of all tensors of each weight file, seed 0. A change here means
 # that checkpoints made before and after differ; every figure measured on one has to be redone.
@@ -52,6 +53,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "other", size="tiny", seed=1)
     other, same = contents(tmp_path / "other"), contents(tiny)
     assert {name for name in same if other[name] != same[name]} == {
+        RECORD,
         "taew2_1.safetensors",
         "text_encoder/model.safetensors",
         "transformer/diffusion_pytorch_model.safetensors",
@@ -66,6 +68,7 @@ def test_the_tiny_tensors_are_those_of_every_machine(tiny: Path) -> None:
 def test_the_summary_says_what_is_there(tmp_path: Path) -> None:
     summary = make_checkpoint(tmp_path / "tiny", size="tiny", seed=3)
     found = {name: len(data) for name, data in contents(tmp_path / "tiny").items()}
+    del found[RECORD]
     assert summary.files == found
     assert summary.bytes == sum(found.values())
     assert summary.seed == 3
@@ -149,7 +152,7 @@ def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:
     make_checkpoint(target, size="tiny", seed=1)  # its own output is replaced
     before = contents(target)
     (target / "model_index.json").rename(target / "notes.txt")
-    with pytest.raises(BadInput, match="was not made by this tool"):
+    with pytest.raises(BadInput, match="was not written there"):
         make_checkpoint(target, size="tiny")
     (target / "notes.txt").rename(target / "model_index.json")
     with pytest.raises(BadInput, match="unknown size 'huge'"):
