@@ -84,7 +84,7 @@ def _check_replaceable(target: Path, marker: str | None) -> None:
     if target.is_symlink() or not target.is_dir():
         raise BadInput("output is not a folder", where=str(target), fix="name another one with -o")
     entries = [entry.name for entry in target.iterdir()]
-    if entries and (marker is None or marker not in entries):
+    if entries and marker not in entries:
         raise BadInput(
             "output folder exists and was not made by this tool",
             where=str(target),
