@@ -10,16 +10,11 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401
 import numpy as np
-import pytest
 
-from fastwan.bundle import Bundle, open_bundle
-from fastwan.config import SAMPLERS
-from fastwan.manifest import Engine, Manifest, Region, RegionNode, TensorSpec
+from fastwan.bundle import Bundle
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.device.null import Call, NullDevice, NullEngine, NullKernels
-from fastwan.runtime.device.platforms import null_platform
-from fastwan.runtime.device.session import Platform, Session
-from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.device.session import Platform
 from fastwan.runtime.recording.machine import DeviceError
 
 
@@ -254,109 +249,3 @@ def make_host_platform(device: HostDevice) -> Platform:
         HostKernels(device),
         lambda bundle: {name: HostEngine(device, name, bundle) for name in bundle.manifest.engines},
     )
-
-
-@pytest.fixture
-def host_device() -> HostDevice:
-    return HostDevice()
-
-
-@pytest.fixture
-def open_session(bundle: Any) -> Callable[..., Session]:
-    """Session of the fake bundle, on a device in host memory or on the null device."""
-
-    def make(
-        device: NullDevice | None = None,
-        *,
-        sampler: str = "unipc",
-        manifest: Manifest | None = None,
-    ) -> Session:
-        device = device or HostDevice()
-        opened = open_bundle(bundle.root)
-        if manifest is not None:
-            opened = Bundle(opened.root, manifest)
-        on_host = isinstance(device, HostDevice)
-        platform = make_host_platform(device) if on_host else null_platform(opened, device)
-        return Session(platform, opened, schedule_of(SAMPLERS[sampler]))
-
-    return make
-
-
-@pytest.fixture
-def host_platform() -> Callable[[HostDevice], Platform]:
-    return make_host_platform
-
-
-HEADS, LENGTH, TOKENS = 2, 128, 100
-WIDTH = HEADS * 128
-
-
-def spec(name: str, *shape: int, dtype: str = "bfloat16") -> TensorSpec:
-    return TensorSpec(name=name, dtype=dtype, shape=shape)
-
-
-def region(index: int, op: str = "SageAttention3") -> Region:
-    constants = (
-        spec(f"scale.{index}", 3, dtype="float32"),
-        spec(f"bias.{index}", 3 * WIDTH),
-        spec(f"norm_q.{index}", WIDTH),
-        spec(f"norm_k.{index}", WIDTH),
-        spec("rope_cos", LENGTH, 64, dtype="float32"),
-        spec("rope_sin", LENGTH, 64, dtype="float32"),
-    )
-    qkv, out = spec(f"qkv.{index}", 1, LENGTH, 3 * WIDTH), spec(f"out.{index}", 1, LENGTH, WIDTH)
-    node = RegionNode(
-        op=op,
-        inputs=(qkv.name, *(constant.name for constant in constants)),
-        outputs=(out.name,),
-        attributes={"num_heads": HEADS, "num_tokens": TOKENS, "eps": 1e-6},
-    )
-    return Region(
-        component="dit",
-        after=f"segment_{index:02d}",
-        nodes=(node,),
-        inputs=(qkv,),
-        constants=constants,
-        outputs=(out,),
-    )
-
-
-@pytest.fixture
-def segmented(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """The fake bundle with its transformer cut into three segments and two regions."""
-    opened = open_bundle(bundle.root)
-    engines = dict(opened.manifest.engines)
-    whole = engines.pop("dit")
-    latents, temb, k, v = whole.inputs
-    hidden = spec("hidden", 1, LENGTH, WIDTH)
-    (velocity,) = whole.outputs
-
-    def segment(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Engine:
-        return whole.model_copy(update={"inputs": tuple(inputs), "outputs": tuple(outputs)})
-
-    regions = {f"region_{i:02d}": region(i) for i in range(2)}
-    qkv, out = zip(*((r.inputs[0], r.outputs[0]) for r in regions.values()), strict=True)
-    segments = {
-        "segment_00": segment([latents, temb], [hidden, qkv[0]]),
-        "segment_01": segment([hidden, out[0], k, v], [spec("hidden_1", 1, LENGTH, WIDTH), qkv[1]]),
-        "segment_02": segment([spec("hidden_1", 1, LENGTH, WIDTH), out[1], k, v], [velocity]),
-    }
-    decoder = engines.pop("decoder")
-    engines |= {**segments, "decoder": decoder}
-    update = {"engines": engines, "regions": regions}
-    monkeypatch.setattr(
-        "fastwan.runtime.device.memory.initializers",
-        lambda _bundle, names: {
-            c.name: bytes(np.prod(c.shape) * (4 if c.dtype == "float32" else 2))
-            for r in regions.values()
-            for c in r.constants
-            if c.name in names
-        },
-    )
-    return Bundle(opened.root, opened.manifest.model_copy(update=update))
-
-
-@pytest.fixture(scope="session")
-def make_region() -> Callable[..., Region]:
-    """`region`, as a fixture because test modules do not import one another."""
-    return region
