@@ -83,7 +83,7 @@ def _run(
 ) -> Record | None:
     """Times of one engine, whose outputs go to `values`; None where the GPU is refused."""
     begin = time.perf_counter()
-    loaded = runtime.deserialize_cuda_engine(bundle.file(engine.file).read_bytes())
+    loaded = runtime.deserialize_cuda_engine(bundle.read(engine.file))
     if loaded is None:
         return None
     seconds = time.perf_counter() - begin

@@ -169,7 +169,7 @@ def open_engines(
     runtime = trt.Runtime(log)
     engines = {}
     for name, record in manifest.engines.items():
-        engine = runtime.deserialize_cuda_engine(bundle.file(record.file).read_bytes())
+        engine = runtime.deserialize_cuda_engine(bundle.read(record.file))
         if engine is None:
             raise EnvironmentLacks(
                 f"{manifest.backend} cannot load the engine {name}: {log.last}",

@@ -41,27 +41,31 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
-def confined_file(folder: Path, relative: str) -> Path:
+def confined_file(folder: Path, relative: str, *, shown: str = "") -> Path:
     """The regular file `relative` inside `folder`, refusing every way out of it.
+
+    Args:
+        shown: what messages call the folder; by default its name.
 
     Raises:
         BadInput: absolute path, `..`, a symbolic link on the way, a hard link to a file that
             has another name, something that is not a regular file, or nothing there.
     """
+    where = f"{shown or folder.name}/{relative}"
     pure = Path(relative)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in relative:
-        raise BadInput("path points outside its folder", where=f"{folder.name}/{relative}")
+        raise BadInput("path points outside its folder", where=where)
     path = folder
     for part in pure.parts:
         path = path / part
         if path.is_symlink():
-            raise BadInput("symbolic link in a bundle", where=f"{folder.name}/{relative}")
+            raise BadInput("symbolic link in a bundle", where=where)
     if not path.is_file():
-        raise BadInput("file is missing", where=f"{folder.name}/{relative}")
+        raise BadInput("file is missing", where=where)
     if path.stat().st_nlink > 1:
         raise BadInput(
             "hard link in a bundle",
-            where=f"{folder.name}/{relative}",
+            where=where,
             fix="copy the bundle with its files as plain files",
         )
     return path

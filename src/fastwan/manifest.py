@@ -305,36 +305,36 @@ class Manifest(_Record):
         return lookup({spec.name: spec for spec in self.samplers}, name or self.sampler)
 
 
-def parse_manifest(path: Path, kind: type[T]) -> T:
+def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
     """Read a manifest strictly.
+
+    Args:
+        where: what messages call its folder.
 
     Raises:
         BadInput: not there, not strict JSON (see `fastwan.strict_json`), of another schema version,
             or with wrong fields.
     """
+    where = where or str(path.parent)
     if not os.path.exists(path):
-        raise BadInput(
-            f"{path.name} is missing", where=str(path.parent), fix="is this a bundle's folder?"
-        )
+        raise BadInput(f"{path.name} is missing", where=where, fix="is this a bundle's folder?")
     raw = read_json(path)
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BadInput(
             f"{path.name} has schema version {version}, this tool reads {SCHEMA_VERSION}",
-            where=str(path.parent),
+            where=where,
             fix="build the bundle again with this version",
         )
     try:
         return kind.model_validate(raw)
     except BadInput as error:  # of a name or a configuration in it
-        raise BadInput(
-            f"{path.name}: {error.what}", where=str(path.parent), fix=error.fix
-        ) from None
+        raise BadInput(f"{path.name}: {error.what}", where=where, fix=error.fix) from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise BadInput(
             f"{path.name}: {first['msg']} in {field!r}",
-            where=str(path.parent),
+            where=where,
             fix="if another version wrote it, build the bundle again",
         ) from None

@@ -94,7 +94,7 @@ def bundle_graph(bundle: Bundle, file: str, data: Collection[str]) -> BundleGrap
         VerificationFailed: a file differs from its hash.
     """
     path = bundle.onnx_model(file, tuple(data))
-    content = path.read_bytes()
+    content = bundle.read(f"onnx/{file}")
     parent = PurePosixPath(file).parent
     listed = {
         PurePosixPath(name).relative_to(parent).as_posix()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastwan.errors import BadInput, FastWanWarning
+from fastwan.held_folder import is_held
 from fastwan.ownership import prove, remove_own, write_record
 from fastwan.staging import OLD, Staging, made_folders, sweep
 
@@ -164,6 +165,9 @@ class OutputFolder:
                 os.rename(target, folder)
                 os.rename(old, target)
             raise
+        if is_held(old):
+            stage.leave()  # somebody reads it; a later run removes it
+            return
         if self.force:
             shutil.rmtree(old, ignore_errors=True)
             return

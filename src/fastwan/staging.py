@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastwan.errors import BadInput
+from fastwan.held_folder import is_held
 from fastwan.strict_json import parse_json
 
 if sys.platform != "win32":  # which keeps its leftovers
@@ -53,6 +54,7 @@ class Staging:
         self.folder = parent / f"{PREFIX}{secrets.token_hex(8)}"
         self.folder.mkdir(mode=0o755)
         self._descriptor = -1
+        self._left = False
         try:
             self._descriptor = _locked(self.folder / LOCK)
             self.note()
@@ -75,9 +77,14 @@ class Staging:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def leave(self) -> None:
+        """Leave the folder to a later run; `remove` does nothing then but give up the lock."""
+        self._left = True
+
     def remove(self) -> None:
         """Delete the folder and all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not self._left:
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
 
@@ -173,6 +180,8 @@ def _sweep_one(folder: Path) -> None:
             return
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _put_back(folder, record.get("target"))
+        if is_held(folder / OLD):
+            return
         shutil.rmtree(folder, ignore_errors=True)
     except OSError:
         return  # its owner lives

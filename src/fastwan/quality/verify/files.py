@@ -8,6 +8,7 @@ from pathlib import Path
 from fastwan.bundle import Bundle
 from fastwan.errors import FastWanError
 from fastwan.manifest import LAYERS, MANIFEST, ONNX_MANIFEST, Manifest
+from fastwan.ownership import RECORD
 from fastwan.quality.verify.report import Check
 
 _SHOWN = 4
@@ -23,8 +24,8 @@ def check_integrity(bundle: Bundle) -> Check:
             bad.append(f"{name}: {error.what}")
         except OSError as error:
             bad.append(f"{name}: {error.strerror}")
-    listed = {MANIFEST, *bundle.manifest.files}
-    bad += [f"{name}: not listed" for name in _files_of(bundle.root) if name not in listed]
+    listed = {MANIFEST, RECORD, *bundle.manifest.files}
+    bad += [f"{name}: not listed" for name in _files_of(bundle.folder) if name not in listed]
     more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     note = "; ".join(bad[:_SHOWN]) + more if bad else f"{len(bundle.manifest.files)} files hashed"
     value = float(len(bad)) if bundle.manifest.files else None

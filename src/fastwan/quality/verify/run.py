@@ -45,7 +45,7 @@ def verify_bundle(
             be opened.
         EnvironmentLacks: a package is missing, or the hub cannot be reached.
     """
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, sizes=False)
     opened = None
     if checkpoint is not None:
         from fastwan.export.checkpoint.reader import open_checkpoint

@@ -115,7 +115,7 @@ class Subject:
         """
         if file not in self._protos:
             path = self.bundle.file(f"onnx/{file}")
-            folder = self.bundle.root / "onnx"
+            folder = self.bundle.folder / "onnx"
             model = checked_model(path.read_bytes(), folder, file)
             for tensor in all_tensors(model):
                 for entry in tensor.external_data:
@@ -127,7 +127,7 @@ class Subject:
     def load(self, file: str) -> ir.Model:
         """A new copy of an ONNX file as onnx-ir has it; external data stays in its file."""
         model = ir.from_proto(self.proto(file))
-        ir.external_data.set_base_dir(model.graph, self.bundle.root / "onnx")
+        ir.external_data.set_base_dir(model.graph, self.bundle.folder / "onnx")
         return model
 
     @cached_property
@@ -156,7 +156,7 @@ class Subject:
     @cached_property
     def lowered(self) -> LoweredDiT:
         """The transformer, to be lowered for ONNX Runtime at `check_shape`."""
-        folder = self.bundle.root / "onnx"
+        folder = self.bundle.folder / "onnx"
         return LoweredDiT(self.dit_graph, folder, self.attention)
 
 
