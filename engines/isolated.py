@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -186,7 +187,6 @@ def serve(backend: str, descriptor: int, alive: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent decides what they mean
-    threading.Thread(target=_end_with_the_parent, args=(alive,), daemon=True).start()
     connection = Connection(descriptor)
     builder = load_backend(backend)
     builder.version()  # loads the library once, before the forks
@@ -200,14 +200,29 @@ def serve(backend: str, descriptor: int, alive: int) -> None:
             connection.send(("child", os.getpid()))
             _build_and_send(connection, builder, *request)
             os._exit(0)
-        _, status = os.waitpid(child, 0)
-        connection.send(("ended", status))
+        connection.send(("ended", _status(child, alive)))
 
 
-def _end_with_the_parent(alive: int) -> None:
-    """Kill the worker's group, and with it an engine that nobody waits for any more."""
-    os.read(alive, 1)
-    os.killpg(0, signal.SIGKILL)
+def _status(child: int, alive: int) -> int:
+    """Status of a build that ended; kills it and the worker when nobody waits for it any more.
+
+    No thread watches: one that is there when the worker forks leaves its heap to the build's.
+    """
+    handles, patience = [alive], 0.05
+    if hasattr(os, "pidfd_open"):
+        handles.append(os.pidfd_open(child))
+        patience = 60.0
+    try:
+        while True:
+            ready, _, _ = select.select(handles, [], [], patience)
+            if alive in ready:
+                os.killpg(0, signal.SIGKILL)
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return status
+    finally:
+        for handle in handles[1:]:
+            os.close(handle)
 
 
 class _Notes(Quiet):

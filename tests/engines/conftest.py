@@ -213,17 +213,22 @@ def kit() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def build() -> Iterator[Callable[..., BuiltEngine]]:
-    """Build a source with the real builder."""
+def builder() -> Iterator[TensorRTRTX]:
+    """The real builder, whose worker processes are kept from test to test."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
-
     backend = TensorRTRTX()
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(scope="session")
+def build(builder: TensorRTRTX) -> Callable[..., BuiltEngine]:
+    """Build a source with the real builder."""
 
     def build(source: EngineSource, target: str = "rtx5090") -> BuiltEngine:
-        return backend.build(source, BuildOptions(TARGETS[target]), Quiet())
+        return builder.build(source, BuildOptions(TARGETS[target]), Quiet())
 
-    yield build
-    backend.close()
+    return build
 
 
 class FakeBackend:

@@ -17,14 +17,21 @@ from onnx import helper as oh
 from fastwan.config import TARGETS, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine, load_backend
 from fastwan.engines.coverage import check_coverage
+from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.parallel import in_order, workers
-from fastwan.progress import Quiet
+from fastwan.progress import Progress, Quiet
 
 pytestmark = pytest.mark.trt
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 Build = Callable[..., BuiltEngine]
+
+
+def build_here(source: EngineSource, progress: Progress | None = None) -> BuiltEngine:
+    """Build in this process: a source that is refused need not end a worker."""
+    options = BuildOptions(TARGETS["rtx5090"])
+    return TensorRTRTX().build_here(source, options, progress or Quiet())
 
 
 def test_two_builds_give_the_same_bytes(kit: SimpleNamespace, build: Build, tmp_path: Path) -> None:
@@ -114,10 +121,10 @@ def test_each_profile_has_the_kernels_of_an_engine_of_its_own(
     ],
 )
 def test_a_wrong_profile_is_refused(
-    kit: SimpleNamespace, build: Build, tmp_path: Path, profiles: object, message: str
+    kit: SimpleNamespace, tmp_path: Path, profiles: object, message: str
 ) -> None:
     with pytest.raises(BadInput, match=message):
-        build(kit.source(kit.graph(tokens="length"), tmp_path, profiles=profiles))
+        build_here(kit.source(kit.graph(tokens="length"), tmp_path, profiles=profiles))
 
 
 def test_inputs_have_equally_many_profiles(
@@ -135,7 +142,7 @@ def test_inputs_have_equally_many_profiles(
             assert {record.profile for record in build(source).layers} == {0, 1}
         else:
             with pytest.raises(BadInput, match="different numbers of profiles"):
-                build(source)
+                build_here(source)
 
 
 def convolution(kit: SimpleNamespace) -> onnx.ModelProto:
@@ -159,16 +166,16 @@ def test_memory_formats_are_set_and_recorded(
     assert [spec.format for spec in (*hwc8.inputs, *hwc8.outputs)] == ["hwc8"] * 2
     assert len(hwc8.layers) < len(linear.layers)  # no reformatting before and after
     with pytest.raises(BadInput, match="'absent'"):
-        build(kit.source(model, tmp_path, linears=(), io_formats={"absent": "hwc8"}))
+        build_here(kit.source(model, tmp_path, linears=(), io_formats={"absent": "hwc8"}))
 
 
 def test_a_node_of_a_plugin_is_refused_before_the_parser_sees_it(
-    kit: SimpleNamespace, build: Build, tmp_path: Path
+    kit: SimpleNamespace, tmp_path: Path
 ) -> None:
     model = kit.graph()
     model.graph.node.append(oh.make_node("SageAttention3", ["x"], ["z"], "attn", domain="fastwan"))
     with pytest.raises(BadInput, match="fastwan::SageAttention3 of node 'attn'"):
-        build(kit.source(model, tmp_path))
+        build_here(kit.source(model, tmp_path))
 
 
 def test_a_parser_error_names_the_node(kit: SimpleNamespace, build: Build, tmp_path: Path) -> None:
@@ -201,6 +208,7 @@ class Interrupting(Quiet):
         self.notes.append(note)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_cancels_the_build_and_leaves_the_process_usable(
     kit: SimpleNamespace, build: Build, tmp_path: Path
 ) -> None:
@@ -208,7 +216,7 @@ def test_ctrl_c_cancels_the_build_and_leaves_the_process_usable(
     progress = Interrupting()
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        TensorRTRTX().build_here(source, BuildOptions(TARGETS["rtx5090"]), progress)
+        build_here(source, progress)
     assert progress.notes[0].startswith("dit: ")
     assert signal.getsignal(signal.SIGINT) is before
     assert build(source).plan.nbytes > 1000
@@ -219,17 +227,24 @@ def test_a_display_that_fails_does_not_fail_the_build(kit: SimpleNamespace, tmp_
         def advance(self, amount: int = 1, note: str = "") -> None:
             raise ValueError("no terminal")
 
-    built = TensorRTRTX().build_here(
-        kit.source(kit.graph(), tmp_path), BuildOptions(TARGETS["rtx5090"]), Broken()
-    )
+    built = build_here(kit.source(kit.graph(), tmp_path), Broken())
     assert built.plan.nbytes > 1000
 
 
 @pytest.fixture
-def backend() -> Iterator[TensorRTRTX]:
+def fresh() -> Iterator[TensorRTRTX]:
+    """A builder that has built nothing."""
     backend = TensorRTRTX()
     yield backend
     backend.close()
+
+
+@pytest.fixture
+def backend(builder: TensorRTRTX) -> TensorRTRTX:
+    """The session's builder with one worker at most."""
+    if len(builder._pool.workers) > 1:
+        builder.close()
+    return builder
 
 
 def two_outputs(kit: SimpleNamespace) -> onnx.ModelProto:
@@ -245,18 +260,19 @@ def two_outputs(kit: SimpleNamespace) -> onnx.ModelProto:
 
 
 def test_what_was_built_before_changes_nothing(
-    kit: SimpleNamespace, backend: TensorRTRTX, tmp_path: Path
+    kit: SimpleNamespace, fresh: TensorRTRTX, tmp_path: Path
 ) -> None:
     options = BuildOptions(TARGETS["rtx5090"])
     source = kit.source(two_outputs(kit), tmp_path)
     plans = set()
     for other in (None, kit.graph(), bf16_linear(kit)):
         if other is not None:
-            backend.build(kit.source(other, tmp_path, linears=()), options, Quiet())
-        plans |= {bytes(backend.build(source, options, Quiet()).plan) for _ in range(2)}
+            fresh.build(kit.source(other, tmp_path, linears=()), options, Quiet())
+        plans |= {bytes(fresh.build(source, options, Quiet()).plan) for _ in range(2)}
     assert len(plans) == 1
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_the_parent_ends_the_child(
     kit: SimpleNamespace, backend: TensorRTRTX, tmp_path: Path
 ) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +18,12 @@ from fastwan.config import DiTConfig, VideoShape
 from fastwan.export.attentions.sage3 import Sage3
 from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.checkpoint.store import TensorStore
-from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.export.dit_onnx import export_dit
 from fastwan.export.onnx_io import DataWriter, data_file
 from fastwan.export.recipes import NVFP4
 from fastwan.manifest import Graph
+from testkit.once import Once
+from testkit.tracing import quick_traces
 
 Session = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 HEADER = '<ir_version: 11, opset_import: ["" : 23, "fastwan" : 1, "trt" : 1]>'
@@ -58,25 +60,41 @@ class Inputs:
     text: torch.Tensor
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folder = tmp_path_factory.mktemp("export") / "tiny"
-    make_checkpoint(folder, size="tiny")
-    checkpoint = open_checkpoint(folder)
-    return Tiny(
-        folder, checkpoint.transformer, checkpoint.dit_config, VideoShape(96, 160, num_frames=9)
-    )
+@pytest.fixture(scope="session", autouse=True)
+def trace_once() -> Iterator[None]:
+    """Torch code of one shape is traced once; copies of the result are used."""
+    with quick_traces():
+        yield
 
 
 @pytest.fixture(scope="session")
-def exported(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The tiny transformer in NVFP4, quantised by ModelOpt."""
-    pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
-    folder = tmp_path_factory.mktemp("dit")
-    graphs, digests = export_dit(
-        tiny.weights, tiny.config, tiny.shape, NVFP4(), folder, attention=Sage3()
-    )
-    return Exported(folder, graphs, digests)
+def tiny(tiny_checkpoint: Path) -> Tiny:
+    checkpoint = open_checkpoint(tiny_checkpoint)
+    shape = VideoShape(96, 160, num_frames=9)
+    return Tiny(tiny_checkpoint, checkpoint.transformer, checkpoint.dit_config, shape)
+
+
+@pytest.fixture(scope="session")
+def exported(once: Once, tiny: Tiny) -> Exported:
+    """The tiny transformer in NVFP4, quantised by the reference: ModelOpt is slow to import.
+
+    ModelOpt makes the same files of it, which is a test of ``dit.onnx``.
+    """
+
+    def make(folder: Path) -> None:
+        (folder / "dit").mkdir(parents=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(NVFP4, "convert", NVFP4.reference)
+            graphs, digests = export_dit(
+                tiny.weights, tiny.config, tiny.shape, NVFP4(), folder / "dit", attention=Sage3()
+            )
+        record = {"graphs": {n: g.model_dump() for n, g in graphs.items()}, "digests": digests}
+        (folder / "record.json").write_text(json.dumps(record))
+
+    folder = once("tiny-dit", make)
+    record = json.loads((folder / "record.json").read_text())
+    graphs = {name: Graph.model_validate(each) for name, each in record["graphs"].items()}
+    return Exported(folder / "dit", graphs, record["digests"])
 
 
 def step_inputs(config: DiTConfig, shape: VideoShape) -> Inputs:

@@ -61,11 +61,32 @@ def test_scripts_are_bash(root: Path, script: str) -> None:
 def test_the_environment_is_installed_once(checkout: Path, tmp_path: Path) -> None:
     first = run_tests(checkout, "-k", "name of a test", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.splitlines() == ["-m pytest -k name of a test", str(checkout)]
+    said, folder = first.stdout.splitlines()
+    assert said.startswith("-m pytest ")
+    assert said.endswith(" -k name of a test")
+    assert folder == str(checkout)
     (call,) = installs(checkout)
     assert f"-c {checkout}/constraints.txt -e {checkout}[dev,docs]" in call
     assert run_tests(checkout).returncode == 0
     assert len(installs(checkout)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parallel"),
+    [
+        ([], True),
+        (["tests/engines", "--maxfail=1"], True),
+        (["-m", "slow"], False),
+        (["-mgpu"], False),
+        (["-p", "no:xdist"], False),
+    ],
+)
+def test_processes_share_the_tests_but_those_picked_by_a_mark(
+    checkout: Path, arguments: list[str], parallel: bool
+) -> None:
+    said = run_tests(checkout, *arguments).stdout.splitlines()[0].split()
+    assert ("-n" in said) == ("--dist" in said) == parallel
+    assert said[len(said) - len(arguments) :] == arguments
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])

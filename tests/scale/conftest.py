@@ -9,19 +9,16 @@ from pathlib import Path
 import pytest
 
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
-from fastwan.export.checkpoint.synthetic import make_checkpoint
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scale") / "checkpoint"
-    make_checkpoint(folder, size="tiny", seed=3)
-    return folder
+def tiny_folder(tiny_checkpoint: Path) -> Path:
+    return tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_folder: Path) -> Checkpoint:
-    return open_checkpoint(str(tiny_folder), components=("dit",))
+def tiny(tiny_checkpoint: Path) -> Checkpoint:
+    return open_checkpoint(str(tiny_checkpoint), components=("dit",))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One tiny checkpoint for all tests here, and copies of it to damage."""
+"""Copies of the tiny checkpoint to damage."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastwan.export.checkpoint.synthetic import make_checkpoint
-
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tiny_checkpoint: Path) -> Path:
     """A tiny checkpoint; read only."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    make_checkpoint(folder, size="tiny")
-    return folder
+    return tiny_checkpoint
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ def test_graph_record_matches_the_file(exported: tuple[str, Path, Graph]) -> Non
     assert tensors == {n for n in Weights().names() if n.startswith("decoder.")}
 
 
+@pytest.mark.parametrize("exported", ["fp16"], indirect=True)
 def test_second_export_is_the_same_bytes(exported: tuple[str, Path, Graph], tmp_path: Path) -> None:
     dtype, folder, graph = exported
     assert export_decoder(Weights(), TINY, SHAPE, tmp_path, dtype=dtype) == graph

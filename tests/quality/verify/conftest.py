@@ -1,8 +1,7 @@
-"""A real tiny bundle, and copies of it with one thing changed and every hash brought up to date."""
+"""Copies of a real bundle with one thing changed and every hash brought up to date."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
@@ -19,13 +18,11 @@ import pytest
 from onnx import numpy_helper
 
 from fastwan.bundle import open_bundle
-from fastwan.export import dit_graph
-from fastwan.export.passes import lower_attention
 from fastwan.files import sha256_file
 from fastwan.manifest import MANIFEST
-from fastwan.progress import Quiet
 from fastwan.quality.verify.run import run_checks
 from fastwan.quality.verify.subject import Subject
+from testkit.tracing import quick_traces
 
 
 @dataclass
@@ -97,46 +94,21 @@ class Mutant:
 @pytest.fixture(scope="session", autouse=True)
 def _trace_once() -> Iterator[None]:
     """Torch code of one shape is traced once for all bundles; copies of the result are used."""
-    trace, known = lower_attention._trace, {}
-
-    def cached(kind: Any, attributes: Any, shapes: Any) -> Any:
-        key = (kind, repr(sorted(attributes.items())), shapes)
-        if key not in known:
-            known[key] = trace(kind, attributes, shapes)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lower_attention, "_trace", cached)
-        patch.setattr(dit_graph, "_Stages", functools.cache(dit_graph._Stages))
+    with quick_traces():
         yield
 
 
 @pytest.fixture(scope="session")
-def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from fastwan.export.checkpoint.synthetic import make_checkpoint
-
-    path = tmp_path_factory.mktemp("verify") / "checkpoint"
-    make_checkpoint(path, size="tiny")
-    return path
-
-
-@pytest.fixture(scope="session")
-def checkpoint(checkpoint_dir: Path) -> Any:
+def checkpoint(tiny_checkpoint: Path) -> Any:
     from fastwan.export.checkpoint.reader import open_checkpoint
 
-    return open_checkpoint(checkpoint_dir)
+    return open_checkpoint(tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def bundle_dir(checkpoint_dir: Path) -> Path:
+def bundle_dir(tiny_bundle: Path) -> Path:
     """A bundle of all components, built by the real tools."""
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
-    pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
-    from fastwan.build import BuildSpec, build_engine
-
-    path = checkpoint_dir.parent / "bundle"
-    build_engine(BuildSpec(str(checkpoint_dir), path, use_cache=False), Quiet())
-    return path
+    return tiny_bundle
 
 
 @pytest.fixture

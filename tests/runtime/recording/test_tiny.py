@@ -10,7 +10,6 @@ import pytest
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import SAMPLERS
-from fastwan.progress import Quiet
 from fastwan.quality.bench import counts
 from fastwan.runtime.cpu import components
 from fastwan.runtime.device.constants import initializers
@@ -19,21 +18,12 @@ from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import plan
 from fastwan.runtime.recording.record import record
 
-pytestmark = [pytest.mark.slow, pytest.mark.trt]
+pytestmark = pytest.mark.trt
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    pytest.importorskip("modelopt", reason="ModelOpt is not installed")
-    from fastwan.build import BuildSpec, build_engine
-    from fastwan.export.checkpoint.synthetic import make_checkpoint
-
-    folder: Path = tmp_path_factory.mktemp("tiny")
-    make_checkpoint(folder / "checkpoint", size="tiny")
-    spec = BuildSpec(str(folder / "checkpoint"), folder / "bundle", use_cache=False)
-    build_engine(spec, Quiet())
-    return open_bundle(folder / "bundle")
+def tiny(tiny_bundle: Path) -> Bundle:
+    return open_bundle(tiny_bundle)
 
 
 @pytest.mark.parametrize("sampler", ["unipc", "dmd"])
