@@ -1,6 +1,6 @@
 """Cache of built engines, keyed by content.
 
-The key is what the engine is a function of: the graph without its remarks, the bytes of every
+The key is what the engine is a function of: the graph without its metadata, the bytes of every
 weight it refers to, options, target and versions. Where in a data file a weight lies is no part of
 it.
 """
@@ -88,7 +88,7 @@ def content_key(
     """
     stripped = onnx.ModelProto()
     stripped.CopyFrom(model)
-    strip_remarks(stripped)
+    strip_metadata(stripped)
     for tensor in all_tensors(stripped):
         if tensor.data_location == TensorProto.EXTERNAL:
             content = hasher.digest(external_range(tensor, folder, tensor.name))
@@ -99,7 +99,7 @@ def content_key(
     return digest.hexdigest()
 
 
-def strip_remarks(model: onnx.ModelProto) -> None:
+def strip_metadata(model: onnx.ModelProto) -> None:
     """Remove what no engine depends on: doc strings, metadata, producer."""
     for name in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
         model.ClearField(name)

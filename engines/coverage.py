@@ -57,7 +57,7 @@ def check_coverage(
 
     Args:
         records: kernels of the engine.
-        linears: targeted linears; those of a recipe without a gate are nobody's claim.
+        linears: targeted linears; those of a recipe without a gate are not checked.
         weight_elements: by MatMul node the elements of its weight, from `check_onnx_linears`.
             Without it the second condition is left out.
 

@@ -60,7 +60,7 @@ def progress_monitor(trt: Any, name: str, progress: Progress, cancel: Cancel) ->
             return not cancel.requested
 
         def _report(self, note: str) -> None:
-            # Nothing may cross C++ frames, and a display is no reason to fail.
+            # An exception may not cross C++ frames, and a display that fails must not end a build.
             with suppress(Exception):
                 progress.advance(0, note)
 

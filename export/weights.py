@@ -51,14 +51,14 @@ def load_weights(
 
 
 @dataclass(frozen=True)
-class Made:
+class PreparedTensors:
     """Initializers of a group, and the SHA-256 of each as the reference quantiser makes it."""
 
     tensors: dict[str, Tensor]
     digests: dict[str, str]
 
 
-class _Held:
+class _ReadOnce:
     """A source that reads each tensor once."""
 
     def __init__(self, source: TensorSource) -> None:
@@ -84,20 +84,22 @@ def make_weights(
     *,
     cache: ExportCache | None = None,
     workers: int = 1,
-) -> Iterator[tuple[Group, Made]]:
+) -> Iterator[tuple[Group, PreparedTensors]]:
     """Yield each group's initializers as the exporter writes them, with the reference's digests.
 
     Each checkpoint tensor is read once. A linear that the cache has is not quantised again.
     """
 
-    def load(group: Group, held: _Held, *, reference: bool) -> dict[str, Tensor]:
+    def load(group: Group, held: _ReadOnce, *, reference: bool) -> dict[str, Tensor]:
         return group.load(WeightReader(held, recipe, torch.bfloat16, reference=reference))
 
-    def make(group: Group) -> Made:
-        held = _Held(source)
+    def make(group: Group) -> PreparedTensors:
+        held = _ReadOnce(source)
         if not (recipe.quantised and group.targeted):
             tensors = load(group, held, reference=False)
-            return Made(tensors, {name: tensor_digest(value) for name, value in tensors.items()})
+            return PreparedTensors(
+                tensors, {name: tensor_digest(value) for name, value in tensors.items()}
+            )
         key = ""
         if cache is not None:
             names = [f"{prefix}.{part}" for prefix in group.sources for part in ("weight", "bias")]
@@ -105,11 +107,11 @@ def make_weights(
             key = content_key("linear", facts, ((name, held.read(name)) for name in names))
             found = cache.tensors(key)
             if found is not None:
-                return Made(found[0], found[1]["digests"])
+                return PreparedTensors(found[0], found[1]["digests"])
         digests = {
             name: tensor_digest(value) for name, value in load(group, held, reference=True).items()
         }
-        made = Made(load(group, held, reference=False), digests)
+        made = PreparedTensors(load(group, held, reference=False), digests)
         if cache is not None:
             cache.put_tensors(key, made.tensors, {"digests": digests})
         return made

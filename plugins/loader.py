@@ -65,7 +65,7 @@ def find_library() -> Path:
 
 
 def check_elf(path: Path) -> None:
-    """Refuse what the dynamic loader would crash on or reject with a riddle.
+    """Refuse what the dynamic loader would crash on or reject without a reason.
 
     Raises:
         BadInput: not a shared library for this machine, or cut off.

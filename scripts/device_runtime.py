@@ -320,7 +320,7 @@ def _play(platform: Platform, bundle: Bundle, sampler: str) -> Record:
     launch, whole = [], []
     for _ in range(20):
         begin = time.perf_counter()
-        player.play(recording.video)
+        player.run(recording.video)
         launch.append(time.perf_counter() - begin)
         player.synchronize()
         whole.append(time.perf_counter() - begin)

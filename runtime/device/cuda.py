@@ -145,7 +145,7 @@ class CudaDevice:
         self._call("cudaMemsetAsync", address, 0, size, stream)
 
     def host_access(self, **_: object) -> None:
-        """The driver does not want to know."""
+        """CUDA orders its own accesses; nothing has to be told."""
 
     def synchronize(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)

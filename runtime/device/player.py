@@ -48,8 +48,8 @@ class Player:
         """Address of a tensor's first element."""
         return self.memory.address(tensor)
 
-    def play(self, stages: Sequence[Stage]) -> None:
-        """Launch the graph of some stages, captured when they are first played."""
+    def run(self, stages: Sequence[Stage]) -> None:
+        """Launch the graph of some stages, captured when they are first run."""
         graph = self.graph(stages)
         if graph is None:
             self.enqueue(stages)

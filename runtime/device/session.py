@@ -173,7 +173,7 @@ class Session:
         """
         with self._running() as player:
             self._draw(player, noises)
-            player.play(self.recording.video)
+            player.run(self.recording.video)
             return self._frames(player)
 
     def denoise(self, noises: Sequence[Array], on_step: OnStep[Array] | None = None) -> Array:
@@ -183,7 +183,7 @@ class Session:
             self._draw(player, noises)
         for index, (state, step) in enumerate(zip(states, steps, strict=True)):
             with self._running() as player:
-                player.play(self._stage(f"step_{index}"))
+                player.run(self._stage(f"step_{index}"))
                 self._copy(player, state, self.recording.latents)
                 latents = player.memory.view(self.recording.latents).copy()
             replaced = None if on_step is None else on_step(index, step.timestep, latents)
@@ -196,7 +196,7 @@ class Session:
         """Frames of clean latents, as `video` returns them."""
         self._put(self.recording.states[-1], latents)
         with self._running() as player:
-            player.play(self._stage("decode"))
+            player.run(self._stage("decode"))
             return self._frames(player)
 
     def milliseconds(self) -> dict[str, float]:

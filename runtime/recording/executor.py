@@ -112,7 +112,7 @@ class RecordingExecutor:
                 for size, found in zip(spec.shape, tensor.shape, strict=False)
                 if isinstance(size, str)
             )
-            read[spec.name] = self._recorder.fit(tensor, spec, resolved(spec, axes))
+            read[spec.name] = self._recorder.cast(tensor, spec, resolved(spec, axes))
         for spec in engine.outputs:
             if spec.name not in given:
                 kept = self._keep and spec.name in self._outputs

@@ -12,7 +12,7 @@ from fastwan.runtime.recording.machine import Device, DeviceEngine, Kernels
 from fastwan.runtime.recording.tensors import Tensor
 
 
-class Machine(Protocol):
+class LaunchContext(Protocol):
     """Where operations find what they enqueue on; `fastwan.runtime.device.player.Player` is one."""
 
     device: Device
@@ -45,7 +45,7 @@ class Operation:
     def writes(self) -> tuple[Tensor, ...]:
         return ()
 
-    def enqueue(self, machine: Machine, stream: int) -> None:
+    def enqueue(self, context: LaunchContext, stream: int) -> None:
         """Put the work on a stream; nothing to do for a barrier."""
 
 
@@ -76,14 +76,14 @@ class RunEngine(Operation):
     def writes(self) -> tuple[Tensor, ...]:
         return (*self.outputs.values(), self.scratch)
 
-    def enqueue(self, machine: Machine, stream: int) -> None:
+    def enqueue(self, context: LaunchContext, stream: int) -> None:
         bindings = {
-            name: (machine.address(tensor), tensor.shape)
+            name: (context.address(tensor), tensor.shape)
             for name, tensor in (*self.inputs.items(), *self.outputs.items())
         }
-        engine = machine.engines[self.engine]
+        engine = context.engines[self.engine]
         engine.enqueue(
-            bindings, machine.address(self.scratch), self.scratch.size, stream, self.profile
+            bindings, context.address(self.scratch), self.scratch.size, stream, self.profile
         )
 
 
@@ -104,12 +104,12 @@ class LaunchRegion(Operation):
     def writes(self) -> tuple[Tensor, ...]:
         return (*self.outputs, self.workspace)
 
-    def enqueue(self, machine: Machine, stream: int) -> None:
-        machine.kernels.region(
+    def enqueue(self, context: LaunchContext, stream: int) -> None:
+        context.kernels.region(
             self.region,
-            [machine.address(tensor) for tensor in self.inputs],
-            [machine.address(tensor) for tensor in self.outputs],
-            machine.address(self.workspace),
+            [context.address(tensor) for tensor in self.inputs],
+            [context.address(tensor) for tensor in self.outputs],
+            context.address(self.workspace),
             self.workspace.size,
             stream,
         )
@@ -147,10 +147,10 @@ class Combine(Operation):
         self.outputs.append(output)
         return True
 
-    def enqueue(self, machine: Machine, stream: int) -> None:
-        machine.kernels.combine(
-            [(machine.address(tensor), tensor.dtype) for tensor in self.terms],
-            [machine.address(tensor) for tensor in self.outputs],
+    def enqueue(self, context: LaunchContext, stream: int) -> None:
+        context.kernels.combine(
+            [(context.address(tensor), tensor.dtype) for tensor in self.terms],
+            [context.address(tensor) for tensor in self.outputs],
             self.sums,
             self.outputs[0].elements,
             stream,
@@ -177,10 +177,10 @@ class Transfer(Operation):
 class Cast(Transfer):
     """Another dtype, or a view with gaps made contiguous."""
 
-    def enqueue(self, machine: Machine, stream: int) -> None:
-        machine.kernels.cast(
-            (machine.address(self.source), self.source.dtype),
-            (machine.address(self.target), self.target.dtype),
+    def enqueue(self, context: LaunchContext, stream: int) -> None:
+        context.kernels.cast(
+            (context.address(self.source), self.source.dtype),
+            (context.address(self.target), self.target.dtype),
             self.source.rows(),
             stream,
         )
@@ -190,9 +190,9 @@ class Cast(Transfer):
 class Copy(Transfer):
     """Bytes from one contiguous tensor to another, to or from the host or on the device."""
 
-    def enqueue(self, machine: Machine, stream: int) -> None:
-        source, target = machine.address(self.source), machine.address(self.target)
-        machine.device.copy(target, source, self.source.size, stream)
+    def enqueue(self, context: LaunchContext, stream: int) -> None:
+        source, target = context.address(self.source), context.address(self.target)
+        context.device.copy(target, source, self.source.size, stream)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -205,8 +205,8 @@ class Zero(Operation):
     def writes(self) -> tuple[Tensor, ...]:
         return (self.target,)
 
-    def enqueue(self, machine: Machine, stream: int) -> None:
-        machine.device.zero(machine.address(self.target), self.target.size, stream)
+    def enqueue(self, context: LaunchContext, stream: int) -> None:
+        context.device.zero(context.address(self.target), self.target.size, stream)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -215,5 +215,5 @@ class Mark(Operation):
 
     name: str
 
-    def enqueue(self, machine: Machine, stream: int) -> None:
-        machine.device.mark(self.name, stream)
+    def enqueue(self, context: LaunchContext, stream: int) -> None:
+        context.device.mark(self.name, stream)

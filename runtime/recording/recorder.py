@@ -18,7 +18,7 @@ COMPUTE, COPY = 0, 1
 """Streams."""
 
 SCRATCH = Buffer("scratch", 0)
-"""Stands for the one scratch buffer of all engines and regions; its size is the largest wish."""
+"""Stands for the one scratch buffer of all engines and regions, as large as the largest request."""
 
 
 @dataclass
@@ -131,7 +131,7 @@ class Recorder:
             after[stream] = number
             self.add(Barrier(waits=[self._signal(number)]))
 
-    def fit(self, tensor: Tensor, spec: TensorSpec, shape: tuple[int, ...]) -> Tensor:
+    def cast(self, tensor: Tensor, spec: TensorSpec, shape: tuple[int, ...]) -> Tensor:
         """`tensor` as an engine takes it: as it is, or cast into a buffer of its own.
 
         Raises:

@@ -60,7 +60,7 @@ class TextBuffers:
         Raises:
             BadInput: an engine reads what no engine before it makes.
         """
-        # Whatever the engines call a dynamic axis, it counts tokens.
+        # Every dynamic axis of these engines counts tokens, whatever its name.
         run = {
             name: _packed(tensor, resolved(self.specs[name], length))
             for name, tensor in self.device.items()

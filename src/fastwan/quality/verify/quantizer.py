@@ -91,7 +91,7 @@ def check_quantizer(subject: Subject, recipe: NVFP4, lowered: Mapping[str, ir.Mo
             want = fake_quantize_activation(
                 torch.from_numpy(x), recipe.activation_global_scale
             ).numpy()
-            # Minus zero multiplies like zero: the sign of a zero is nobody's claim.
+            # Minus zero multiplies like zero: the sign of a zero is not compared.
             differing = int(np.count_nonzero((got + 0).view(np.int32) != (want + 0).view(np.int32)))
             values += x.size
             wrong += differing
