@@ -11,7 +11,7 @@ from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.record import Recording, record
 from fastwan.runtime.recording.recorder import SCRATCH
 from fastwan.runtime.recording.tensors import Buffer
-from fastwan.schema import Record
+from fastwan.schema import Count, Record
 
 ALIGNMENT = 512
 """Of every buffer: TensorRT wants 256 bytes, and a cache line is never shared by two."""
@@ -20,17 +20,17 @@ ALIGNMENT = 512
 class DeviceBytes(Record):
     """Memory of a video by use, in bytes, beside the CUDA context."""
 
-    weights: int
+    weights: Count
     """Of the engines, by the size of their files."""
-    scratch: int
+    scratch: Count
     """The one buffer that every engine and region uses while it runs."""
-    arena: int
+    arena: Count
     """Tensors that share memory where their lifetimes allow."""
-    fixed: int
+    fixed: Count
     """Constants, tables of the schedule, keys and values of the prompt."""
-    total: int
+    total: Count
     """Device memory in all."""
-    pinned_host: int
+    pinned_host: Count
     """Host memory; no part of the total."""
 
 

@@ -26,7 +26,7 @@ from fastwan.manifest_fields import (
     WholeShape,
     WholeTextEncoder,
 )
-from fastwan.strict_json import read_json
+from fastwan.strict_json import read_json, validated
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -327,7 +327,7 @@ def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
             fix="build the bundle again with this version",
         )
     try:
-        return kind.model_validate(raw)
+        return validated(kind, raw)
     except BadInput as error:  # of a name or a configuration in it
         raise BadInput(f"{path.name}: {error.what}", where=where, fix=error.fix) from None
     except ValidationError as error:

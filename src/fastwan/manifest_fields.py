@@ -20,6 +20,7 @@ from fastwan.config import (
     VideoShape,
     known,
 )
+from fastwan.strict_json import tuples
 
 
 def _one_of(names: Collection[str], kind: str) -> AfterValidator:
@@ -40,7 +41,7 @@ def _whole(kind: type[Any]) -> BeforeValidator:
         wanted = {field.name for field in fields(kind)}
         if isinstance(value, dict) and (missing := wanted - value.keys()):
             raise ValueError(f"{min(missing)} is missing")
-        return value
+        return tuples(value)
 
     return BeforeValidator(check)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 
 from fastwan.bundle import Bundle
 from fastwan.config import VideoShape
+from fastwan.strict_json import tuples
 
 Label = Literal["measured", "emulated", "predicted"]
 """How a figure was got: counted, timed or read from a file; computed by the CPU reference in place
@@ -24,6 +25,11 @@ Measured = Annotated[T, Field(json_schema_extra={"label": "measured"})]
 """A figure that was counted, timed or read from a file, or several in one object."""
 Predicted = Annotated[T, Field(json_schema_extra={"label": "predicted"})]
 """A figure that a model gives, or several in one object."""
+
+Count = Annotated[int, Field(ge=0)]
+"""A number of things, or of bytes."""
+Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A time that was measured, in the unit that the name of its field says."""
 
 
 class Record(BaseModel):
@@ -44,7 +50,8 @@ class Record(BaseModel):
     def _leave_out_computed(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
-        return {k: value for k, value in fields.items() if k not in cls.model_computed_fields}
+        kept = {k: value for k, value in fields.items() if k not in cls.model_computed_fields}
+        return tuples(kept)
 
 
 class Report(Record):

@@ -11,10 +11,14 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from fastwan.errors import BadInput
 from fastwan.files import open_regular
+
+M = TypeVar("M", bound=BaseModel)
 
 MAX_BYTES = 64 << 20
 """Largest file by default; the layer records of a full-size bundle take a few MB."""
@@ -105,6 +109,29 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     if b"\\u" in data and _has_lone_surrogate(parsed):
         raise BadInput("a string holds half a surrogate pair", where=where)
     return parsed
+
+
+def validated(kind: type[M], fields: dict[str, Any]) -> M:
+    """A pydantic model of what `parse_json` gave, with JSON's own types.
+
+    A number in quotes is no number and ``true`` is not 1, as pydantic would have it otherwise.
+
+    Raises:
+        ValidationError: a field of another type or beyond its bounds.
+        BadInput: of a validator of the model.
+    """
+    return kind.model_validate_json(json.dumps(fields), strict=True)
+
+
+def tuples(value: object) -> object:
+    """A value with a tuple for every list.
+
+    A validator in front of a model hands on Python's values, of which pydantic takes no list for a
+    tuple where it is strict.
+    """
+    if isinstance(value, dict):
+        return {key: tuples(each) for key, each in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def quoted(text: str) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fastwan.bundle import Bundle
 from fastwan.cli import main
@@ -65,10 +70,51 @@ def test_a_baseline_is_held_stage_by_stage(report: BenchReport) -> None:
 )  # fmt: skip
 def test_a_count_that_grows_is_seen(report: BenchReport, name: str) -> None:
     compare(report, report, 0.0)
-    fewer = report.model_copy(update={name: getattr(report, name) - 1})
+    more = report.model_copy(update={name: getattr(report, name) + 1})
     with pytest.raises(SlowerThanBaseline, match=f"{name} "):
-        compare(report, fewer, 0.0)
-    compare(fewer, report, 0.0)  # an improvement
+        compare(more, report, 0.0)
+    compare(report, more, 0.0)  # an improvement
+
+
+@pytest.mark.parametrize(
+    ("limit", "good"),
+    [
+        (0.0, True), (10.0, True), (math.nan, False), (-1e-9, False), (-3.0, False),
+        (math.inf, False), (11.0, False),
+    ],
+)  # fmt: skip
+def test_a_limit_that_decides_nothing_is_refused(
+    report: BenchReport, limit: float, good: bool
+) -> None:
+    if good:
+        compare(report, report, limit)
+        return
+    with pytest.raises(BadInput, match="--limit"):
+        compare(report, report, limit)
+
+
+@pytest.mark.parametrize("whose", ["the baseline", "this run"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"enqueues": -1}, {"enqueues": math.nan}, {"kernels": None}, {"bytes_to_host": math.inf},
+        {"measurement": {"times": {}}}, {"measurement": {"memory_peak_bytes": -5}},
+        {"measurement": {"times": {"text": StageTimes(min_ms=1, median_ms=1, p95_ms=1)}}},
+    ],
+)  # fmt: skip
+def test_figures_that_are_missing_or_none_are_errors_of_the_gate(
+    report: BenchReport, change: dict[str, Any], whose: str
+) -> None:
+    good = timed(report, 10.0)
+    assert good.measurement is not None
+    if "measurement" in change:
+        measured = good.measurement.model_copy(update=change["measurement"])
+        bad = good.model_copy(update={"measurement": measured})
+    else:
+        bad = good.model_copy(update=change)
+    compare(good, good, 0.05)
+    with pytest.raises(BadInput):
+        compare(*((good, bad) if whose == "the baseline" else (bad, good)), 0.05)
 
 
 def test_more_device_memory_is_seen(report: BenchReport) -> None:
@@ -105,6 +151,14 @@ def test_runs_of_different_kinds_are_not_compared(
         ({"kind": "inspect"}, "'kind'"),
         ({"schema_version": 2}, "'schema_version'"),
         ({"labels": {}}, None),  # computed anew
+        ({"kernels": "40"}, "'kernels'"),
+        ({"kernels": True}, "'kernels'"),
+        ({"enqueues": -1}, "'enqueues'"),
+        ({"enqueues": 1.5}, "'enqueues'"),
+        ({"enqueues": int("9" * 400)}, "400 characters"),
+        ({"bytes_to_host": math.nan}, "NaN is not JSON"),
+        ({"enqueues_by_kind": {"engine": -1}}, "'enqueues_by_kind.engine'"),
+        ({"measurement": []}, "'measurement'"),
     ],
 )
 def test_a_baseline_is_read_strictly(
@@ -117,6 +171,59 @@ def test_a_baseline_is_read_strictly(
         return
     with pytest.raises(BadInput, match=message):
         read_baseline(path)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ({"decode": {"min_ms": 1, "median_ms": 1.5, "p95_ms": 2}}, None),
+        ([], "'measurement.times'"),
+        ({"decode": []}, "'measurement.times.decode'"),
+        ({"decode": {"min_ms": 1, "median_ms": "nan", "p95_ms": 2}}, "median_ms"),
+        ({"decode": {"min_ms": 1, "median_ms": -1, "p95_ms": 2}}, "median_ms"),
+        ({"decode": {"min_ms": 1, "p95_ms": 2}}, "median_ms"),
+    ],
+)
+def test_measured_times_are_read_strictly(
+    report: BenchReport, tmp_path: Path, times: object, message: str | None
+) -> None:
+    path = tmp_path / "baseline.json"
+    fields = json.loads(timed(report, 10.0).to_json())
+    fields["measurement"]["times"] = times
+    path.write_text(json.dumps(fields))
+    if message is None:
+        read_baseline(path)
+        return
+    with pytest.raises(BadInput, match=message):
+        read_baseline(path)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@given(data=st.data())
+@settings(
+    max_examples=200, derandomize=True, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+def test_no_baseline_makes_anything_but_an_error_of_input(
+    report: BenchReport, tmp_path: Path, data: st.DataObject
+) -> None:
+    fields = json.loads(timed(report, 10.0).to_json())
+    holder = fields
+    key = data.draw(st.sampled_from(sorted(holder)))
+    while isinstance(holder[key], dict) and holder[key] and data.draw(st.booleans()):
+        holder = holder[key]
+        key = data.draw(st.sampled_from(sorted(holder)))
+    holder[key] = data.draw(JSON_VALUES)
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps(fields))
+    with contextlib.suppress(BadInput, SlowerThanBaseline):
+        compare(timed(report, 10.0), read_baseline(path), 0.05)
 
 
 def test_a_baseline_that_is_no_report_is_refused(tmp_path: Path) -> None:
@@ -140,3 +247,25 @@ def test_the_command_exits_5_beyond_a_baseline(
     assert f"enqueues {report.enqueues} instead of {report.enqueues - 10}" in worse.stderr
     path.write_text("nonsense")
     assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--limit", "nan"), ("--limit", "-3"), ("--limit", "inf"), ("--runs", "0"),
+        ("--runs", "-1"), ("--runs", "1000000000000"), ("--warmup", "-1"),
+        ("--warmup", "9" * 400), ("--runs", "9" * 5000),
+    ],
+)  # fmt: skip
+def test_numbers_of_the_command_are_refused_before_the_work(
+    bundle: Bundle, report: BenchReport, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    path = tmp_path / "baseline.json"
+    path.write_text(report.to_json())
+    arguments = ["bench", str(bundle.root), "--device", "null", "--baseline", str(path)]
+    good = ["--limit", "0", "--runs", "1", "--warmup", "0"]
+    assert CliRunner().invoke(main, [*arguments, *good]).exit_code == 0
+    result = CliRunner().invoke(main, [*arguments, *option])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1 or "Usage:" in result.stderr
+    assert not result.stdout

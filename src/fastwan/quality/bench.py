@@ -14,7 +14,7 @@ from fastwan.engines.layers import bundle_layers
 from fastwan.errors import BadInput
 from fastwan.manifest import LAYERS
 from fastwan.progress import Progress, Quiet
-from fastwan.quality.baseline import compare, read_baseline
+from fastwan.quality.baseline import check_limit, compare, read_baseline
 from fastwan.quality.bench_report import BenchReport, Measurement, StageTimes
 from fastwan.quality.gpu_state import environment, gpu_state
 from fastwan.quality.gpus import rates_of
@@ -29,6 +29,9 @@ from fastwan.runtime.model.schedule import Schedule
 from fastwan.schema import BundleFacts
 
 DEFAULT_PROMPT = "A curious raccoon peers through a vibrant field of yellow sunflowers."
+MAX_RUNS = 100_000
+"""Largest number of videos that can be asked for at once."""
+
 COVERS = (
     "text encoding at the prompt's own length, keys and values, {steps} steps, decoding, frames in "
     "pinned host memory; after warm-up, without the time tables, which loading computes, without "
@@ -57,12 +60,16 @@ def bench(
         limit: share by which a figure may be larger than the baseline's.
 
     Raises:
-        BadInput: no bundle, or a baseline of another kind.
+        BadInput: no bundle, a number that is none of its option, or a baseline that is no report
+            or of another kind. All but the last is told before anything is measured.
         EnvironmentLacks: "cuda" cannot be used.
         SlowerThanBaseline: names the figures; carries no report.
     """
-    if runs < 1 or warmup < 0:
-        raise BadInput("at least one run is needed", where="--runs")
+    for option, value, least in (("--runs", runs, 1), ("--warmup", warmup, 0)):
+        if not least <= value <= MAX_RUNS:
+            raise BadInput(f"{value} is not within {least} .. {MAX_RUNS:,}", where=option)
+    check_limit(limit)
+    before = None if baseline is None else read_baseline(baseline)
     bundle = open_bundle(path)
     schedule = schedule_of(bundle.manifest.sampler_spec(sampler))
     report = counts(bundle, schedule)
@@ -75,8 +82,8 @@ def bench(
     else:
         note = "no CUDA device is visible: exact counts, no times"
         report = report.model_copy(update={"note": note})
-    if baseline is not None:
-        compare(report, read_baseline(baseline), limit)
+    if before is not None:
+        compare(report, before, limit)
     return report
 
 

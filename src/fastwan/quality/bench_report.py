@@ -6,15 +6,15 @@ from typing import Literal
 
 from fastwan.quality.gpu_state import Environment, GpuState
 from fastwan.runtime.recording.memory_plan import DeviceBytes
-from fastwan.schema import BundleFacts, FigureReport, Measured, Predicted, Record
+from fastwan.schema import BundleFacts, Count, Duration, FigureReport, Measured, Predicted, Record
 
 
 class StageTimes(Record):
     """Times of a stage over the measured videos, in milliseconds."""
 
-    min_ms: float
-    median_ms: float
-    p95_ms: float
+    min_ms: Duration
+    median_ms: Duration
+    p95_ms: Duration
     """95th percentile, nearest rank."""
 
 
@@ -26,15 +26,15 @@ class Measurement(Record):
     driver_cuda: str
     """Version of the driver's CUDA."""
     prompt: str
-    runs: int
-    warmup: int
+    runs: Count
+    warmup: Count
     """Videos before them that were not measured."""
     times: Measured[dict[str, StageTimes]]
     """By stage; ``total`` is a whole video, see `covers`."""
-    load_seconds: Measured[float]
+    load_seconds: Measured[Duration]
     runtime_cache: str
     """Whether kernels that were compiled before were used."""
-    memory_peak_bytes: Measured[int]
+    memory_peak_bytes: Measured[Count]
     """Device memory that was taken at most, by the device's own account."""
     gpu_states: Measured[tuple[GpuState | None, ...]]
     """Before the first video and after each; null where NVML cannot be asked."""
@@ -54,22 +54,22 @@ class BenchReport(FigureReport):
     """Name of the GPU that was timed; ``null`` for the recording device."""
     note: str
     """Why there are no times."""
-    graph_launches: Measured[int]
-    enqueues: Measured[int]
+    graph_launches: Measured[Count]
+    enqueues: Measured[Count]
     """Of one video's launch, see `enqueues_by_kind`."""
-    enqueues_by_kind: Measured[dict[str, int]]
-    kernels: Measured[int | None]
+    enqueues_by_kind: Measured[dict[str, Count]]
+    kernels: Measured[Count | None]
     """Behind these enqueues, by the builder's records; null for a bundle without them."""
-    allocations_in_loop: Measured[int]
+    allocations_in_loop: Measured[Count]
     """Between the launch and the wait for its end."""
-    host_syncs_in_loop: Measured[int]
+    host_syncs_in_loop: Measured[Count]
     """Waits of the host before that one."""
-    bytes_to_host: Measured[int]
-    bytes_to_device: Measured[int]
+    bytes_to_host: Measured[Count]
+    bytes_to_device: Measured[Count]
     device_bytes: Predicted[DeviceBytes]
-    unshared_arena_bytes: Predicted[int]
+    unshared_arena_bytes: Predicted[Count]
     """What the arena's tensors would take side by side."""
-    races: Measured[int]
+    races: Measured[Count]
     """Accesses to the same bytes that nothing puts in order."""
     covers: str
     """What ``total`` and the counts are of."""

@@ -214,6 +214,54 @@ def test_changed_sampler_constants_fail(mutant: Any, change: dict[str, Any]) -> 
     assert mutant.failing("sampler") == {"sampler"}
 
 
+@pytest.mark.parametrize(
+    ("row", "change"),
+    [
+        (0, {"shift": 3.0001}),
+        (1, {"shift": 8.0001}),
+        (1, {"timesteps": [1000, 757, 523]}),
+        (1, {"kind": "unipc"}),
+    ],
+)
+def test_every_sampler_of_the_manifest_is_held_not_the_default_alone(
+    mutant: Any, row: int, change: dict[str, Any]
+) -> None:
+    assert mutant.failing("sampler") == set()
+    with mutant.manifest() as fields:
+        assert fields["sampler"] == fields["samplers"][0]["name"] == "unipc"
+        fields["samplers"][row].update(change)
+    assert mutant.failing("sampler") == {"sampler"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "own"}, {"name": "unipc-50", "guidance": 5.0}, {"name": "own", "kind": "x"}]
+)
+def test_a_further_sampler_without_published_constants_fails(
+    mutant: Any, change: dict[str, Any]
+) -> None:
+    with mutant.manifest() as fields:
+        fields["samplers"].append({**fields["samplers"][0], **change})
+    assert mutant.failing("sampler") == {"sampler"}
+
+
+def test_digests_that_were_all_removed_are_missed(mutant: Any) -> None:
+    with mutant.manifest() as fields:
+        digests = fields["onnx"]["tensor_digests"]
+        kept = {name: each for name, each in digests.items() if not name.startswith("encoder.")}
+        assert kept.keys() < digests.keys()
+        fields["onnx"]["tensor_digests"] = kept
+    assert mutant.failing("weights_bit_exact") == {"weights_bit_exact"}
+
+
+@pytest.mark.parametrize("name", ["dit", "decoder"])
+def test_a_component_without_its_graph_is_not_passed_over(mutant: Any, name: str) -> None:
+    own = {"dit": "attention_nodes", "decoder": "decoder"}[name]
+    assert mutant.failing(own) == set()
+    with mutant.manifest() as fields:
+        del fields["onnx"]["graphs"][name]
+    assert own in mutant.failing(own)
+
+
 @pytest.mark.parametrize("name", ["unipc", "dmd"])
 def test_both_samplers_have_published_constants(mutant: Any, name: str) -> None:
     with mutant.manifest() as fields:

@@ -41,6 +41,9 @@ def report_of(*checks: Check) -> VerifyReport:
         (0.0, math.nan, False),
         (0.0, math.inf, False),
         (math.inf, math.inf, False),
+        (-1.0, 0.0, False),
+        (-2.0, -1.0, False),
+        (0.0, -1.0, False),
     ],
 )
 def test_a_check_passes_within_a_finite_limit(
@@ -75,6 +78,14 @@ def test_what_a_function_does_not_deliver_has_failed() -> None:
     good = Check(name="a", metric="m", value=0.0, limit=0.0)
     made = run_planned(Planned(("a", "b"), lambda: (good,)))
     assert [(check.name, check.passed) for check in made] == [("a", True), ("b", False)]
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (1.0, 0.0)])
+def test_of_two_results_of_one_name_the_failed_one_counts(values: tuple[float, float]) -> None:
+    checks = [Check(name="a", metric="m", value=value, limit=0.0) for value in values]
+    good = [check.model_copy(update={"value": 0.0}) for check in checks]
+    assert all(check.passed for check in run_planned(Planned(("a",), lambda: good)))
+    assert not any(check.passed for check in run_planned(Planned(("a",), lambda: checks)))
 
 
 @pytest.mark.parametrize("error", [BadInput("odd graph"), KeyError("odd graph"), AssertionError()])

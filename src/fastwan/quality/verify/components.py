@@ -102,7 +102,7 @@ def _small_decoder(subject: Subject, folder: Path) -> Decoder[Array]:
 
 
 def _decoder_dtype(subject: Subject) -> torch.dtype:
-    name = subject.graphs["decoder"].inputs[0].dtype
+    name = subject.graph("decoder").inputs[0].dtype
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
         raise BadInput(f"decoder of dtype {name}", where="manifest.json")
@@ -169,7 +169,7 @@ def _encoded(subject: Subject, encoder: TextEncoder, embeddings: Array) -> Array
     """Padded embeddings of `PROMPT` by ONNX Runtime."""
     if not subject.text_recipe.quantised:
         return encoder.encode(PROMPT).astype(np.float32)
-    model = subject.load(subject.graphs["text_encoder"].file)
+    model = subject.load(subject.graph("text_encoder").file)
     lowered, _ = lower_for_onnxruntime(model, quantize_activations=False)
     executor = MemoryExecutor(lowered, subject.bundle.folder / "onnx")
     hidden = executor.run({"embeddings": embeddings})["hidden_states"]

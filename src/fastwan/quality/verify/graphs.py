@@ -118,7 +118,7 @@ def check_attention_nodes(subject: Subject) -> Check:
     }
     nodes = [
         node
-        for node in subject.proto(subject.graphs["dit"].file).graph.node
+        for node in subject.proto(subject.graph("dit").file).graph.node
         if (node.domain, node.op_type) == ("fastwan", ATTENTION)
     ]
     found = [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in nodes]

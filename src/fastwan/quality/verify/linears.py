@@ -43,9 +43,9 @@ def gates(subject: Subject) -> tuple[Gate, ...]:
 def _recipes(subject: Subject) -> dict[str, Recipe]:
     """Recipe by component."""
     recipes = {}
-    if "dit" in subject.graphs:
+    if "dit" in subject.present:
         recipes["dit"] = subject.recipe
-    if "text_encoder" in subject.graphs:
+    if "text_encoder" in subject.present:
         recipes["text_encoder"] = subject.text_recipe
     return recipes
 
@@ -72,7 +72,7 @@ def check_engines(subject: Subject, gate: Gate) -> Check:
     for name, recipe in _recipes(subject).items():
         if recipe.gate is gate:
             expected = expected_nodes(subject, name)
-            elements |= weight_elements(subject.proto(subject.graphs[name].file), expected)
+            elements |= weight_elements(subject.proto(subject.graph(name).file), expected)
     covered: set[str] = set()
     reasons: list[str] = []
     for name, engine in subject.manifest.engines.items():

@@ -41,7 +41,7 @@ def dit_module(
 def decoder_module(subject: Subject, dtype: torch.dtype = torch.float16) -> TAEHVDecoder:
     """The TAEHV decoder."""
     decoder = TAEHVDecoder(subject.decoder_config).to(dtype)
-    return load_stored(decoder, subject.load(subject.graphs["decoder"].file))
+    return load_stored(decoder, subject.load(subject.graph("decoder").file))
 
 
 def streaming_step(decoder: TAEHVDecoder) -> StreamingStep:
@@ -58,7 +58,7 @@ def text_encoder_module(
         embedding: [vocab_size, d_model] token embedding, which is not in the graph.
     """
     module = UMT5Encoder(subject.text_config, subject.text_recipe, dtype)
-    model = subject.load(subject.graphs["text_encoder"].file)
+    model = subject.load(subject.graph("text_encoder").file)
     load_stored(module, model, {EMBEDDING: embedding})
     for part in module.modules():
         if isinstance(part, Linear):

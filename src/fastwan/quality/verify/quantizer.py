@@ -30,7 +30,7 @@ Array = npt.NDArray[np.float32]
 
 def check_recipe(subject: Subject, recipe: NVFP4) -> Check:
     """Each quantise node of ``dit.onnx`` has the recipe's scale, axis, block and scale type."""
-    graph = subject.proto(subject.graphs["dit"].file).graph
+    graph = subject.proto(subject.graph("dit").file).graph
     scales = {tensor.name: tensor for tensor in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -222,7 +222,7 @@ def lowered_parts(subject: Subject) -> dict[str, ir.Model]:
         return subject.lowered.parts
     parts = {}
     for name in split_dit(subject.dit_graph):
-        file = subject.graphs[name].cpu_file
+        file = subject.graph(name).cpu_file
         if file is None:
             raise BadInput("bundle has no CPU reference", where=name, fix="build it again")
         parts[name] = subject.load(file)

@@ -40,8 +40,8 @@ class Check(Record):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def passed(self) -> bool:
-        """Whether there is a value, and it is within the limit."""
-        return self.value is not None and self.limit is not None and self.value <= self.limit
+        """Whether there is a value, and it is within 0 and the limit."""
+        return self.value is not None and self.limit is not None and 0 <= self.value <= self.limit
 
 
 class VerifyReport(Report):
@@ -77,7 +77,11 @@ def run_planned(planned: Planned) -> tuple[Check, ...]:
         EnvironmentLacks: a package is missing, so that nothing can be said of the bundle.
     """
     try:
-        made = {check.name: check for check in planned.run()}
+        made: dict[str, Check] = {}
+        for check in planned.run():
+            # Of two results of one name the one that failed counts.
+            if check.name not in made or made[check.name].passed:
+                made[check.name] = check
         note = "no result"
     except EnvironmentLacks:
         raise

@@ -83,7 +83,7 @@ def plan(subject: Subject) -> list[Planned]:
         return Planned((name,), lambda: (check(subject),))
 
     planned = []
-    present = subject.graphs
+    present = subject.present
     for gate in linears.gates(subject):
         label = gate.label.lower()
         planned += [

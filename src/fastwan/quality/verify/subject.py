@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastwan.bundle import Bundle
-from fastwan.config import MODELS, DecoderConfig, TextEncoderConfig, VideoShape, lookup
+from fastwan.config import COMPONENTS, MODELS, DecoderConfig, TextEncoderConfig, VideoShape, lookup
 from fastwan.errors import BadInput
 from fastwan.export.attentions import Attention, find_attention
 from fastwan.export.dit_graph import build_dit_graph, targeted_linears
@@ -19,7 +19,7 @@ from fastwan.export.dit_onnx import CPU_REFERENCE_TOKENS
 from fastwan.export.onnx_io import torch_tensor
 from fastwan.export.recipes import BF16, Recipe, find_recipe
 from fastwan.export.weights import constant_tensors
-from fastwan.manifest import Linear
+from fastwan.manifest import Graph, Linear
 from fastwan.onnx_guard import all_tensors, checked_model
 from fastwan.quality.verify.executor import LoweredDiT
 
@@ -60,6 +60,21 @@ class Subject:
         self.check_shape = self.shape if small else SMALL_SHAPE
         self._protos: dict[str, onnx.ModelProto] = {}
 
+    @property
+    def present(self) -> frozenset[str]:
+        """Components that the manifest names, or has a graph of: all of them are held."""
+        return frozenset(self.manifest.components) | (self.graphs.keys() & set(COMPONENTS))
+
+    def graph(self, name: str) -> Graph:
+        """Record of a graph.
+
+        Raises:
+            BadInput: the manifest has none, though it names the component.
+        """
+        if name not in self.graphs:
+            raise BadInput(f"no graph of the component {name}", where="manifest.json")
+        return self.graphs[name]
+
     @cached_property
     def attention(self) -> Attention:
         """What the model was made for; engines of another attention do not change that."""
@@ -68,7 +83,7 @@ class Subject:
     @cached_property
     def text_recipe(self) -> Recipe:
         """Recipe of the text encoder's linears, as its graph's record says."""
-        linears = self.graphs["text_encoder"].linears
+        linears = self.graph("text_encoder").linears
         return find_recipe(linears[0].format) if linears else BF16()
 
     @property
@@ -133,7 +148,7 @@ class Subject:
     @cached_property
     def stored(self) -> ir.Model:
         """``dit.onnx``; not to be changed."""
-        return self.load(self.graphs["dit"].file)
+        return self.load(self.graph("dit").file)
 
     @cached_property
     def dit_graph(self) -> ir.Model:
