@@ -82,8 +82,12 @@ class Subject:
 
     @cached_property
     def text_recipe(self) -> Recipe:
-        """Recipe of the text encoder's linears, as its graph's record says."""
-        linears = self.graph("text_encoder").linears
+        """Recipe of the text encoder's linears, as its graph's record says.
+
+        Without a record it is none: the check of the component itself says that it is missing.
+        """
+        record = self.graphs.get("text_encoder")
+        linears = () if record is None else record.linears
         return find_recipe(linears[0].format) if linears else BF16()
 
     @property
