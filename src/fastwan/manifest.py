@@ -318,7 +318,7 @@ def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
     where = where or str(path.parent)
     if not os.path.exists(path):
         raise BadInput(f"{path.name} is missing", where=where, fix="is this a bundle's folder?")
-    raw = read_json(path)
+    raw = read_json(path, where=f"{where}/{path.name}")
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BadInput(

@@ -14,13 +14,14 @@ import pytest
 from onnx import NodeProto, TensorProto, ValueInfoProto
 from onnx import helper as oh
 
-from fastwan.config import TARGETS, DiTConfig, Target, VideoShape
+from fastwan.config import TARGETS, Target
 from fastwan.engines.backend import BuildOptions, BuiltEngine
 from fastwan.engines.layers import LayerRecord, TensorRecord
 from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
-from fastwan.manifest import Graph, Linear, Model, OnnxManifest, TensorSpec
+from fastwan.manifest import Graph, Linear, TensorSpec
 from fastwan.progress import Progress, Quiet
+from testkit.manifests import write_exported
 
 BF16 = TensorProto.BFLOAT16
 
@@ -309,20 +310,7 @@ def onnx_bundle(tmp_path: Path) -> Path:
         outputs=(TensorSpec(name="y", dtype="bfloat16", shape=(1, M, N)),),
         linears=(linear_record("a"),),
     )
-    manifest = OnnxManifest(
-        tool_version="0",
-        model=Model(
-            name="tiny",
-            recipe="nvfp4",
-            shape=VideoShape(height=96, width=160, num_frames=9),
-            dit=DiTConfig(),
-            decoder=None,
-            text_encoder=None,
-            default_sampler="unipc",
-        ),
-        graphs={"dit": graph},
-    )
-    (folder / "export.json").write_text(manifest.model_dump_json())
+    write_exported(folder, {"dit": graph})
     return folder
 
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper as oh
 
 from fastwan.bundle import open_bundle
-from fastwan.config import SAMPLERS, TARGETS, DiTConfig, VideoShape
+from fastwan.config import SAMPLERS, TARGETS, DiTConfig
 from fastwan.engines.backend import load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
@@ -20,9 +20,10 @@ from fastwan.engines.layers import bundle_layers
 from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput
 from fastwan.export.attentions.sage3 import Sage3
-from fastwan.manifest import Graph, Model, OnnxManifest, TensorSpec
+from fastwan.manifest import Graph, OnnxManifest, TensorSpec
 from fastwan.quality.cost import engine_cost
 from fastwan.quality.gpus import UNKNOWN
+from testkit.manifests import write_exported
 
 TOKENS, WIDTH = 128, 256
 ALL = ("dit", "decoder", "text_encoder")
@@ -109,21 +110,7 @@ def exported(kit: SimpleNamespace, tmp_path: Path) -> tuple[Path, OnnxManifest]:
         "decoder": graph("decoder.onnx", latents, frames),
         "text_encoder": graph("text_encoder.onnx", embeddings, embeddings),
     }
-    manifest = OnnxManifest(
-        tool_version="0",
-        model=Model(
-            name="tiny",
-            recipe="nvfp4",
-            shape=VideoShape(height=96, width=160, num_frames=9),
-            dit=DiTConfig(text_length=64),
-            decoder=None,
-            text_encoder=None,
-            default_sampler="unipc",
-        ),
-        graphs=graphs,
-    )
-    (folder / "export.json").write_text(manifest.model_dump_json())
-    return folder, manifest
+    return folder, write_exported(folder, graphs, dit=DiTConfig(text_length=64))
 
 
 def plan(exported: tuple[Path, OnnxManifest], *components: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,6 @@ from fastwan import config
 from fastwan.build import BuildSpec, build_engine
 from fastwan.bundle import open_bundle
 from fastwan.cli import main
-from fastwan.config import SAMPLERS, DiTConfig
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
 from fastwan.engines.plan import plan_dit
 from fastwan.errors import BadInput
@@ -31,6 +30,7 @@ from fastwan.export.weights import load_weights
 from fastwan.manifest import MANIFEST, Linear, Manifest
 from fastwan.progress import Quiet
 from fastwan.quality.verify.subject import Subject
+from testkit.manifests import exported_of, manifest_of
 
 TOY, MODEL, TARGET = "made-up", "FastWan-QAD-1.3B", "rtx5090"
 
@@ -75,22 +75,8 @@ ATTENTION_STAGES: dict[str, Callable[[Any, Path], object]] = {
 }
 
 
-def _manifest(recipe: str = "nvfp4", attention: str = "sage3", **changes: Any) -> Manifest:
-    fields = {
-        "tool_version": "0", "versions": {}, "target": TARGET, "backend": "tensorrt-rtx",
-        "attention": attention, "sampler": "unipc", "samplers": [asdict(SAMPLERS["unipc"])],
-        "components": ["dit"], "engines": {},
-        "files": {}, "build": {"seconds": 0, "peak_rss_bytes": 0},
-        "onnx": {
-            "tool_version": "0", "graphs": {},
-            "model": {
-                "name": MODEL, "recipe": recipe, "dit": asdict(DiTConfig()), "decoder": None,
-                "text_encoder": None,
-                "shape": {"height": 96, "width": 160, "num_frames": 9}, "default_sampler": "unipc",
-            },
-        },
-    }  # fmt: skip
-    return Manifest.model_validate(fields | changes)
+def _manifest(recipe: str = "nvfp4", **changes: Any) -> Manifest:
+    return manifest_of(onnx=exported_of(name=MODEL, recipe=recipe), target=TARGET, **changes)
 
 
 @pytest.mark.usefixtures("named")

@@ -16,7 +16,8 @@ from fastwan.engines.backend import load_backend
 from fastwan.errors import BadInput
 from fastwan.export.attentions import IMPLEMENTED as ATTENTION_OBJECTS
 from fastwan.export.recipes import IMPLEMENTED as RECIPE_OBJECTS
-from fastwan.manifest import ONNX_MANIFEST, SCHEMA_VERSION, OnnxManifest, parse_manifest
+from fastwan.manifest import ONNX_MANIFEST, OnnxManifest, parse_manifest
+from testkit.manifests import exported_of
 
 FOLDERS = ("engines", "export", "plugins", "runtime", "src", "scripts")
 OWN = ("export/recipes/", "export/attentions/", "src/fastwan/config.py")
@@ -80,15 +81,6 @@ def test_a_branch_on_a_name_is_seen(bad: str, good: str) -> None:
     assert not list(branches(good))
 
 
-def _exported(dit: dict[str, Any]) -> dict[str, Any]:
-    shape = {"height": 96, "width": 160, "num_frames": 9}
-    model = {
-        "name": "m", "recipe": "bf16", "shape": shape, "dit": dit, "decoder": None,
-        "text_encoder": None, "default_sampler": "unipc",
-    }  # fmt: skip
-    return {"schema_version": SCHEMA_VERSION, "tool_version": "0", "model": model, "graphs": {}}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -105,7 +97,9 @@ def test_a_manifest_holds_the_configurations_themselves(
     path = tmp_path / ONNX_MANIFEST
     dit = asdict(DiTConfig()) | changes
     written = {name: value for name, value in dit.items() if value is not None}
-    path.write_text(json.dumps(_exported(written)))
+    exported = exported_of().model_dump(mode="json")
+    exported["model"]["dit"] = written
+    path.write_text(json.dumps(exported))
     if message:
         with pytest.raises(BadInput, match=rf"{ONNX_MANIFEST}: .*{message}"):
             parse_manifest(path, OnnxManifest)

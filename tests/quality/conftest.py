@@ -13,9 +13,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.config import SAMPLERS, DiTConfig, VideoShape
+from fastwan.config import VideoShape
 from fastwan.engines.layers import LayerRecord, TensorRecord
-from fastwan.files import sha256_file
 from fastwan.manifest import (
     MANIFEST,
     BuildRecord,
@@ -23,14 +22,13 @@ from fastwan.manifest import (
     FileRecord,
     Linear,
     Manifest,
-    Model,
-    OnnxManifest,
     Region,
     RegionNode,
     TensorSpec,
 )
 from fastwan.plugins.loader import checkout_root
 from fastwan.runtime.recording.tensors import allocate
+from testkit.manifests import exported_of, manifest_of, records_of
 
 TOKENS, HEADS = 128, 2
 WIDTH = HEADS * 128
@@ -175,7 +173,7 @@ def engines() -> dict[str, tuple[Engine, list[LayerRecord]]]:
     }  # fmt: skip
 
 
-def manifest_of(
+def priced_manifest(
     engines: dict[str, Engine],
     regions: dict[str, Region],
     files: dict[str, FileRecord],
@@ -183,27 +181,15 @@ def manifest_of(
     **rest: Any,
 ) -> Manifest:
     """A manifest without graphs."""
-    model = Model(
-        name="tiny", recipe="nvfp4", shape=shape, dit=DiTConfig(), decoder=None, text_encoder=None,
-        default_sampler="unipc",
-    )  # fmt: skip
-    settings: dict[str, Any] = {
-        "target": "rtx5090",
-        "sampler": "unipc",
-        "samplers": (SAMPLERS["unipc"], SAMPLERS["dmd"]),
-        "components": ("dit",),
-    }
-    return Manifest(
+    return manifest_of(
         tool_version="0.1",
         versions={"tensorrt-rtx": "1.0"},
-        backend="tensorrt-rtx",
-        attention="sage3",
-        onnx=OnnxManifest(tool_version="0.1", model=model, graphs={}),
+        onnx=exported_of(shape=shape),
         engines=engines,
         regions=regions,
         files=files,
         build=BuildRecord(seconds=1.5, peak_rss_bytes=10, stages={"export": 1.0}),
-        **(settings | rest),
+        **rest,
     )
 
 
@@ -226,17 +212,10 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
             name: [each.to_json() for each in records] for name, (_, records) in parts.items()
         }
         (root / "layers.json").write_text(json.dumps(layers))
-        files = {
-            str(path.relative_to(root)): FileRecord(
-                sha256=sha256_file(path), bytes=path.stat().st_size
-            )
-            for path in sorted(root.rglob("*"))
-            if path.is_file()
-        }
-        manifest = manifest_of(
+        manifest = priced_manifest(
             {name: engine for name, (engine, _) in parts.items()},
             {"region_00": region()} if "dit" in components else {},
-            files,
+            records_of(root),
             target=target,
             sampler=sampler,
             components=components,
@@ -260,7 +239,7 @@ def constants(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
     """Helpers of this file."""
-    return SimpleNamespace(record=record, move=move, manifest=manifest_of)
+    return SimpleNamespace(record=record, move=move, manifest=priced_manifest)
 
 
 @pytest.fixture(scope="session")

@@ -15,17 +15,11 @@ from onnx import helper
 from safetensors.torch import save_file
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.config import SAMPLERS, DiTConfig, VideoShape
-from fastwan.files import sha256_file
+from fastwan.config import SAMPLERS, VideoShape
 from fastwan.manifest import (
-    MANIFEST,
-    BuildRecord,
     Engine,
-    FileRecord,
     Graph,
     Manifest,
-    Model,
-    OnnxManifest,
     Region,
     TensorSpec,
 )
@@ -48,6 +42,7 @@ from testkit.fake_graphs import (
 )
 from testkit.fake_regions import cut, region, zeros
 from testkit.host_device import HostDevice, make_host_platform
+from testkit.manifests import exported_of, write_manifest
 
 TEXT_PROFILES = ((1, 3, 3), (4, 6, 6))
 SHAPE = VideoShape(height=16, width=32, num_frames=9)
@@ -103,38 +98,14 @@ class FakeBundle:
             )
             for name in names
         }
-        model = Model(
-            name="fake",
-            recipe="nvfp4",
-            shape=self.shape,
-            dit=DiTConfig(),
-            decoder=None,
-            text_encoder=None,
-            default_sampler="unipc",
-        )
         engines = {name: self.engine(name) for name in ("text_encoder", *names) if name in names}
-        files = {
-            str(path.relative_to(self.root)): FileRecord(
-                sha256=sha256_file(path), bytes=path.stat().st_size
-            )
-            for path in sorted(self.root.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
-        }
-        manifest = Manifest(
-            tool_version="0",
-            versions={},
-            target="rtx5090",
-            backend="tensorrt-rtx",
-            attention="sage3",
+        write_manifest(
+            self.root,
             sampler=self.sampler,
-            samplers=(SAMPLERS["unipc"], SAMPLERS["dmd"]),
             components=("dit", "decoder"),
-            onnx=OnnxManifest(tool_version="0", model=model, graphs=graphs),
+            onnx=exported_of(graphs, name="fake", shape=self.shape),
             engines=engines,
-            files=files,
-            build=BuildRecord(seconds=0, peak_rss_bytes=0),
         )
-        (self.root / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
 
     def engine(self, name: str) -> Engine:
         """Record of an engine that has the names, dtypes and shapes of the CPU graph."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,10 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fastwan.bundle import Bundle
 from fastwan.errors import BadInput, VerificationFailed
-from fastwan.manifest import FileRecord, Graph, Manifest, OnnxManifest
+from fastwan.manifest import Graph
 from fastwan.onnx_guard import bundle_graph, checked_model
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.device.constants import initializers
+from testkit.manifests import exported_of, records_of, write_manifest
 
 WEIGHT = np.arange(8, dtype=np.float32).reshape(2, 4)
 OFFSET = 16
@@ -68,15 +68,10 @@ def write(tmp_path: Path) -> Write:
         (folder / "other.data").write_bytes(bytes(1000))
         (folder / "dit.data").write_bytes(bytes(OFFSET) + WEIGHT.tobytes())
         (folder / "dit.onnx").write_bytes(model.SerializeToString())
-        files = {}
-        for path in folder.iterdir():
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            files[f"onnx/{path.name}"] = FileRecord(sha256=digest, bytes=path.stat().st_size)
-        # Only what is read here, so that no other field of the manifest matters.
         record = Graph(file="dit.onnx", data=tuple(listed), inputs=(), outputs=())
-        exported = OnnxManifest.model_construct(graphs={"dit": record})
-        manifest = Manifest.model_construct(onnx=exported, files=files)
-        return Bundle(tmp_path / "bundle", manifest)
+        root = tmp_path / "bundle"
+        files = {name: each for name, each in records_of(root).items() if name != "secret"}
+        return Bundle(root, write_manifest(root, onnx=exported_of({"dit": record}), files=files))
 
     return make
 

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from fastwan.bundle import open_bundle
-from fastwan.config import SAMPLERS, DiTConfig, VideoShape
 from fastwan.errors import BadInput, FastWanError, VerificationFailed
-from fastwan.files import sha256_file
 from fastwan.held_folder import is_held
-from fastwan.manifest import MANIFEST, BuildRecord, FileRecord, Manifest, Model, OnnxManifest
+from fastwan.manifest import MANIFEST
 from fastwan.outputs import OutputFolder
 from fastwan.staging import PREFIX
+from testkit.manifests import write_manifest
 
 
 def fill(folder: Path, text: str) -> None:
@@ -27,21 +26,7 @@ def fill(folder: Path, text: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}" if name == "layers.json" else f"{name} {text}")
-    model = Model(
-        name="tiny", recipe="nvfp4", shape=VideoShape(height=16, width=16, num_frames=1),
-        dit=DiTConfig(), decoder=None, text_encoder=None, default_sampler="unipc",
-    )  # fmt: skip
-    files = {
-        name: FileRecord(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size)
-        for name in names
-    }
-    manifest = Manifest(
-        tool_version=text, versions={}, target="rtx5090", backend="tensorrt-rtx",
-        attention="native", sampler="unipc", samplers=(SAMPLERS["unipc"],), components=("dit",),
-        onnx=OnnxManifest(tool_version="0", model=model, graphs={}), engines={}, files=files,
-        build=BuildRecord(seconds=0, peak_rss_bytes=0),
-    )  # fmt: skip
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    write_manifest(folder, tool_version=text, attention="native")
 
 
 def publish(target: Path, text: str) -> None:

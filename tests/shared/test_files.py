@@ -29,7 +29,7 @@ def test_the_target_is_not_there_before_the_body_ends(tmp_path: Path) -> None:
     with atomic_file(target) as temporary:
         temporary.write_text("whole")
         assert not target.exists()
-    assert (target).read_text() == "whole"
+    assert target.read_text() == "whole"
     assert names(tmp_path) == ["out.bin"]
 
 
@@ -73,7 +73,7 @@ def test_a_body_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseExcept
 
 
 def test_everybody_may_read_what_was_made(tmp_path: Path) -> None:
-    """A temporary file or folder is private at first."""
+    """A temporary file is private at first."""
     before = os.umask(0o077)
     try:
         with atomic_file(tmp_path / "out.bin") as temporary:
@@ -81,7 +81,7 @@ def test_everybody_may_read_what_was_made(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     made = tmp_path / "out.bin"
-    assert stat.S_IMODE(made.stat().st_mode) == (0o755 if made.is_dir() else 0o644)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o644
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -166,6 +166,12 @@ def test_every_way_out_is_refused(folder: Path, relative: str, message: str) -> 
     with pytest.raises(BadInput, match=message) as refused:
         confined_file(folder, named)
     assert refused.value.where == f"bundle/{named}"
+
+
+def test_a_message_calls_the_folder_what_the_caller_calls_it(folder: Path) -> None:
+    with pytest.raises(BadInput) as refused:
+        confined_file(folder, "absent", shown="my bundle")
+    assert refused.value.where == "my bundle/absent"
 
 
 def test_a_link_above_the_folder_is_the_users_affair(folder: Path, tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from fastwan import outputs
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, FastWanWarning
 from fastwan.outputs import OutputFile, OutputFolder
 from fastwan.ownership import RECORD, prove
 
@@ -314,35 +314,44 @@ def test_runs_into_one_output_end_in_one_whole_folder(tmp_path: Path) -> None:
     assert prove(tmp_path / "out").foreign == ()
 
 
-def test_an_existing_file_needs_proof_or_force(tmp_path: Path) -> None:
-    (tmp_path / "x.mp4").write_text("holiday")
-    with pytest.raises(BadInput, match="--force"):
-        OutputFile(tmp_path / "x.mp4", proves=lambda path: False)
-    for output in (
-        OutputFile(tmp_path / "x.mp4", proves=lambda path: False, force=True),
-        OutputFile(tmp_path / "x.mp4", proves=lambda path: True),
-    ):
-        with output.make() as path:
-            path.write_text("video")
-    assert tree(tmp_path) == {"x.mp4": "video"}
+def _becomes_a_file(target: Path) -> None:
+    target.write_text("mine")
 
 
-def test_a_file_that_appears_during_the_work_is_not_replaced(tmp_path: Path) -> None:
-    output = OutputFile(tmp_path / "x.mp4", proves=lambda path: False)
+def _becomes_a_link(target: Path) -> None:
+    make(target.with_name("real"), "old")
+    target.symlink_to("real")
+
+
+@pytest.mark.parametrize("become", [_becomes_a_file, _becomes_a_link])
+def test_what_becomes_no_folder_during_the_work_stays(
+    tmp_path: Path, become: Callable[[Path], None], way: str
+) -> None:
+    before: dict[str, str] = {}
 
     def work() -> None:
-        with output.make() as path:
-            path.write_text("video")
-            (tmp_path / "x.mp4").write_text("holiday")
+        with OutputFolder(tmp_path / "out", "bundle", force=True).make():
+            become(tmp_path / "out")
+            before.update((n, t) for n, t in tree(tmp_path).items() if ".fastwan" not in n)
 
-    with pytest.raises(BadInput, match="--force"):
+    with pytest.raises(BadInput, match="not a folder any more"):
         work()
-    assert tree(tmp_path) == {"x.mp4": "holiday"}
+    assert tree(tmp_path) == before
 
 
-def test_a_folder_or_a_pipe_is_no_output_file(tmp_path: Path) -> None:
-    (tmp_path / "x.mp4").mkdir()
-    os.mkfifo(tmp_path / "y.mp4")
-    for name in ("x.mp4", "y.mp4"):
-        with pytest.raises(BadInput, match="name a file"):
-            OutputFile(tmp_path / name, proves=lambda path: True, force=True)
+def test_a_file_that_comes_while_the_old_folder_is_removed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "out", "old")
+    remove = outputs.remove_own
+
+    def written_to(folder: Path, own: Iterable[str]) -> None:
+        (folder / "late.txt").write_text("mine")
+        remove(folder, own)
+
+    monkeypatch.setattr(outputs, "remove_own", written_to)
+    with pytest.warns(FastWanWarning, match="were added to"):
+        make(tmp_path / "out", "new")
+    assert tree(tmp_path / "out")["sub/file"] == "new"
+    (kept,) = tmp_path.glob("kept*")
+    assert tree(kept) == {"late.txt": "mine"}

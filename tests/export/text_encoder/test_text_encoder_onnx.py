@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastwan.config import TARGETS, DiTConfig, TextEncoderConfig, VideoShape
+from fastwan.config import TARGETS, TextEncoderConfig
 from fastwan.engines.backend import BuildOptions, load_backend
 from fastwan.engines.coverage import check_coverage
 from fastwan.engines.plan import TEXT_BUCKETS, plan_sources
@@ -33,9 +33,10 @@ from fastwan.export.text_encoder_onnx import (
     export_text_encoder,
     targeted_linears,
 )
-from fastwan.manifest import Graph, Model, OnnxManifest
+from fastwan.manifest import Graph
 from fastwan.plugins.nvfp4 import quantize_weight
 from fastwan.progress import Quiet
+from testkit.manifests import exported_of
 
 TINY = TextEncoderConfig(vocab_size=320, d_model=64, d_kv=16, d_ff=160, num_layers=3, num_heads=4)
 PROMPT = "A red fox runs through fresh snow."
@@ -306,11 +307,7 @@ def test_tokenizer_must_be_there(tmp_path: Path, missing: bool) -> None:
 @pytest.mark.trt
 def test_tensorrt_rtx_builds_it_with_a_profile_for_every_bucket(exported: Exported) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    model = Model(
-        name="tiny", recipe=exported.recipe.name, shape=VideoShape(96, 160, 9),
-        dit=DiTConfig(), decoder=None, text_encoder=None, default_sampler="unipc",
-    )  # fmt: skip
-    manifest = OnnxManifest(tool_version="0", model=model, graphs={"text_encoder": exported.graph})
+    manifest = exported_of({"text_encoder": exported.graph}, recipe=exported.recipe.name)
     (source,), _ = plan_sources(
         exported.folder, manifest, attention=Native(), plugins=False,
         components=["text_encoder"],
