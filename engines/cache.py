@@ -21,7 +21,8 @@ from onnx import TensorProto
 from fastwan.cache_entry import Record
 from fastwan.content_cache import ContentCache
 from fastwan.engines.backend import BuiltEngine
-from fastwan.engines.layers import LayerRecord, layer_from_json
+from fastwan.engines.layer_json import layer_from_json
+from fastwan.engines.layers import LayerRecord
 from fastwan.errors import BadInput
 from fastwan.manifest import FileRecord, TensorSpec
 from fastwan.onnx_guard import DataRange, all_nodes, all_tensors, external_range

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, cast
+from typing import Literal
 
-from fastwan.bundle import Bundle
 from fastwan.dtypes import LAYER_BITS, packed_bytes
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.export.recipes.nvfp4 import FP4
 
 Kind = Literal["gemm", "attention", "convolution", "memory", "host"]
+
+MAX_RANK = 16
+MAX_ELEMENTS = 1 << 42
+"""Largest tensor of a record: more than the memory of any GPU at a bit an element."""
 
 SCALE_TILE = 128
 """Rows of one tile of swizzled FP4 block scales; a dynamic axis there counts tiles, not rows."""
@@ -30,6 +33,7 @@ _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), (?:Location: \w+, )?Dimensions: \[(?P<shape>[-\d, ]*)\]"
     r".*?Datatype: (?P<dtype>[^,}]+?)(?:, Format: .*)? \}"
 )
+_SHAPE = re.compile(r"(?:-?[0-9]{1,19}(?: *, *-?[0-9]{1,19})*)?")
 _NEXT_TENSOR = re.compile(r"(?<= \}), (?=\{ Name: )")
 # Nodes stand between unit separators; a node that the builder derived has a suffix after it.
 _NODE = re.compile(r"\[ONNX Layer: (.*)\][^\]]*")
@@ -128,7 +132,7 @@ class LayerRecord:
             if pairs:  # a residual may have the activation's shape, not its dtype
                 return min(pairs, key=lambda pair: pair[0].dtype != pair[1].dtype)
         if self.kind == "convolution":
-            channels = max(tensor.shape[1] for tensor in self.outputs)
+            channels = max((t.shape[1] for t in self.outputs if len(t.shape) > 1), default=0)
             filters = [w for w in self.constants if len(w.shape) > 2 and w.shape[0] == channels]
             return (*self.inputs[:1], *filters[:1])
         return tuple(sorted(reads, key=lambda tensor: -tensor.elements(1 << 10))[:2])
@@ -151,44 +155,6 @@ class LayerRecord:
     def to_json(self) -> dict[str, object]:
         """The record as it stands in ``layers.json``, with `kind` and `precision` for readers."""
         return asdict(self) | {"kind": self.kind, "precision": self.precision}
-
-
-def layer_from_json(raw: dict[str, object]) -> LayerRecord:
-    """Inverse of `LayerRecord.to_json`.
-
-    Raises:
-        BadInput: a field is missing or of a wrong type.
-    """
-
-    def tensors(key: str) -> tuple[TensorRecord, ...]:
-        items = cast(list[dict[str, object]], raw[key])
-        return tuple(
-            TensorRecord(
-                name=str(item["name"]),
-                dtype=str(item["dtype"]),
-                shape=tuple(int(size) for size in cast(list[int], item["shape"])),
-            )
-            for item in items
-        )
-
-    try:
-        return LayerRecord(
-            name=str(raw["name"]),
-            type=str(raw["type"]),
-            inputs=tensors("inputs"),
-            constants=tensors("constants"),
-            outputs=tensors("outputs"),
-            tactic=str(raw["tactic"]),
-            nodes=tuple(str(node) for node in cast(list[str], raw["nodes"])),
-            profile=int(cast(int, raw.get("profile", 0))),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"a layer record is malformed: {error!r}", where="layers.json") from None
-
-
-def bundle_layers(bundle: Bundle) -> dict[str, tuple[LayerRecord, ...]]:
-    """Layer records by engine; raises what `Bundle.file` and `layer_from_json` raise."""
-    return {name: tuple(map(layer_from_json, records)) for name, records in bundle.layers.items()}
 
 
 def parse_layers(
@@ -282,12 +248,22 @@ def _tensors(text: str, engine: str, line: str) -> tuple[TensorRecord, ...]:
     records = []
     for part in _NEXT_TENSOR.split(body) if body else ():
         match = _TENSOR.fullmatch(part)
-        if match is None:
+        if match is None or _SHAPE.fullmatch(sizes := match["shape"].strip()) is None:
             raise _unreadable(engine, line)
-        sizes = match["shape"].replace(" ", "")
-        shape = tuple(int(size) for size in sizes.split(",")) if sizes else ()
+        shape = tuple(map(int, sizes.split(","))) if sizes else ()
+        if not _sizes_fit(shape):
+            raise _unreadable(engine, line)
         records.append(TensorRecord(match["name"], match["dtype"].strip(), shape))
     return tuple(records)
+
+
+def _sizes_fit(shape: Sequence[int]) -> bool:
+    """Whether axes are -1 (dynamic) or sizes, and few and small enough for a tensor of a GPU."""
+    return (
+        len(shape) <= MAX_RANK
+        and all(-1 <= size < 1 << 31 for size in shape)
+        and math.prod(size for size in shape if size > 0) <= MAX_ELEMENTS
+    )
 
 
 def _unreadable(engine: str, line: str) -> VerificationFailed:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastwan.engines.backend import BuiltEngine
-from fastwan.engines.layers import TensorRecord, layer_from_json, parse_layers
+from fastwan.engines.layer_json import layer_from_json
+from fastwan.engines.layers import TensorRecord, parse_layers
 from fastwan.errors import BadInput, VerificationFailed
 
 
@@ -74,6 +78,61 @@ def test_a_call_without_tensors_is_the_host() -> None:
 def test_what_is_not_understood_is_refused(messages: list[str]) -> None:
     with pytest.raises(VerificationFailed, match="dit"):
         parse_layers(messages, "dit")
+
+
+@pytest.mark.parametrize(
+    ("shape", "read"),
+    [
+        ("1,128,256", (1, 128, 256)),
+        ("1, -1 ,256", (1, -1, 256)),
+        ("", ()),
+        ("1,,2", None),
+        (",", None),
+        ("1,", None),
+        ("1-2", None),
+        ("--1", None),
+        ("-2", None),
+        ("1 2", None),
+        ("2147483648", None),
+        ("9" * 400, None),
+        ("9" * 5000, None),
+        (",".join(["1"] * 17), None),
+        ("2147483647,2147483647", None),
+    ],
+)
+def test_dimensions_are_read_strictly(shape: str, read: tuple[int, ...] | None) -> None:
+    line = GEMM.replace(
+        "Name: out [0], Dimensions: [1,128,512]", f"Name: out, Dimensions: [{shape}]"
+    )
+    assert line != GEMM
+    if read is None:
+        with pytest.raises(VerificationFailed, match="cannot be read"):
+            parse_layers(log(line), "dit")
+        return
+    (gemm,) = parse_layers(log(line), "dit")
+    assert gemm.outputs[0].shape == read
+
+
+PIECES = [
+    "Name: ", ", LayerType: gemm", ", Inputs: [", "{ Name: x", ", Dimensions: [", "1,,2", "-1", "]",
+    ", Datatype: FP8", " }", ", Outputs: []", ", TacticName: t", ", Metadata: ", "[ONNX Layer: a]",
+    "\x1f", " [profile 1]", "_myl0_1", "\n", "\n\n", "Layers:", "{", ",", "9" * 5000, "\u0663",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=24), st.integers(1, 3))
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_no_log_makes_anything_but_the_projects_own_error(parts: list[str], profiles: int) -> None:
+    with contextlib.suppress(VerificationFailed):
+        parse_layers(["Layers:\n" + "".join(parts)], "dit", profiles)
+
+
+@given(st.integers(0, len(GEMM)), st.integers(0, 40), st.text(max_size=6) | st.sampled_from(PIECES))
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_no_damage_to_a_line_makes_anything_but_it(at: int, cut: int, put: str) -> None:
+    with contextlib.suppress(VerificationFailed):
+        for record in parse_layers(log(GEMM[:at] + put + GEMM[at + cut :]), "dit"):
+            assert record.to_json()
 
 
 PART = "Name: __mye1_myl{}_0, LayerType: shape_call" + HOST.removeprefix(

@@ -16,7 +16,7 @@ from fastwan.engines.backend import load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
 from fastwan.engines.coverage import check_coverage
-from fastwan.engines.layers import bundle_layers
+from fastwan.engines.layer_json import bundle_layers
 from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput
 from fastwan.export.attentions.sage3 import Sage3

@@ -10,7 +10,8 @@ import pytest
 
 from fastwan.bundle import Bundle
 from fastwan.config import SAMPLERS
-from fastwan.engines.layers import LayerRecord, bundle_layers
+from fastwan.engines.layer_json import bundle_layers
+from fastwan.engines.layers import LayerRecord
 from fastwan.errors import BadInput
 from fastwan.manifest import TensorSpec
 from fastwan.quality.cost import Cost, region_op_cost

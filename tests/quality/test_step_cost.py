@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from fastwan.config import SAMPLERS, VideoShape
-from fastwan.engines.layers import LayerRecord, layer_from_json
+from fastwan.engines.layer_json import layer_from_json
+from fastwan.engines.layers import LayerRecord
 from fastwan.manifest import Engine, FileRecord, Region
 from fastwan.plugins.loader import checkout_root
 from fastwan.quality.cost import Cost, kernel_cost, region_op_cost, total

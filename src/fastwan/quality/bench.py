@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.engines.layers import bundle_layers
+from fastwan.engines.layer_json import bundle_layers
 from fastwan.errors import BadInput
 from fastwan.manifest import LAYERS
 from fastwan.progress import Progress, Quiet

@@ -13,7 +13,8 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from fastwan.engines.layers import LayerRecord, TensorRecord
-from fastwan.manifest import Engine, Region
+from fastwan.errors import BadInput
+from fastwan.manifest import LAYERS, Engine, Region
 from fastwan.plugins.regions import Launch, RegionOp, region_op
 from fastwan.quality.gpus import GpuRates
 
@@ -70,6 +71,8 @@ def flops(record: LayerRecord, dynamic: int = 1) -> int:
         largest = max(tensor.elements(dynamic) for tensor in record.outputs)
         return 2 * largest * math.prod(operands[1].shape[1:])
     # Inputs are q [H, L, D], k [H, D, Lk], v [H, Lk, D]; the output is as large as q.
+    if not record.inputs or len(record.inputs[-1].shape) < 2:
+        raise BadInput(f"attention without keys and values: {record.name}", where=LAYERS)
     written = sum(tensor.elements(dynamic) for tensor in record.outputs)
     keys = record.inputs[-1].shape[-2]
     return 4 * written * (dynamic if keys < 0 else keys)
@@ -85,6 +88,9 @@ def kernel_cost(record: LayerRecord, gpu: GpuRates, dynamic: int = 1) -> Cost:
     Args:
         gpu: what to price against.
         dynamic: size of an axis that is not fixed.
+
+    Raises:
+        BadInput: an unknown dtype, or an attention whose tensors are none of one.
     """
     if record.kind == "host":
         return Cost()

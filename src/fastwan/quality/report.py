@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from fastwan.bundle import Bundle
 from fastwan.engines.coverage import check_coverage
-from fastwan.engines.layers import LayerRecord, bundle_layers
+from fastwan.engines.layer_json import bundle_layers
+from fastwan.engines.layers import LayerRecord
 from fastwan.export.recipes.nvfp4 import is_fp4_gemm
 from fastwan.manifest import Cadence, Engine, Manifest
 from fastwan.quality.cost import (

@@ -60,9 +60,8 @@ def test_a_changed_file_fails_integrity_and_is_not_parsed(
     assert not any(check.passed for check in report.checks)
     integrity = report.checks[0]
     assert (integrity.name, integrity.value) == ("integrity", 1.0)
-    planned = [
-        name for each in plan(Subject(open_bundle(mutant.root, sizes=False))) for name in each.names
-    ]
+    subject = Subject(open_bundle(mutant.root, sizes=False))
+    planned = [name for each in plan(subject) for name in each.names]
     assert [check.name for check in report.checks] == ["integrity", *planned]
     assert all(check.value is None for check in report.checks[1:])
     assert parsed == []

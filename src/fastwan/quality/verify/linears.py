@@ -11,7 +11,7 @@ import onnx
 
 from fastwan.config import DiTConfig
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
-from fastwan.engines.layers import bundle_layers
+from fastwan.engines.layer_json import bundle_layers
 from fastwan.errors import VerificationFailed
 from fastwan.export.recipes import Gate, Recipe, find_recipe
 from fastwan.export.text_encoder_onnx import targeted_linears as text_encoder_linears
