@@ -1,22 +1,19 @@
-"""Arguments of a pipeline call: checked, and turned into arrays."""
+"""Arguments of a video: checked, and turned into arrays."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import numpy as np
 
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
+from fastwan.runtime.model.checks import FLOATS, integer, is_finite, shown
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import pad_rows
-from fastwan.runtime.outputs import latents_like, to_numpy
 from fastwan.runtime.request import Request
 
-if TYPE_CHECKING:
-    import torch
 
-
-def check_shape(built: VideoShape, **requested: int | None) -> None:
+def check_shape(built: VideoShape, **requested: object) -> None:
     """Refuse a height, width or num_frames that the engines were not built for.
 
     Raises:
@@ -24,7 +21,7 @@ def check_shape(built: VideoShape, **requested: int | None) -> None:
     """
     for name, value in requested.items():
         made = getattr(built, name)
-        if value not in (None, made):
+        if value is not None and integer(value, name) != made:
             raise BadInput(
                 f"{name} {value} was asked for, the bundle makes {made}",
                 where=name,
@@ -32,13 +29,52 @@ def check_shape(built: VideoShape, **requested: int | None) -> None:
             )
 
 
-def padded_embeds(prompt_embeds: torch.Tensor | Array, shape: tuple[int, ...]) -> Array:
-    """Given embeddings with zero rows behind them, as the model takes them.
+def check_text_length(built: int, requested: object) -> None:
+    """Refuse to read another number of tokens than the engines were built for.
 
     Raises:
-        BadInput: they cannot become `shape`, [1, text_length, text_dim].
+        BadInput: another number.
     """
-    padded = pad_rows(to_numpy(prompt_embeds), shape[1])
+    if integer(requested, "max_sequence_length") != built:
+        raise BadInput(
+            f"max_sequence_length {requested} was asked for, the bundle reads {built} tokens",
+            where="max_sequence_length",
+            fix="leave it out",
+        )
+
+
+def to_floats(values: object, name: str) -> Array:
+    """A given tensor or array of floats on the CPU, fp32.
+
+    bf16 and fp16 stay as they are in fp32; fp64 is rounded.
+
+    Raises:
+        BadInput: another type, or NaN, Inf or a number beyond bfloat16 in it.
+    """
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        # numpy has no bfloat16 of its own.
+        array = values.float().numpy() if values.is_floating_point() else values.numpy()
+    elif isinstance(values, np.ndarray):
+        array = values
+    else:
+        raise BadInput(f"{name} is {shown(values)}, not a tensor or array", where=name)
+    if array.dtype.name not in FLOATS:
+        raise BadInput(f"{name} has dtype {array.dtype}, not one of floats", where=name)
+    if not is_finite(array):
+        raise BadInput(f"{name} holds NaN, Inf or a number beyond bfloat16", where=name)
+    return array.astype(np.float32, copy=False)
+
+
+def padded_embeds(prompt_embeds: object, shape: tuple[int, ...]) -> Array:
+    """Given embeddings with zero rows behind them, fp32.
+
+    Raises:
+        BadInput: they cannot become `shape`, [1, text_length, text_dim], or are not finite.
+    """
+    padded = pad_rows(to_floats(prompt_embeds, "prompt_embeds"), shape[1])
     if padded.shape != shape:
         raise BadInput(
             f"prompt embeddings have {padded.shape[2]} channels, the model wants {shape[2]}",
@@ -47,11 +83,25 @@ def padded_embeds(prompt_embeds: torch.Tensor | Array, shape: tuple[int, ...]) -
     return padded
 
 
+def latents_like(latents: object, shape: tuple[int, ...], name: str = "latents") -> Array:
+    """`latents` as a contiguous fp32 array.
+
+    Raises:
+        BadInput: not of `shape`, or not finite.
+    """
+    array = to_floats(latents, name)
+    if array.shape != shape:
+        raise BadInput(
+            f"{name} have shape {list(array.shape)}, the bundle wants {list(shape)}", where=name
+        )
+    return np.ascontiguousarray(array)
+
+
 def draw_noises(shape: tuple[int, ...], schedule: Schedule, request: Request) -> list[Array]:
     """Initial latents, drawn or as given, and the noise of every step that takes some, fp32.
 
     Raises:
-        BadInput: a seed, a generator or latents that cannot be used.
+        BadInput: latents that cannot be used.
     """
     from fastwan.runtime.model.noise import draw, generator_for
 
@@ -60,14 +110,3 @@ def draw_noises(shape: tuple[int, ...], schedule: Schedule, request: Request) ->
     if request.latents is not None:
         noises[0] = latents_like(request.latents, shape)
     return noises
-
-
-def replacement(returned: dict[str, Any] | None, state: Array) -> Array | None:
-    """Latents that a step's callback returned instead of `state`; None where it left them.
-
-    Raises:
-        BadInput: of another shape.
-    """
-    if not returned or "latents" not in returned:
-        return None
-    return latents_like(returned["latents"], state.shape)

@@ -11,6 +11,7 @@ from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import OnStep
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
 from fastwan.runtime.timings import Timings
@@ -26,6 +27,10 @@ class Components(Protocol):
     """
 
     fused: bool
+
+    @property
+    def runs_on(self) -> str:
+        """Device and library: what the last bits of a result depend on."""
 
     @property
     def runtime_cache(self) -> State:
@@ -98,3 +103,19 @@ def require_text_encoder(bundle: Bundle) -> None:
             where=str(bundle.root),
             fix="pass prompt_embeds, or build with --components dit,decoder,text_encoder",
         )
+
+
+def bundle_text(bundle: Bundle) -> str:
+    """A bundle in a few lines: where it lies, its model, video and samplers."""
+    manifest, shape = bundle.manifest, bundle_shape(bundle)
+    model = manifest.onnx.model
+    samplers = ", ".join(
+        f"{spec.name} ({len(schedule_of(spec).steps)} steps)" for spec in manifest.samplers
+    )
+    return (
+        f"bundle: {str(bundle.root)!r}\n"
+        f"model: {model.name}, {model.recipe}, {manifest.attention} attention, "
+        f"built for {manifest.target}\n"
+        f"video: {shape.num_frames} frames of {shape.width}x{shape.height}\n"
+        f"samplers: {samplers}; by default {manifest.sampler_spec().name}"
+    )

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastwan.errors import BadInput
 from fastwan.progress import Progress
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.noise import DEFAULT_SEED, seed_of
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
 from fastwan.runtime.report import GenerateReport, MadeVideo
@@ -37,7 +38,7 @@ def generate(
     prompt: str | Sequence[str],
     output: Path,
     *,
-    seed: int = 1024,
+    seed: int | None = DEFAULT_SEED,
     device: str = "auto",
     frames_dir: Path | None = None,
     sampler: str | None = None,
@@ -56,7 +57,7 @@ def generate(
         prompt: one, or several that are made one after the other in this process; several number
             their outputs: ``x_0.mp4``, ``x_1.mp4``.
         output: ``x.mp4``, a folder, or ``folder/name_%04d.png``.
-        seed: of the noise of every video.
+        seed: of the noise of every video; None draws a fresh one, which the report tells.
         device: "auto", "cpu" or "cuda", see `FastWanPipeline.from_bundle`.
         frames_dir: folder for PNG frames beside an mp4.
         sampler: one of the bundle's; by default the first.
@@ -74,31 +75,35 @@ def generate(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or repeat < 1 or warmup < 0:
         raise BadInput("nothing to make", where="prompt", fix="one prompt and one run at least")
+    seed = seed_of(seed)
+    requests = [Request(prompt=text, seed=seed, sampler=sampler) for text in prompts]
     wanted = [parse_output(output)]
     if frames_dir is not None:
         wanted.append(Output("frames", frames_dir))
     several = len(prompts) > 1
-    places = [[_numbered(o, i) for o in wanted] if several else wanted for i in range(len(prompts))]
+    places = [[o.numbered(i) for o in wanted] if several else wanted for i in range(len(prompts))]
     inputs = [bundle] if prompt_cache is None else [bundle, prompt_cache]
     check_outputs([output for each in places for output in each], force=force, inputs=inputs)
     with FastWanPipeline.from_bundle(bundle, device, prompt_cache=prompt_cache) as pipeline:
-        if pipeline.device.note:
-            print(pipeline.device.note, file=sys.stderr)
+        if pipeline.choice.note:
+            print(pipeline.choice.note, file=sys.stderr)
         memory = None
         if pipeline.bundle.manifest.engines:
             memory = bundle_memory(pipeline.bundle, sampler)
         jobs = [
-            _Job(Request(prompt=text, seed=seed, sampler=sampler), tuple(place), warmup, repeat)
-            for text, place in zip(prompts, places, strict=True)
+            _Job(request, tuple(place), warmup, repeat)
+            for request, place in zip(requests, places, strict=True)
         ]
         made = _make_all(pipeline, jobs, force, progress)
         return GenerateReport(
             bundle=BundleFacts.of(pipeline.bundle),
-            device=pipeline.device.name,
-            note=pipeline.device.note,
+            device=pipeline.choice.name,
+            note=pipeline.choice.note,
             runtime_cache=pipeline.components.runtime_cache,
             device_bytes=memory,
-            videos=tuple(_made(pipeline, job, runs) for job, runs in zip(jobs, made, strict=True)),
+            videos=tuple(
+                _made(pipeline, job, seed, runs) for job, runs in zip(jobs, made, strict=True)
+            ),
         )
 
 
@@ -134,11 +139,6 @@ def _unwritable(outputs: Sequence[Output]) -> Iterator[None]:
     except OSError as error:
         where = ", ".join(str(output.path) for output in outputs)
         raise BadInput(f"output cannot be written: {error}", where=where) from error
-
-
-def _numbered(output: Output, index: int) -> Output:
-    path = output.path
-    return replace(output, path=path.with_name(f"{path.stem}_{index}{path.suffix}"))
 
 
 def _make(
@@ -195,7 +195,7 @@ def _finish(
         _write(writers, frames, timings)
 
 
-def _made(pipeline: FastWanPipeline, job: _Job, runs: Sequence[Run]) -> MadeVideo:
+def _made(pipeline: FastWanPipeline, job: _Job, seed: int, runs: Sequence[Run]) -> MadeVideo:
     shape = pipeline.components.shape
     video = next((each.path for each in job.outputs if each.kind == "mp4"), None)
     images = next((each for each in job.outputs if each.kind == "frames"), None)
@@ -203,7 +203,7 @@ def _made(pipeline: FastWanPipeline, job: _Job, runs: Sequence[Run]) -> MadeVide
     seconds = [{name: round(s, 6) for name, s in timings.items()} for timings, _, _ in runs]
     return MadeVideo(
         prompt=str(job.request.prompt),
-        seed=job.request.seed,
+        seed=seed,
         sampler=pipeline.schedule(job.request.sampler).name,
         video=str(video) if video else None,
         frames_dir=str(images.path) if images else None,

@@ -1,26 +1,31 @@
-"""`FastWanPipeline`: a bundle, called like a diffusers pipeline."""
+"""`FastWanPipeline`: a bundle, called like diffusers' WanPipeline."""
 
 from __future__ import annotations
 
-import time
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet
-from fastwan.runtime.arguments import check_shape, draw_noises, padded_embeds, replacement
-from fastwan.runtime.components import Components
-from fastwan.runtime.cpu.components import CpuComponents
-from fastwan.runtime.device.choice import DeviceChoice, resolve_device
+from fastwan.runtime.batch import check_built_in, check_guidance, refuse_unknown, requests_of
+from fastwan.runtime.call import Call
+from fastwan.runtime.callback import step_callback
+from fastwan.runtime.components import Components, bundle_text
+from fastwan.runtime.device.choice import DeviceChoice
+from fastwan.runtime.like_diffusers import LikeDiffusers
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.noise import DEFAULT_SEED
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
-from fastwan.runtime.outputs import OutputType, PipelineOutput, collect_frames
+from fastwan.runtime.outputs import OutputType, PipelineOutput
+from fastwan.runtime.pretrained import bundle_folder, device_of, open_components
 from fastwan.runtime.prompt_cache import PromptCache
 from fastwan.runtime.request import Request
+from fastwan.runtime.run import Run, make_videos
 from fastwan.runtime.timings import Timings
 
 if TYPE_CHECKING:
@@ -29,21 +34,47 @@ if TYPE_CHECKING:
 StepCallback = Callable[["FastWanPipeline", int, int, dict[str, Any]], "dict[str, Any] | None"]
 
 
-class FastWanPipeline:
-    """Text to video from an engine bundle; make one with `from_bundle`."""
+class FastWanPipeline(LikeDiffusers):
+    """Text to video from an engine bundle; make one with `from_pretrained`."""
 
     def __init__(
         self,
         bundle: Bundle,
-        device: DeviceChoice,
+        choice: DeviceChoice,
         components: Components,
         prompts: PromptCache | None = None,
     ) -> None:
+        super().__init__(choice)
         self.bundle = bundle
-        self.device = device
         self.components = components
         self.prompts = prompts or PromptCache.of(bundle)
         self._closed = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Path | str,
+        *,
+        device: str = "auto",
+        threads: int = 1,
+        prompt_cache: Path | str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Open a bundle as diffusers opens a model.
+
+        Args:
+            pretrained_model_name_or_path: folder that ``build-engine`` wrote.
+            device, threads, prompt_cache: see `from_bundle`.
+            options: ``torch_dtype`` or ``dtype`` (bfloat16), ``device_map`` (in the place of
+                `device`); others are refused.
+
+        Raises:
+            BadInput: no bundle, or an option that a bundle cannot serve.
+            EnvironmentLacks: the device cannot be used.
+        """
+        wanted = device_of(device, options)
+        folder = bundle_folder(pretrained_model_name_or_path)
+        return cls.from_bundle(folder, wanted, threads=threads, prompt_cache=prompt_cache)
 
     @classmethod
     def from_bundle(
@@ -52,8 +83,8 @@ class FastWanPipeline:
         device: str = "auto",
         *,
         threads: int = 1,
-        prompt_cache: Path | None = None,
-    ) -> FastWanPipeline:
+        prompt_cache: Path | str | None = None,
+    ) -> Self:
         """Open a bundle on "auto", "cpu" or "cuda".
 
         Args:
@@ -66,103 +97,116 @@ class FastWanPipeline:
             BadInput: no bundle, or a device of another name.
             EnvironmentLacks: the device cannot be used.
         """
-        resolved = resolve_device(device)
         bundle = open_bundle(path)
-        prompts = PromptCache.of(bundle, prompt_cache)
-        if resolved.name == "cuda":
-            from fastwan.runtime.device.components import DeviceComponents
-            from fastwan.runtime.device.platforms import cuda_platform
-
-            try:
-                on_gpu = DeviceComponents(bundle, cuda_platform(bundle))
-                return cls(bundle, resolved, on_gpu, prompts)
-            except EnvironmentLacks as error:
-                if device == "cuda":
-                    raise
-                resolved = DeviceChoice("cpu", f"{error.what}: running the CPU reference")
-        return cls(bundle, resolved, CpuComponents(bundle, threads=threads), prompts)
+        choice, components = open_components(bundle, device, threads)
+        prompts = PromptCache.of(bundle, prompt_cache, runs_on=components.runs_on)
+        return cls(bundle, choice, components, prompts)
 
     def __call__(
         self,
-        prompt: str | None = None,
-        *,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
-        generator: torch.Generator | None = None,
-        seed: int = 1024,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
+        num_videos_per_prompt: int | None = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: torch.Tensor | Array | None = None,
         prompt_embeds: torch.Tensor | Array | None = None,
+        negative_prompt_embeds: torch.Tensor | Array | None = None,
         output_type: OutputType = "np",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: StepCallback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
+        max_sequence_length: int | None = None,
+        *,
+        seed: int | None = DEFAULT_SEED,
         sampler: str | None = None,
         progress: Progress | None = None,
-    ) -> PipelineOutput:
-        """Make one video.
+        **kwargs: Any,
+    ) -> PipelineOutput | tuple[Any, ...]:
+        """Make videos, one after the other. The arguments are those of diffusers' WanPipeline.
+
+        A callback that sets ``pipeline._interrupt = True`` ends its call after that step: frames
+        are made of the latents so far, and no further video is begun. Another thread that sets it
+        ends every call that is being served. On a GPU a video without a callback is one launch,
+        which nothing ends early.
 
         Args:
-            prompt: the text; or else give `prompt_embeds`.
-            height: pixels; None, or what the bundle was built for.
-            width: likewise.
-            num_frames: likewise.
-            generator: CPU generator of the noise; or else `seed` makes one.
-            latents: initial noise [1, C, T, h, w] instead of drawn noise.
-            prompt_embeds: [1, up to text_length, text_dim]; padded with zero rows.
-            output_type: "np", "pil", "pt" or "latent"; see `PipelineOutput`.
+            prompt: the text, or a list of texts; or else give `prompt_embeds`.
+            negative_prompt: None or empty; the model runs without guidance.
+            height, width, num_frames: None, or what the bundle was built for.
+            num_inference_steps: None, or the steps of the sampler.
+            guidance_scale: None, or 1 at most.
+            guidance_scale_2: None.
+            num_videos_per_prompt: videos of each prompt.
+            generator: CPU generator of the noise, which draws for one video after the other, or a
+                list with one for each video; or else `seed` makes one a video.
+            latents: initial noise [videos, C, T, h, w] instead of drawn noise.
+            prompt_embeds: [prompts, up to text_length, text_dim]; padded with zero rows.
+            negative_prompt_embeds: None.
+            output_type: "np", "pt", "pil", "uint8" or "latent"; see `PipelineOutput`.
+            return_dict: False returns ``(frames,)``.
+            attention_kwargs: None or empty.
             callback_on_step_end: called after each step as (pipeline, step, timestep,
                 {"latents": fp32 tensor}); the dictionary it returns may replace the latents.
+            callback_on_step_end_tensor_inputs: what the dictionary holds, of "latents",
+                "prompt_embeds" (not to be changed) and "negative_prompt_embeds" (None).
+            max_sequence_length: None, or the text length of the bundle.
+            seed: of the noise of each prompt's first video, the next has `seed` + 1; None draws a
+                fresh one. `PipelineOutput.seeds` tells them.
             sampler: one of the bundle's; by default the first.
-            progress: told of stages and steps.
+            progress: told of stages and steps; by default a bar, see `set_progress_bar_config`.
+            kwargs: refused.
 
         Raises:
-            BadInput: an argument that the bundle cannot serve.
-            VerificationFailed: a file of the bundle differs from its hash.
+            BadInput: an argument that the bundle cannot serve, or that does not exist.
+            VerificationFailed: a file of the bundle differs from its hash, or a step makes NaN.
         """
-        if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
-            raise BadInput(
-                f"callback inputs {sorted(unknown)} do not exist",
-                where="callback_on_step_end_tensor_inputs",
-                fix="only latents is offered",
-            )
-
-        def on_step(step: int, timestep: int, latents: torch.Tensor) -> dict[str, Any] | None:
-            assert callback_on_step_end is not None
-            return callback_on_step_end(self, step, timestep, {"latents": latents})
-
-        request = Request(
+        refuse_unknown(list(kwargs), [*inspect.signature(self.__call__).parameters][:-1])
+        check_guidance(
+            guidance_scale=guidance_scale,
+            guidance_scale_2=guidance_scale_2,
+            negative_prompt=negative_prompt,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )
+        check_built_in(self.schedule(sampler), num_inference_steps, attention_kwargs)
+        names = callback_on_step_end_tensor_inputs
+        requests = requests_of(
             prompt=prompt,
             prompt_embeds=prompt_embeds,
-            height=height,
-            width=width,
-            num_frames=num_frames,
+            num_videos_per_prompt=num_videos_per_prompt,
             generator=generator,
             seed=seed,
             latents=latents,
-            output_type=output_type,
-            on_step=None if callback_on_step_end is None else on_step,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            max_sequence_length=max_sequence_length,
             sampler=sampler,
+            output_type=output_type,
+            on_step=step_callback(self, self._calls, callback_on_step_end, names),
         )
-        return self.make(request, progress=progress)
+        bar = self._step_bar()
+        try:
+            with self._turn() as call:
+                output = make_videos(self._runs(requests, call, progress or bar), self.choice)
+        finally:
+            bar.stop()
+        return output if return_dict else output.to_tuple()
 
     def make(self, request: Request, *, progress: Progress | None = None) -> PipelineOutput:
-        """Make the video of a request; arguments and errors as of a call.
+        """Make the video of a request; errors as of a call.
 
         Calls of several threads are served one after the other on a GPU and side by side on the
         CPU, each as if it were alone.
         """
-        progress, timings = progress or Quiet(), Timings()
-        with self._turn():
-            embeds = self._begin(request, timings, progress)
-            frames: Any
-            if request.decoded:
-                made = self._frames(embeds, request, timings, progress)
-                frames = collect_frames(made, self.components.video_shape, request.output_type)
-            else:
-                import torch
-
-                frames = torch.from_numpy(self._denoise(embeds, request, timings, progress))
-        return PipelineOutput(frames, timings, self.device.name, self.device.note)
+        with self._turn() as call:
+            return make_videos(self._runs([request], call, progress or Quiet()), self.choice)
 
     def frames(
         self,
@@ -182,15 +226,22 @@ class FastWanPipeline:
             timings: gets the measured seconds of the stages.
             progress: told of stages and steps.
         """
-        timings = Timings() if timings is None else timings
-        progress = progress or Quiet()
-        with self._turn():
-            embeds = self._begin(request, timings, progress)
-            made = self._frames(embeds, request, timings, progress)
+        with self._turn() as call:
+            (run,) = self._runs([request], call, progress or Quiet())
+            if timings is not None:
+                run.timings = timings
+            run.open()
+            made = run.frames()
             if self.components.fused:
                 # The next turn writes over the device's own.
                 made = iter([frame.copy() for frame in made])
         yield from made
+
+    def _runs(self, requests: Sequence[Request], call: Call, progress: Progress) -> list[Run]:
+        return [
+            Run(each, self.schedule(each.sampler), self.components, self.prompts, call, progress)
+            for each in requests
+        ]
 
     def load(self, *, text: bool = True, decoder: bool = True, sampler: str | None = None) -> None:
         """Open what a video needs beforehand, so that the first one takes no longer than others.
@@ -209,8 +260,10 @@ class FastWanPipeline:
         Raises:
             BadInput: no text encoder in the bundle.
         """
-        with self._turn():
-            return self._embed(Request(prompt=prompt), Timings(), progress or Quiet())
+        with self._turn() as call:
+            request = Request(prompt=prompt, output_type="latent")
+            (run,) = self._runs([request], call, progress or Quiet())
+            return run.open()
 
     def schedule(self, sampler: str | None = None) -> Schedule:
         """Schedule of one of the bundle's samplers, by default the first.
@@ -233,88 +286,18 @@ class FastWanPipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        note = f" ({self.choice.note})" if self.choice.note else ""
+        runs = "nothing any more, it is closed" if self._closed else self.choice.name + note
+        lines = f"{bundle_text(self.bundle)}\nruns on: {runs}".replace("\n", "\n  ")
+        return f"{type(self).__name__}\n  {lines}"
+
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        with self.components.turn():
+    def _turn(self) -> Iterator[Call]:
+        """A call that has the components to itself."""
+        with self._calls.begin() as call, self.components.turn():
             if self._closed:
                 raise BadInput(
                     "the pipeline is closed", where=str(self.bundle.root), fix="open the bundle"
                 )
-            yield
-
-    def _begin(self, request: Request, timings: Timings, progress: Progress) -> Array:
-        """Open what a request needs; its embeddings."""
-        check_shape(
-            self.components.shape,
-            height=request.height,
-            width=request.width,
-            num_frames=request.num_frames,
-        )
-        schedule = self.schedule(request.sampler)
-        with timings.measure("load"):
-            text = request.prompt is not None
-            self.components.load(schedule, text=text, decoder=request.decoded)
-        return self._embed(request, timings, progress)
-
-    def _embed(self, request: Request, timings: Timings, progress: Progress) -> Array:
-        if request.prompt is None:
-            assert request.prompt_embeds is not None
-            return padded_embeds(request.prompt_embeds, self.components.text_shape)
-        progress.start("text")
-        with timings.measure("text"):
-            embeds = self.prompts.get(request.prompt, self.components.text_encoder.encode)
-        progress.finish()
-        return embeds
-
-    def _denoise(
-        self, embeds: Array, request: Request, timings: Timings, progress: Progress
-    ) -> Array:
-        import torch
-
-        schedule = self.schedule(request.sampler)
-        noises = draw_noises(self.components.latents_shape, schedule, request)
-        begin: float | None = None
-
-        def on_step(index: int, timestep: int, state: Array) -> Array | None:
-            nonlocal begin
-            before = started + timings["text_kv"] if begin is None else begin
-            timings[f"step_{index}"] = time.perf_counter() - before
-            progress.advance()
-            replaced = None
-            if request.on_step is not None:
-                returned = request.on_step(index, timestep, torch.from_numpy(state))
-                replaced = replacement(returned, state)
-            begin = time.perf_counter()
-            return replaced
-
-        progress.start("denoise", len(schedule.steps), "steps")
-        started = time.perf_counter()
-        clean = self.components.denoise(embeds, noises, schedule, timings, on_step)
-        progress.finish()
-        return clean
-
-    def _frames(
-        self, embeds: Array, request: Request, timings: Timings, progress: Progress
-    ) -> Iterator[Array]:
-        schedule = self.schedule(request.sampler)
-        if not self.components.fused or request.on_step is not None:
-            latents = self._denoise(embeds, request, timings, progress)
-            return self._decode(latents, schedule, timings, progress)
-        noises = draw_noises(self.components.latents_shape, schedule, request)
-        progress.start("video", self.components.video_shape[0], "frames")
-        return _counted(self.components.video(embeds, noises, schedule, timings), progress)
-
-    def _decode(
-        self, latents: Array, schedule: Schedule, timings: Timings, progress: Progress
-    ) -> Iterator[Array]:
-        progress.start("decode", self.components.video_shape[0], "frames")
-        frames = self.components.decode(latents, schedule)
-        return _counted(timings.measured("decode", frames), progress)
-
-
-def _counted(frames: Iterator[Array], progress: Progress) -> Iterator[Array]:
-    """`frames`, each told to `progress`, and the end of its stage behind the last."""
-    for frame in frames:
-        progress.advance()
-        yield frame
-    progress.finish()
+            yield call

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastwan.errors import BadInput
+from fastwan.runtime.model.checks import shown
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.noise import DEFAULT_SEED
+from fastwan.runtime.model.noise import DEFAULT_SEED, check_generator, seed_of
 from fastwan.runtime.outputs import OUTPUT_TYPES, OutputType
 
 if TYPE_CHECKING:
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 
 StepCallback = Callable[[int, int, "torch.Tensor"], "dict[str, Any] | None"]
 """(step, timestep, latents after it, fp32) -> {"latents": ...} to go on with, or None."""
+
+LONGEST_PROMPT = 100_000
+"""Characters. The model reads 512 tokens; beyond this a file was passed by mistake."""
+
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""Unicode's categories of control and format characters and of white space."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,15 +36,17 @@ class Request:
         height: pixels; None, or what the bundle was built for.
         width: likewise.
         num_frames: likewise.
-        seed: of the noise.
+        max_sequence_length: tokens that are read of the prompt; likewise.
+        seed: of the noise, 0 to 2**64 - 1; None becomes a fresh one. Not read beside a generator.
         generator: CPU generator of the noise; or else `seed` makes one.
         latents: initial noise [1, C, T, h, w] instead of drawn noise.
         sampler: one of the bundle's; None for its default.
-        output_type: "np", "pil", "pt" or "latent"; see `PipelineOutput`.
+        output_type: one of `OUTPUT_TYPES`; see `PipelineOutput`.
         on_step: called after each step; what it returns may replace the latents.
 
     Raises:
-        BadInput: neither or both of prompt and embeddings, or an unknown output type.
+        BadInput: neither or both of prompt and embeddings, a prompt that is no text, a seed or a
+            generator that cannot be used, or an unknown output type.
     """
 
     prompt: str | None = None
@@ -44,7 +54,8 @@ class Request:
     height: int | None = None
     width: int | None = None
     num_frames: int | None = None
-    seed: int = DEFAULT_SEED
+    max_sequence_length: int | None = None
+    seed: int | None = DEFAULT_SEED
     generator: torch.Generator | None = None
     latents: torch.Tensor | Array | None = None
     sampler: str | None = None
@@ -54,11 +65,16 @@ class Request:
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompt_embeds is None):
             raise BadInput("give either prompt or prompt_embeds", where="prompt")
-        if self.prompt is not None and not isinstance(self.prompt, str):
-            raise BadInput("prompt must be one string", where="prompt", fix="call once a prompt")
+        if self.prompt is not None:
+            check_prompt(self.prompt)
+        if self.generator is None:
+            object.__setattr__(self, "seed", seed_of(self.seed))
+        else:
+            check_generator(self.generator)
         if self.output_type not in OUTPUT_TYPES:
             raise BadInput(
-                f"unknown output_type {self.output_type!r}",
+                f"unknown output_type {shown(self.output_type)}",
+                where="output_type",
                 fix="one of " + ", ".join(OUTPUT_TYPES),
             )
 
@@ -66,3 +82,34 @@ class Request:
     def decoded(self) -> bool:
         """Whether frames are wanted, and not latents."""
         return self.output_type != "latent"
+
+
+def check_prompt(prompt: object) -> None:
+    """Refuse a prompt that says nothing or that no tokenizer can read.
+
+    Raises:
+        BadInput: not a string, blank, not Unicode, or longer than `LONGEST_PROMPT`.
+    """
+    if not isinstance(prompt, str):
+        raise BadInput(
+            f"prompt is {shown(prompt)}, not one string",
+            where="prompt",
+            fix="give a string, or call the pipeline with a list of strings",
+        )
+    if len(prompt) > LONGEST_PROMPT:
+        raise BadInput(
+            f"prompt has {len(prompt):,} characters, {LONGEST_PROMPT:,} at most",
+            where="prompt",
+            fix="shorten it; the model reads its first tokens only",
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"prompt is not valid text: character {error.start + 1} is half of a surrogate pair, "
+            "or a byte that is not UTF-8",
+            where="prompt",
+            fix="pass it in UTF-8",
+        ) from error
+    if all(unicodedata.category(each) in _UNSEEN for each in prompt):
+        raise BadInput("prompt is blank", where="prompt", fix="describe the video")

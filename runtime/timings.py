@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -32,6 +32,11 @@ class Timings(dict[str, float]):
             yield
         finally:
             self[stage] = self.get(stage, 0.0) + time.perf_counter() - begin
+
+    def add(self, other: Mapping[str, float]) -> None:
+        """Add the times of another video, stage by stage."""
+        for stage, seconds in other.items():
+            self[stage] = self.get(stage, 0.0) + seconds
 
     def measured(self, stage: str, items: Iterator[T]) -> Iterator[T]:
         """`items`, with the time of each `next` added to `stage`."""

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,11 @@ class Output:
 
     def frame(self, index: int) -> Path:
         return self.path / (self.pattern % index)
+
+    def numbered(self, index: int) -> Output:
+        """The same for one of several videos: ``x_0.mp4``."""
+        path = self.path
+        return replace(self, path=path.with_name(f"{path.stem}_{index}{path.suffix}"))
 
 
 def parse_output(path: Path) -> Output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -33,6 +34,13 @@ class CpuComponents:
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         self._bundle = bundle
         self._threads = threads
+
+    @property
+    def runs_on(self) -> str:
+        import onnxruntime as ort
+
+        machine = platform.machine()
+        return f"cpu {machine} onnxruntime {ort.__version__} threads {self._threads}"
 
     @property
     def runtime_cache(self) -> State:

@@ -74,6 +74,11 @@ class DeviceComponents:
         return self._current
 
     @property
+    def runs_on(self) -> str:
+        info = self._platform.device.info
+        return f"{info.name} driver {info.driver}"
+
+    @property
     def runtime_cache(self) -> State:
         cache = self._platform.runtime_cache
         return "unused" if cache is None else cache.state

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fastwan.bundle import Bundle
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, VerificationFailed
+from fastwan.runtime.model.checks import FLOATS, is_finite
 
 
 def initializers(bundle: Bundle, names: Sequence[str]) -> dict[str, bytes]:
@@ -15,10 +18,12 @@ def initializers(bundle: Bundle, names: Sequence[str]) -> dict[str, bytes]:
 
     Raises:
         BadInput: one is missing, or see `fastwan.onnx_guard.bundle_graph`.
-        VerificationFailed: a file differs from its hash.
+        VerificationFailed: a file differs from its hash, or a float is NaN or Inf.
     """
     if not names:
         return {}
+    from onnx.helper import tensor_dtype_to_np_dtype
+
     from fastwan.onnx_guard import bundle_graph
 
     record = bundle.manifest.onnx.graphs.get("dit")
@@ -29,4 +34,13 @@ def initializers(bundle: Bundle, names: Sequence[str]) -> dict[str, bytes]:
     for name in names:
         if name not in stored:
             raise BadInput(f"{record.file} has no initializer {name!r}", where=str(bundle.root))
-    return {name: graph.content(stored[name]) for name in names}
+    contents = {name: graph.content(stored[name]) for name in names}
+    for name, content in contents.items():
+        dtype = tensor_dtype_to_np_dtype(stored[name].data_type)
+        if dtype.name in FLOATS and not is_finite(np.frombuffer(content, dtype)):
+            raise VerificationFailed(
+                f"{name} holds NaN or Inf",
+                where=record.file,
+                fix="its checkpoint is broken: build the bundle again from another one",
+            )
+    return contents

@@ -12,6 +12,7 @@ from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.runtime.device.memory import DeviceMemory, check_fit
 from fastwan.runtime.device.player import BEGIN, Player
 from fastwan.runtime.device.runtime_cache import RuntimeCache
+from fastwan.runtime.model.checks import check_finite
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import OnStep
 from fastwan.runtime.model.schedule import Schedule
@@ -170,11 +171,16 @@ class Session:
 
         Returns:
             A view of pinned memory, valid until the next call.
+
+        Raises:
+            VerificationFailed: the frames were made of latents that hold NaN or Inf.
         """
         with self._running() as player:
             self._draw(player, noises)
             player.run(self.recording.video)
-            return self._frames(player)
+            frames = self._frames(player)
+            check_finite(player.memory.view(self.recording.latents), "after the last step")
+            return frames
 
     def denoise(self, noises: Sequence[Array], on_step: OnStep[Array] | None = None) -> Array:
         """Clean latents, fp32: one graph a step, and the host between two steps."""

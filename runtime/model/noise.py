@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
+import secrets
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from fastwan.errors import BadInput
+from fastwan.runtime.model.checks import integer, shown
 from fastwan.runtime.model.schedule import Schedule
 
 DEFAULT_SEED = 1024
 """Seed of the published run."""
 
 
-def generator_for(generator: torch.Generator | None, seed: int) -> torch.Generator:
-    """`generator`, or a new one on the CPU with `seed`.
+def seed_of(value: object) -> int:
+    """A seed as an `int`; None draws a fresh one.
 
     Raises:
-        BadInput: a generator of another device (its numbers would differ), or a seed out of range.
+        BadInput: not an integer of Python, numpy or torch from 0 to 2**64 - 1.
     """
-    if generator is None:
-        if not 0 <= seed < 2**64:
-            raise BadInput(f"seed {seed} is out of range", where="seed", fix="0 to 2**64 - 1")
-        return torch.Generator("cpu").manual_seed(seed)
+    if value is None:
+        return secrets.randbelow(2**63)
+    seed = integer(value, "seed", "give an integer, or None for a fresh one")
+    if not 0 <= seed < 2**64:
+        raise BadInput(f"seed {seed} is out of range", where="seed", fix="0 to 2**64 - 1")
+    return seed
+
+
+def check_generator(generator: object) -> None:
+    """Refuse what the reference's numbers cannot be drawn from.
+
+    Raises:
+        BadInput: no `torch.Generator`, or one of another device, whose numbers would differ.
+    """
+    if not isinstance(generator, torch.Generator):
+        raise BadInput(
+            f"generator is {shown(generator)}, not a torch.Generator",
+            where="generator",
+            fix='torch.Generator("cpu").manual_seed(0), or seed=0',
+        )
     if generator.device.type != "cpu":
         raise BadInput(
-            f"generator lives on {generator.device}",
+            f"generator lives on {generator.device}, where it draws other numbers than the "
+            "reference",
             where="generator",
             fix='torch.Generator("cpu")',
         )
+
+
+def generator_for(generator: torch.Generator | None, seed: object) -> torch.Generator:
+    """`generator`, or a new one on the CPU with `seed`.
+
+    Raises:
+        BadInput: see `check_generator` and `seed_of`.
+    """
+    if generator is None:
+        return torch.Generator("cpu").manual_seed(seed_of(seed))
+    check_generator(generator)
     return generator
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors looks up by name
 import numpy as np
 
 from fastwan.bundle import Bundle
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, FastWanWarning
 from fastwan.runtime.model.executor import Array, Executor, require_names
 
 if TYPE_CHECKING:
@@ -118,9 +119,27 @@ class TextEncoder:
         tokenizer = load_tokenizer(bundle.file(TOKENIZER), text_length)
         return cls(tokenizer, EmbeddingTable(bundle.file(EMBEDDING)), executor, text_length)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the embeddings, [1, text_length, d_model]."""
+        return (1, self._text_length, self._table.d_model)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the embeddings."""
+        return np.dtype(self._executor.outputs["hidden_states"].dtype)
+
     def token_ids(self, prompt: str) -> list[int]:
-        """Tokens of a prompt, ``</s>`` last, at most `text_length`."""
-        return list(self._tokenizer.encode(prompt).ids)
+        """Tokens of a prompt, ``</s>`` last, at most `text_length`; a warning tells of a cut."""
+        encoded = self._tokenizer.encode(prompt)
+        if encoded.overflowing:
+            warnings.warn(
+                f"the prompt has more than {self._text_length} tokens, and what follows them is "
+                "not read",
+                FastWanWarning,
+                stacklevel=2,
+            )
+        return list(encoded.ids)
 
     def encode(self, prompt: str) -> Array:
         """Embeddings of a prompt, [1, text_length, d_model], in the executor's output dtype."""

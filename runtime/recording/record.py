@@ -36,7 +36,8 @@ class Recording:
         prompt_embeds: pinned [1, text_length, text_dim], read by ``text_kv``.
         noises: pinned, fp32, the initial latents and the fresh noise of the steps.
         states: latents after each step, fp32 on the device.
-        latents: pinned, for latents that go in or out between stages.
+        latents: pinned, for latents that go in or out between stages; ``decode`` copies the ones
+            that it decodes.
         frames: pinned [F, H, W, 3] uint8; None without a decoder.
     """
 
@@ -114,10 +115,11 @@ def record(manifest: Manifest, schedule: Schedule) -> Recording:
         combine=recorder.combine,
         on_step=on_step,
     )
+    out = allocate(latents, name="latents.host", space="host")
     return Recording(
         manifest=manifest,
         schedule=schedule,
-        frames=_decode(manifest, recorder, clean),
+        frames=_decode(manifest, recorder, clean, out),
         stages=recorder.stages,
         calls=recorder.calls,
         events=recorder.events,
@@ -125,7 +127,7 @@ def record(manifest: Manifest, schedule: Schedule) -> Recording:
         prompt_embeds=prompt_embeds,
         noises=noises,
         states=states,
-        latents=allocate(latents, name="latents.host", space="host"),
+        latents=out,
     )
 
 
@@ -144,11 +146,13 @@ def _dit(manifest: Manifest, recorder: Recorder) -> DiT[Tensor]:
     )
 
 
-def _decode(manifest: Manifest, recorder: Recorder, latents: Tensor) -> Tensor | None:
+def _decode(manifest: Manifest, recorder: Recorder, latents: Tensor, out: Tensor) -> Tensor | None:
     engines = _engines(manifest, "decoder")
     if not engines:
         return None
     recorder.begin("decode")
+    # A frame does not show that it was made of NaN: the host looks at what it was made of.
+    recorder.copy(latents, out)
     decoder = Decoder(RecordingExecutor(recorder, "decoder", engines))
     shape = (decoder.num_frames(latents.shape[2]), *decoder.frame_shape)
     video = TensorSpec(name="frames.host", dtype="uint8", shape=shape)

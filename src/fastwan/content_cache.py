@@ -32,8 +32,8 @@ from fastwan.cache_folder import DIRECTORY_VARIABLE, cache_root, max_cache_bytes
 from fastwan.errors import EnvironmentLacks, FastWanWarning
 from fastwan.staging import staging
 
-Kind = Literal["exports", "engines", "runtime"]
-KINDS: tuple[Kind, ...] = ("exports", "engines", "runtime")
+Kind = Literal["exports", "engines", "runtime", "prompts"]
+KINDS: tuple[Kind, ...] = ("exports", "engines", "runtime", "prompts")
 
 _SCRATCH = ".tmp"
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -62,6 +62,7 @@ class ContentCache:
         self._total: int | None = None
         self._counting = threading.Lock()
         self._writable = True
+        self._option = "--prompt-cache" if kind == "prompts" else DIRECTORY_VARIABLE
         self.folder: Path | None = None
         try:
             self.folder = (root or cache_root()) / kind
@@ -266,7 +267,7 @@ class ContentCache:
         what = error.what if isinstance(error, EnvironmentLacks) else error.strerror or error
         warnings.warn(
             f"the cache{where} cannot be written ({what}), so nothing is kept: set "
-            f"{DIRECTORY_VARIABLE} to a folder that can be written",
+            f"{self._option} to a folder that can be written",
             FastWanWarning,
             stacklevel=2,
         )

@@ -32,7 +32,9 @@ def pipe(bundle: Any) -> FastWanPipeline:
 
 
 def test_same_seed_same_video_other_seed_other_video(pipe: FastWanPipeline) -> None:
-    first, again, other = (pipe("red fox", seed=seed).frames for seed in (7, 7, 8))
+    first, again, other = (
+        pipe("red fox", seed=seed, output_type="uint8").frames for seed in (7, 7, 8)
+    )
     assert first.shape == (1, 9, 16, 32, 3)
     assert first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
@@ -59,16 +61,6 @@ def test_a_generator_is_the_seed_it_was_made_with(pipe: FastWanPipeline) -> None
     np.testing.assert_array_equal(pipe("a", generator=generator).frames, pipe("a", seed=7).frames)
     # A generator moves on, as in diffusers.
     assert (pipe("a", generator=generator).frames != pipe("a", seed=7).frames).any()
-
-
-def test_output_types_hold_the_same_video(pipe: FastWanPipeline) -> None:
-    video = pipe("a").frames
-    (images,) = pipe("a", output_type="pil").frames
-    np.testing.assert_array_equal([np.asarray(image) for image in images], video[0])
-    tensor = pipe("a", output_type="pt").frames
-    assert tensor.shape == (1, 9, 3, 16, 32)
-    np.testing.assert_array_equal(tensor.permute(0, 1, 3, 4, 2).numpy(), video)
-    assert pipe("a", output_type="latent").frames.shape == (1, 16, 3, 2, 4)
 
 
 @pytest.mark.parametrize("float_type", [TensorProto.BFLOAT16, TensorProto.FLOAT])
@@ -115,7 +107,7 @@ def test_callback_may_replace_latents(pipe: FastWanPipeline, step: int) -> None:
 
 def test_callback_that_returns_nothing_or_a_wrong_shape(pipe: FastWanPipeline) -> None:
     pipe("a", callback_on_step_end=lambda *_: None)
-    with pytest.raises(BadInput, match=r"latents have shape \[1, 2\]"):
+    with pytest.raises(BadInput, match=r"latents of the callback have shape \[1, 2\]"):
         pipe("a", callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 2)})
 
 
@@ -158,11 +150,6 @@ def test_embeddings_of_another_width_are_refused(pipe: FastWanPipeline) -> None:
         pipe(prompt_embeds=np.zeros((1, 6, 9), np.float32))
 
 
-def test_a_list_of_prompts_is_refused(pipe: FastWanPipeline) -> None:
-    with pytest.raises(BadInput, match="one string"):
-        pipe(["a", "b"])  # type: ignore[arg-type]
-
-
 def test_graphs_of_another_shape_than_the_manifest_are_refused(make_bundle: Callable) -> None:
     made = make_bundle(latents=(1, 16, 3, 2, 6))
     with pytest.raises(BadInput, match="the manifest says"):
@@ -198,8 +185,8 @@ def test_cuda_that_cannot_be_used_says_why_and_auto_takes_the_cpu(
     monkeypatch.setattr(device, "cuda_device_count", lambda: count)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     pipe = FastWanPipeline.from_bundle(bundle.root, "auto")
-    assert pipe.device.name == "cpu"
-    assert message in pipe.device.note
+    assert pipe.choice.name == "cpu"
+    assert message in pipe.choice.note
     with pytest.raises(EnvironmentLacks, match=message):
         FastWanPipeline.from_bundle(bundle.root, "cuda")
 
@@ -235,7 +222,7 @@ def test_generate_writes_the_pipelines_video_and_tells_about_it(
     )
     assert GenerateReport.model_validate_json(result.to_json()) == result
     (made,) = result.videos
-    video = pipe("red fox", seed=7).frames[0]
+    video = pipe("red fox", seed=7, output_type="uint8").frames[0]
     assert made.frames_sha256 == hashlib.sha256(video.tobytes()).hexdigest()
     assert made.frame_count == 9
     assert result.runtime_cache == "unused"

@@ -213,7 +213,7 @@ def test_pieces_make_what_the_whole_makes_on_the_cpu(
         np.testing.assert_array_equal(session.encode(rows), hidden)
     session.prepare(pipeline.embed("red fox"))
     noise = np.random.default_rng(5).standard_normal(LATENTS).astype(np.float32)
-    expected = pipeline("red fox", latents=noise).frames[0]
+    expected = pipeline("red fox", latents=noise, output_type="uint8").frames[0]
     np.testing.assert_array_equal(session.video([noise]), expected)
     assert find_races(host_device.calls) == []
 

@@ -1,0 +1,115 @@
+"""diffusers' callback at the end of a step: what it is given, and what it may give back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastwan.errors import BadInput
+from fastwan.runtime.arguments import latents_like
+from fastwan.runtime.call import Calls
+from fastwan.runtime.model.checks import shown
+from fastwan.runtime.model.executor import Array
+from fastwan.runtime.request import StepCallback
+
+if TYPE_CHECKING:
+    import torch
+
+TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+"""What a callback may ask for. The last is always None: there is no guidance."""
+
+_WHERE = "callback_on_step_end"
+
+
+def step_callback(
+    pipeline: object,
+    calls: Calls,
+    callback: Callable[..., dict[str, Any] | None] | None,
+    names: Sequence[str] | None,
+) -> StepCallback | None:
+    """`callback` as a request takes it; None for none.
+
+    A callback object of diffusers (``PipelineCallback``) says itself which tensors it takes.
+
+    Args:
+        calls: tells which video the thread makes.
+        callback: called as (pipeline, step, timestep, {name: tensor}).
+        names: of the tensors that it is given.
+
+    Raises:
+        BadInput: no function, or a tensor that is not one of `TENSOR_INPUTS`.
+    """
+    asked = getattr(callback, "tensor_inputs", names)
+    names = ("latents",) if asked is None else tuple(asked)
+    if unknown := [name for name in names if name not in TENSOR_INPUTS]:
+        raise BadInput(
+            f"callback inputs {unknown} do not exist",
+            where="callback_on_step_end_tensor_inputs",
+            fix="there are " + ", ".join(TENSOR_INPUTS),
+        )
+    if callback is None:
+        return None
+    if not callable(callback):
+        raise BadInput(f"{shown(callback)} cannot be called", where=_WHERE)
+
+    def on_step(step: int, timestep: int, latents: torch.Tensor) -> dict[str, Any] | None:
+        call = calls.here()
+        assert call is not None
+        given: dict[str, Any] = {"latents": latents}
+        if "prompt_embeds" in names:
+            assert call.embeds is not None
+            given["prompt_embeds"] = _embeds_tensor(call.embeds)
+        given["negative_prompt_embeds"] = None
+        given = {name: given[name] for name in names}
+        returned = callback(pipeline, step, timestep, given)
+        if call.embeds is not None and isinstance(returned, Mapping | None):
+            _refuse_other_embeds({**given, **(returned or {})}, call.embeds)
+        return returned
+
+    return on_step
+
+
+def _embeds_tensor(embeds: Array) -> torch.Tensor:
+    """A copy of embeddings as diffusers has them, bf16."""
+    import torch
+
+    return torch.from_numpy(embeds.astype(np.float32)).bfloat16()
+
+
+def _refuse_other_embeds(tensors: Mapping[str, Any], embeds: Array) -> None:
+    import torch
+
+    if tensors.get("negative_prompt_embeds") is not None:
+        raise BadInput("negative_prompt_embeds have no effect: there is no guidance", where=_WHERE)
+    changed = tensors.get("prompt_embeds")
+    if changed is None:
+        return
+    same = isinstance(changed, torch.Tensor) and torch.equal(
+        changed.detach().cpu().bfloat16(), _embeds_tensor(embeds)
+    )
+    if not same:
+        raise BadInput(
+            "prompt_embeds cannot change between two steps: their keys and values are computed "
+            "once a video",
+            where=_WHERE,
+            fix="return the ones that were given",
+        )
+
+
+def after_callback(returned: object, state: torch.Tensor) -> Array:
+    """Latents to go on with after a callback, which may have changed `state` in place.
+
+    Raises:
+        BadInput: it returned something else than a dictionary or None, or latents of another
+            shape, or that are not finite.
+    """
+    if not isinstance(returned, Mapping | None):
+        raise BadInput(
+            f"the callback returned {shown(returned)}, not a dictionary or None",
+            where=_WHERE,
+            fix="return the dictionary that it was given",
+        )
+    latents = (returned or {}).get("latents", state)
+    return latents_like(latents, tuple(state.shape), "latents of the callback")

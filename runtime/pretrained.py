@@ -1,0 +1,92 @@
+"""Opening a bundle: the arguments of `from_pretrained`, and the components on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastwan.bundle import Bundle
+from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.runtime.batch import UnknownArgument
+from fastwan.runtime.components import Components
+from fastwan.runtime.cpu.components import CpuComponents
+from fastwan.runtime.device.choice import DeviceChoice, resolve_device
+from fastwan.runtime.like_diffusers import check_dtype
+from fastwan.runtime.model.checks import shown
+
+_NO_EFFECT = ("low_cpu_mem_usage", "use_safetensors")
+_DEVICES = ("auto", "cpu", "cuda")
+
+
+def bundle_folder(name: Path | str) -> Path:
+    """Folder of a bundle.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        raise BadInput(
+            "no folder of a bundle", where=str(name), fix="fastwan-export build-engine makes one"
+        )
+    return folder
+
+
+def device_of(device: str, options: Mapping[str, Any]) -> str:
+    """The device that `from_pretrained` was asked for, and every other option checked.
+
+    Args:
+        options: arguments of diffusers' `from_pretrained`.
+
+    Raises:
+        BadInput: one that a bundle cannot serve.
+    """
+    left = dict(options)
+    for name in ("torch_dtype", "dtype"):
+        check_dtype(left.pop(name, None))
+    for name in _NO_EFFECT:
+        left.pop(name, None)
+    if (variant := left.pop("variant", None)) is not None:
+        raise BadInput(f"a bundle has no variant {shown(variant)}", where="variant")
+    where = left.pop("device_map", None)
+    if left:
+        raise UnknownArgument(
+            f"a bundle is opened without {', '.join(sorted(left))}",
+            where="from_pretrained",
+            fix="its parts are compiled: fastwan-export build-engine makes other ones",
+        )
+    if where is None:
+        return device
+    if where not in _DEVICES:
+        raise BadInput(
+            f"device_map {shown(where)} divides a model, a bundle runs on one device",
+            where="device_map",
+            fix="one of " + ", ".join(_DEVICES),
+        )
+    return str(where)
+
+
+def open_components(bundle: Bundle, device: str, threads: int) -> tuple[DeviceChoice, Components]:
+    """Components of a bundle on a device, and why it is that one.
+
+    Args:
+        device: "cpu", "cuda", or "auto" for a GPU that can run the engines, else the CPU.
+        threads: see `fastwan.runtime.cpu.executor.OnnxRuntimeExecutor`.
+
+    Raises:
+        BadInput: a device of another name.
+        EnvironmentLacks: the device cannot be used.
+    """
+    choice = resolve_device(device)
+    if choice.name == "cuda":
+        from fastwan.runtime.device.components import DeviceComponents
+        from fastwan.runtime.device.platforms import cuda_platform
+
+        try:
+            return choice, DeviceComponents(bundle, cuda_platform(bundle))
+        except EnvironmentLacks as error:
+            if device == "cuda":
+                raise
+            choice = DeviceChoice("cpu", f"{error.what}: running the CPU reference")
+    return choice, CpuComponents(bundle, threads=threads)
