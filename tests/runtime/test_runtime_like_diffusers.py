@@ -75,7 +75,7 @@ NEUTRAL: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("arguments", NEUTRAL, ids=str)
+@pytest.mark.parametrize("arguments", NEUTRAL, ids=[str(n) for n in range(len(NEUTRAL))])
 def test_what_changes_nothing_is_taken(pipe: FastWanPipeline, arguments: dict[str, Any]) -> None:
     expected = pipe("red fox").frames
     np.testing.assert_array_equal(pipe(**{"prompt": "red fox", **arguments}).frames, expected)
@@ -113,7 +113,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("arguments", "message"), REFUSED, ids=[str(n) for n in range(len(REFUSED))]
+)
 def test_what_a_bundle_cannot_serve_is_refused_in_one_line(
     pipe: FastWanPipeline, arguments: dict[str, Any], message: str
 ) -> None:
