@@ -10,10 +10,14 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from testkit.once import Once
+
+if TYPE_CHECKING:
+    from fastwan.engines.tensorrt_rtx import TensorRTRTX
 
 # Before torch is loaded, here or in a child: several processes run tests, and threads of OpenMP
 # that wait for each other spin.
@@ -72,3 +76,14 @@ def tiny_bundle(once: Once, tiny_checkpoint: Path) -> Path:
         assert done.returncode == 0, done.stderr
 
     return once("tiny-bundle", build)
+
+
+@pytest.fixture(scope="session")
+def builder() -> Iterator[TensorRTRTX]:
+    """TensorRT-RTX, whose worker processes are kept from test to test."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
+    from fastwan.engines.tensorrt_rtx import TensorRTRTX
+
+    backend = TensorRTRTX()
+    yield backend
+    backend.close()

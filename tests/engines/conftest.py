@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,15 +211,6 @@ def kit() -> SimpleNamespace:
         M=M, K=K, N=N, graph=fp4_graph, source=source_of, linear=linear_record, record=record,
         GraphBuilder=GraphBuilder, value=value, raw_tensor=raw_tensor, BF16=BF16,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def builder() -> Iterator[TensorRTRTX]:
-    """The real builder, whose worker processes are kept from test to test."""
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
-    backend = TensorRTRTX()
-    yield backend
-    backend.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,8 @@ from fastwan.progress import Quiet
 @pytest.mark.trt
 @pytest.mark.parametrize("attention", ["sage3", "native"])
 def test_parts_build_in_fp4_to_the_same_bytes(
-    exported: Any, tiny: Any, attention: str, tmp_path: Path
+    exported: Any, tiny: Any, builder: TensorRTRTX, attention: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
     linears = targeted_linears(tiny.config, NVFP4())
     options = BuildOptions(TARGETS["rtx5090"])
     plan = plan_dit(exported.model(), linears, attention=find_attention(attention), plugins=False)
@@ -38,12 +37,12 @@ def test_parts_build_in_fp4_to_the_same_bytes(
     for part in plan.parts:
         graph = serialized(part.model)
         source = EngineSource(part.name, "dit", graph, exported.folder, part.cadence, part.linears)
-        built = TensorRTRTX().build(source, options, Quiet())
+        built = builder.build(source, options, Quiet())
         coverage = check_coverage(built.layers, part.linears)
         assert coverage.lost == ()
         covered += coverage.covered
         if attention == "native" and part.name in ("time_tables", "text_kv"):
             continue  # the same graphs in both modes
-        again = TensorRTRTX().build(replace(source, base_dir=elsewhere), options, Quiet())
+        again = builder.build(replace(source, base_dir=elsewhere), options, Quiet())
         assert bytes(again.plan) == bytes(built.plan), part.name
     assert sorted(linear.name for linear in covered) == sorted(linear.name for linear in linears)

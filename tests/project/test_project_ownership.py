@@ -113,6 +113,7 @@ def test_a_checkpoint_is_replaced_by_a_checkpoint_alone(checkpoint: Path, tmp_pa
     assert content(mine) == before
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_cleans_up(checkpoint: Path, tmp_path: Path, name: str) -> None:
     out, cache, temporary = (tmp_path / each for each in ("out", "cache", "tmp"))
@@ -133,7 +134,8 @@ def test_a_signal_cleans_up(checkpoint: Path, tmp_path: Path, name: str) -> None
     time.sleep(0.3)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + number
+    # CPython ends by SIGINT itself if it came while code was executed, as an import does.
+    assert process.returncode in (128 + number, -number)
     assert said.strip().splitlines()[-1].endswith("nothing was left behind")
     assert os.listdir(out) == []
     assert os.listdir(temporary) == []

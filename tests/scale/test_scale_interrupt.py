@@ -17,6 +17,7 @@ def _command(command: list[str], checkpoint: Path, output: Path) -> list[str]:
     return [*command, "build-engine", *options]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("stage", ["trace transformer", "quantise transformer"])
 def test_interrupted_build_leaves_nothing(
     command: list[str],
@@ -43,7 +44,8 @@ def test_interrupted_build_leaves_nothing(
             process.send_signal(signal.SIGINT)
             break
     out, rest = process.communicate(timeout=120)
-    assert process.returncode == 130, (seen, rest)
+    # CPython ends by the signal itself if it came while code was executed, as an import does.
+    assert process.returncode in (130, -signal.SIGINT), (seen, rest)
     assert out == ""
     assert rest.endswith("error: interrupted; nothing was left behind\n")
     assert "Traceback" not in rest

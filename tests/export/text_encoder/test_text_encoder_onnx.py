@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from fastwan.config import TARGETS, TextEncoderConfig
-from fastwan.engines.backend import BuildOptions, load_backend
+from fastwan.engines.backend import BuildOptions
 from fastwan.engines.coverage import check_coverage
 from fastwan.engines.plan import TEXT_BUCKETS, plan_sources
+from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.errors import BadInput
 from fastwan.export import text_encoder_onnx
 from fastwan.export.attentions.native import Native
@@ -29,7 +30,6 @@ from fastwan.export.onnx_io import save_model, torch_tensor
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.recipes import BF16, NVFP4, Recipe
 from fastwan.export.text_encoder_onnx import (
-    build_text_encoder_graph,
     export_text_encoder,
     targeted_linears,
 )
@@ -180,16 +180,15 @@ def test_second_export_is_the_same_bytes(exported: Exported, tmp_path: Path) -> 
             assert trace.encode() not in content
 
 
-@pytest.mark.parametrize("recipe", [BF16(), NVFP4()])
-def test_one_attention_node_a_block_and_named_linears(recipe: Recipe) -> None:
-    nodes = list(build_text_encoder_graph(TINY, 512, recipe).graph)
+def test_one_attention_node_a_block_and_named_linears(exported: Exported) -> None:
+    nodes = list(ir.load(exported.folder / exported.graph.file).graph)
     assert sum(node.op_type == "Attention" for node in nodes) == TINY.num_layers
     names = {node.name for node in nodes if node.op_type == "MatMul"}
     weights = {n for n in expected_text_encoder_tensors(TINY) if n.startswith("encoder.block")}
     linears = {n for n in weights if "norm" not in n and "bias" not in n}
     assert names == {n.removesuffix(".weight") + "/MatMul" for n in linears}
     assert len(names) == 7 * TINY.num_layers
-    assert {linear.node for linear in targeted_linears(TINY, recipe)} <= names
+    assert {linear.node for linear in targeted_linears(TINY, exported.recipe)} <= names
 
 
 def _module(weights: Weights, recipe: Recipe, dtype: torch.dtype) -> UMT5Encoder:
@@ -290,33 +289,30 @@ def test_prompt_to_embeddings_equals_transformers(exported: Exported) -> None:
     assert not embeddings[:, len(tokens) :].any()
 
 
-@pytest.mark.parametrize("missing", [False, True])
-def test_tokenizer_must_be_there(tmp_path: Path, missing: bool) -> None:
+def test_tokenizer_must_be_there(exported: Exported, tmp_path: Path) -> None:
+    """With the file it is `exported`."""
+    assert "tokenizer/tokenizer.json" in exported.extra_files
     tokenizer = _tokenizer(tmp_path / "tokenizer")
     target = tmp_path / "bundle"
     target.mkdir()
-    if missing:
-        (tokenizer / "tokenizer.json").unlink()
-        with pytest.raises(BadInput, match=r"tokenizer\.json is missing"):
-            export_text_encoder(Weights(), TINY, target, tokenizer_dir=tokenizer)
-        assert list(target.iterdir()) == []
-    else:
-        export_text_encoder(Weights(), TINY, target, tokenizer_dir=tokenizer)
+    (tokenizer / "tokenizer.json").unlink()
+    with pytest.raises(BadInput, match=r"tokenizer\.json is missing"):
+        export_text_encoder(
+            Weights(), TINY, target, tokenizer_dir=tokenizer, recipe=exported.recipe
+        )
+    assert list(target.iterdir()) == []
 
 
 @pytest.mark.trt
-def test_tensorrt_rtx_builds_it_with_a_profile_for_every_bucket(exported: Exported) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+def test_tensorrt_rtx_builds_it_with_a_profile_for_every_bucket(
+    exported: Exported, builder: TensorRTRTX
+) -> None:
     manifest = exported_of({"text_encoder": exported.graph}, recipe=exported.recipe.name)
     (source,), _ = plan_sources(
         exported.folder, manifest, attention=Native(), plugins=False,
         components=["text_encoder"],
     )  # fmt: skip
-    backend = load_backend("tensorrt-rtx")
-    try:
-        built = backend.build(source, BuildOptions(TARGETS["rtx5090"]), Quiet())
-    finally:
-        backend.close()
+    built = builder.build(source, BuildOptions(TARGETS["rtx5090"]), Quiet())
     assert built.inputs[0].shape == (1, "length", TINY.d_model)
     profiles = range(len(TEXT_BUCKETS))
     by_profile = [[r for r in built.layers if r.profile == index] for index in profiles]
