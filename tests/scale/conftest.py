@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
+from testkit.tracing import quick_traces
+
+
+@pytest.fixture(scope="session", autouse=True)
+def trace_once() -> Iterator[None]:
+    """Torch code of one shape is traced once; copies of the result are used."""
+    with quick_traces():
+        yield
 
 
 @pytest.fixture(scope="session")
