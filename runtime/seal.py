@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import struct
 from pathlib import Path
+from typing import BinaryIO
+
+from fastwan.errors import BadInput
+from fastwan.files import open_regular
 
 _TYPE = b"uuid"
 _ID = bytes.fromhex("8d3f4be2a6f14c0f9f5e6f1b7c2a90d4")
@@ -22,31 +25,30 @@ _CHUNK = 4 << 20
 
 def seal(path: Path) -> None:
     """Append the seal to a finished mp4 file."""
-    digest = _digest(path, path.stat().st_size)
-    with path.open("ab") as stream:
+    with path.open("r+b") as stream:
+        digest = _digest(stream, path.stat().st_size)
+        stream.seek(0, os.SEEK_END)
         stream.write(_HEAD + digest)
 
 
 def is_sealed(path: Path) -> bool:
     """Whether this tool wrote the file and nobody changed it since; reads it once."""
     try:
-        found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size < SEAL_BYTES:
-            return False
-        size = found.st_size - SEAL_BYTES
-        with path.open("rb") as stream:
-            stream.seek(size)
-            end = stream.read(SEAL_BYTES)
-        return end[: len(_HEAD)] == _HEAD and end[len(_HEAD) :] == _digest(path, size)
-    except OSError:
+        # One open file: another run may put a new one under the name meanwhile.
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size - SEAL_BYTES
+            if size < 0:
+                return False
+            digest = _digest(stream, size)
+            return stream.read() == _HEAD + digest
+    except (BadInput, OSError):
         return False
 
 
-def _digest(path: Path, size: int) -> bytes:
-    """SHA-256 of the first `size` bytes."""
+def _digest(stream: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the next `size` bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while size > 0 and (chunk := stream.read(min(size, _CHUNK))):
-            digest.update(chunk)
-            size -= len(chunk)
+    while size > 0 and (chunk := stream.read(min(size, _CHUNK))):
+        digest.update(chunk)
+        size -= len(chunk)
     return digest.digest()

@@ -60,7 +60,29 @@ def write_record(folder: Path, kind: str, known: Mapping[str, tuple[int, str]] =
 
 
 def prove(folder: Path) -> Proof:
-    """Compare a folder with its record; reads every recorded file of the right size once."""
+    """Compare a folder with its record; reads every recorded file of the right size once.
+
+    A folder that another run exchanges meanwhile is looked at again: the record of one and the
+    files of another would prove nothing.
+    """
+    while True:
+        before = _identity(folder)
+        try:
+            proof = _prove(folder)
+        except OSError:
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before:
+            return proof
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
+def _prove(folder: Path) -> Proof:
     kind, recorded = _read_record(folder)
     own, foreign = [], []
     for name, found in _entries(folder):
