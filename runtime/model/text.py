@@ -154,9 +154,9 @@ def pad_rows(hidden: Array, text_length: int) -> Array:
     """`hidden` [1, L, d] with zero rows behind it, [1, text_length, d].
 
     Raises:
-        BadInput: not of that form, or longer.
+        BadInput: not of that form, empty, or longer.
     """
-    if hidden.ndim != 3 or hidden.shape[0] != 1 or hidden.shape[1] > text_length:
+    if hidden.ndim != 3 or hidden.shape[0] != 1 or not 1 <= hidden.shape[1] <= text_length:
         raise BadInput(
             f"prompt embeddings have shape {list(hidden.shape)}, "
             f"not [1, up to {text_length}, text_dim]",
