@@ -130,8 +130,20 @@ class TextEncoder:
         return np.dtype(self._executor.outputs["hidden_states"].dtype)
 
     def token_ids(self, prompt: str) -> list[int]:
-        """Tokens of a prompt, ``</s>`` last, at most `text_length`; a warning tells of a cut."""
-        encoded = self._tokenizer.encode(prompt)
+        """Tokens of a prompt, ``</s>`` last, at most `text_length`; a warning tells of a cut.
+
+        Raises:
+            BadInput: the tokenizer has no tokens for it.
+        """
+        try:
+            encoded = self._tokenizer.encode(prompt)
+        # The library raises bare `Exception`.
+        except Exception as error:
+            raise BadInput(
+                f"the tokenizer cannot read the prompt: {error}",
+                where=TOKENIZER,
+                fix="build the bundle again with the tokenizer of the model",
+            ) from error
         if encoded.overflowing:
             warnings.warn(
                 f"the prompt has more than {self._text_length} tokens, and what follows them is "

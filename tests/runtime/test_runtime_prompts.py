@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tokenizers import Tokenizer, models
 
 from fastwan.bundle import open_bundle
 from fastwan.cli import main
@@ -85,6 +86,18 @@ def test_a_prompt_is_refused_before_the_bundle_is_opened(tmp_path: Path) -> None
     done = CliRunner().invoke(main, ["generate", str(tmp_path / "no"), " ", "-o", "out"])
     assert done.exit_code == 2
     assert "prompt is blank" in done.stderr
+
+
+def test_a_tokenizer_without_an_unknown_token_is_an_error_in_words(bundle: Any) -> None:
+    def write(unknown: str | None) -> FastWanPipeline:
+        made = Tokenizer(models.WordLevel({"</s>": 0, "a": 2}, unknown))
+        made.save(str(bundle.onnx / "tokenizer" / "tokenizer.json"))
+        bundle.write_manifest()
+        return FastWanPipeline.from_bundle(bundle.root, "cpu")
+
+    write("</s>").embed("fox")
+    with pytest.raises(BadInput, match="the tokenizer cannot read the prompt"):
+        write(None).embed("fox")
 
 
 # Their embeddings.
