@@ -149,7 +149,7 @@ class TextEncoder:
                 f"the prompt has more than {self._text_length} tokens, and what follows them is "
                 "not read",
                 FastWanWarning,
-                stacklevel=2,
+                stacklevel=1,  # said once, whoever asks
             )
         return list(encoded.ids)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def test_a_prompt_that_is_cut_is_told_of_also_where_it_is_known(pipe: FastWanPip
     for _ in range(2):
         with pytest.warns(FastWanWarning, match="more than 6 tokens"):
             pipe("a red fox runs a red fox", output_type="latent")
+
+
+def test_it_is_told_of_once_a_process(pipe: FastWanPipeline) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default", FastWanWarning)
+        for _ in range(2):
+            pipe("a red fox runs a red fox", output_type="latent")
+    assert len([each for each in said if each.category is FastWanWarning]) == 1
 
 
 @pytest.mark.parametrize("prompt", [b"a fox \xff", b"", b"  ", b"a fox"])
