@@ -60,11 +60,11 @@ def to_floats(values: object, name: str) -> Array:
     elif isinstance(values, np.ndarray):
         array = values
     else:
-        raise BadInput(f"{name} is {shown(values)}, not a tensor or array", where=name)
+        raise BadInput(f"{shown(values)} is no tensor or array", where=name)
     if array.dtype.name not in FLOATS:
-        raise BadInput(f"{name} has dtype {array.dtype}, not one of floats", where=name)
+        raise BadInput(f"{name} of dtype {array.dtype}, not of floats", where=name)
     if not is_finite(array):
-        raise BadInput(f"{name} holds NaN, Inf or a number beyond bfloat16", where=name)
+        raise BadInput(f"NaN, Inf or a number beyond bfloat16 in {name}", where=name)
     return array.astype(np.float32, copy=False)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from fastwan.bundle import Bundle
 from fastwan.errors import BadInput
 from fastwan.runtime.batch import UnknownArgument
 from fastwan.runtime.call import Calls
 from fastwan.runtime.device.choice import DeviceChoice
 from fastwan.runtime.model.checks import shown
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.step_bar import StepBar, check_config
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ class LikeDiffusers:
 
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
-    def __init__(self, choice: DeviceChoice) -> None:
+    def __init__(self, bundle: Bundle, choice: DeviceChoice) -> None:
+        self.bundle = bundle
         self.choice = choice
         self._calls = Calls()
         self._bar_config: dict[str, Any] = {}
@@ -92,9 +95,11 @@ class LikeDiffusers:
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the call that this thread is in; 0 outside of one."""
+        """Steps of the call that this thread is in; outside of one, of the default sampler."""
         call = self._calls.here()
-        return 0 if call is None else call.steps
+        if call is not None and call.steps:
+            return call.steps
+        return len(schedule_of(self.bundle.manifest.sampler_spec()).steps)
 
     _num_timesteps = num_timesteps
 

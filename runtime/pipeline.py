@@ -44,8 +44,7 @@ class FastWanPipeline(LikeDiffusers):
         components: Components,
         prompts: PromptCache | None = None,
     ) -> None:
-        super().__init__(choice)
-        self.bundle = bundle
+        super().__init__(bundle, choice)
         self.components = components
         self.prompts = prompts or PromptCache.of(bundle)
         self._closed = False
@@ -140,15 +139,14 @@ class FastWanPipeline(LikeDiffusers):
             prompt: the text, or a list of texts; or else give `prompt_embeds`.
             negative_prompt: None or empty; the model runs without guidance.
             height, width, num_frames: None, or what the bundle was built for.
-            num_inference_steps: None, or the steps of the sampler.
-            guidance_scale: None, or 1 at most.
-            guidance_scale_2: None.
+            num_inference_steps: None, or the sampler's.
+            guidance_scale: None, or 1 at most; `guidance_scale_2` None.
             num_videos_per_prompt: videos of each prompt.
             generator: CPU generator of the noise, which draws for one video after the other, or a
                 list with one for each video; or else `seed` makes one a video.
             latents: initial noise [videos, C, T, h, w] instead of drawn noise.
-            prompt_embeds: [prompts, up to text_length, text_dim]; padded with zero rows.
-            negative_prompt_embeds: None.
+            prompt_embeds: [prompts, up to text_length, text_dim]; padded with zero rows;
+                `negative_prompt_embeds` None.
             output_type: "np", "pt", "pil", "uint8" or "latent"; see `PipelineOutput`.
             return_dict: False returns ``(frames,)``.
             attention_kwargs: None or empty.
@@ -157,11 +155,9 @@ class FastWanPipeline(LikeDiffusers):
             callback_on_step_end_tensor_inputs: what the dictionary holds, of "latents",
                 "prompt_embeds" (not to be changed) and "negative_prompt_embeds" (None).
             max_sequence_length: None, or the text length of the bundle.
-            seed: of the noise of each prompt's first video, the next has `seed` + 1; None draws a
-                fresh one. `PipelineOutput.seeds` tells them.
+            seed: of each prompt's first video, the next has `seed` + 1; None draws a fresh one.
             sampler: one of the bundle's; by default the first.
             progress: told of stages and steps; by default a bar, see `set_progress_bar_config`.
-            kwargs: refused.
 
         Raises:
             BadInput: an argument that the bundle cannot serve, or that does not exist.

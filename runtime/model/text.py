@@ -130,14 +130,26 @@ class TextEncoder:
         return np.dtype(self._executor.outputs["hidden_states"].dtype)
 
     def token_ids(self, prompt: str) -> list[int]:
-        """Tokens of a prompt, ``</s>`` last, at most `text_length`; a warning tells of a cut."""
-        encoded = self._tokenizer.encode(prompt)
+        """Tokens of a prompt, ``</s>`` last, at most `text_length`; a warning tells of a cut.
+
+        Raises:
+            BadInput: the tokenizer has no tokens for it.
+        """
+        try:
+            encoded = self._tokenizer.encode(prompt)
+        # The library raises bare `Exception`.
+        except Exception as error:
+            raise BadInput(
+                f"the tokenizer cannot read the prompt: {error}",
+                where=TOKENIZER,
+                fix="build the bundle again with the tokenizer of the model",
+            ) from error
         if encoded.overflowing:
             warnings.warn(
                 f"the prompt has more than {self._text_length} tokens, and what follows them is "
                 "not read",
                 FastWanWarning,
-                stacklevel=2,
+                stacklevel=1,  # said once, whoever asks
             )
         return list(encoded.ids)
 
@@ -154,9 +166,9 @@ def pad_rows(hidden: Array, text_length: int) -> Array:
     """`hidden` [1, L, d] with zero rows behind it, [1, text_length, d].
 
     Raises:
-        BadInput: not of that form, or longer.
+        BadInput: not of that form, empty, or longer.
     """
-    if hidden.ndim != 3 or hidden.shape[0] != 1 or hidden.shape[1] > text_length:
+    if hidden.ndim != 3 or hidden.shape[0] != 1 or not 1 <= hidden.shape[1] <= text_length:
         raise BadInput(
             f"prompt embeddings have shape {list(hidden.shape)}, "
             f"not [1, up to {text_length}, text_dim]",

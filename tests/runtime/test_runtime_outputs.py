@@ -107,19 +107,22 @@ def test_save_writes_what_generate_writes(
 
 
 def test_save_writes_an_mp4_and_replaces_only_its_own(
-    bundle: Any, pipe: FastWanPipeline, tmp_path: Path
+    pipe: FastWanPipeline, tmp_path: Path
 ) -> None:
-    pytest.importorskip("av", reason="PyAV is not installed")
+    av = pytest.importorskip("av", reason="PyAV is not installed")
     output = pipe("a fox", seed=3)
-    generate(bundle.root, "a fox", tmp_path / "expected.mp4", seed=3, device="cpu")
     for _ in range(2):
         output.save(tmp_path / "saved.mp4")
-    assert (tmp_path / "saved.mp4").read_bytes() == (tmp_path / "expected.mp4").read_bytes()
+    with av.open(str(tmp_path / "saved.mp4")) as video:
+        written = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(written) == 9
+    assert np.corrcoef(np.ravel(written), output.frames.ravel())[0, 1] > 0.5
     (tmp_path / "mine.mp4").write_bytes(b"mine")
     with pytest.raises(BadInput, match=r"mine\.mp4"):
         output.save(tmp_path / "mine.mp4")
     assert (tmp_path / "mine.mp4").read_bytes() == b"mine"
     output.save(str(tmp_path / "mine.mp4"), force=True)
+    assert (tmp_path / "mine.mp4").stat().st_size > 100
 
 
 def test_several_videos_number_their_files(pipe: FastWanPipeline, tmp_path: Path) -> None:
