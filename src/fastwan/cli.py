@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TextIO, cast
 
 import click
 
@@ -22,9 +22,11 @@ from fastwan.config import (
     SAMPLERS,
     TARGETS,
 )
-from fastwan.errors import EnvironmentLacks, FastWanError, FastWanWarning
+from fastwan.console import Stdout, one_line, require_stdout, say, tell, typed_text
+from fastwan.errors import FastWanWarning
+from fastwan.failures import OneLineGroup, explain, fail
 from fastwan.progress import Console, Progress, Quiet
-from fastwan.signals import Terminated, end_cleanly_on_signals
+from fastwan.signals import end_cleanly_on_signals
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from fastwan.schema import Report
 
 P = ParamSpec("P")
-INTERRUPTED = 130
-UNEXPECTED = 1
 
 
 class _State:
@@ -50,49 +50,25 @@ def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             try:
+                require_stdout()
                 code = command(*args, **kwargs) or 0
             finally:
                 if _State.display is not None:
                     _State.display.stop()
-        except FastWanError as error:
-            if _State.debug:
+        except (Exception, KeyboardInterrupt) as error:
+            line, code = explain(error)
+            if _State.debug and line and isinstance(error, Exception):
                 raise
-            _fail(str(error), error.exit_code)
-        except ModuleNotFoundError as error:
-            if _State.debug:
-                raise
-            missing = EnvironmentLacks(
-                f"the Python package {error.name!r} is missing", fix="pip install fastwan-export"
-            )
-            _fail(str(missing), missing.exit_code)
-        except Terminated as error:
-            _fail(f"ended by {error}; nothing was left behind", error.code)
-        except KeyboardInterrupt:
-            _fail("interrupted; nothing was left behind", INTERRUPTED)
-        except OSError as error:
-            if _State.debug:
-                raise
-            _fail(f"{error.strerror or error} ({error.filename or 'no file'})", 2)
-        except Exception as error:
-            if _State.debug:
-                raise
-            text = " ".join(str(error).split())[:300]
-            _fail(f"unexpected {type(error).__name__}: {text}: run again with --debug", UNEXPECTED)
+            fail(line, code)
         else:
             # Library threads and their destructors have nothing left to do for a finished command.
-            sys.stdout.flush()
             sys.exit(code)
 
     return run
 
 
-def _fail(line: str, code: int) -> None:
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(code)
-
-
 def _print_json(report: Report) -> None:
-    click.echo(report.to_json())
+    tell(report.to_json())
 
 
 _show_other_warning = warnings.showwarning
@@ -108,7 +84,7 @@ def _show_warning(
 ) -> None:
     """Print this tool's warnings as one line each, like its errors; leave those of libraries."""
     if issubclass(category, FastWanWarning):
-        print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+        say(f"warning: {message}")
     else:
         _show_other_warning(message, category, filename, lineno, file, line)
 
@@ -116,7 +92,7 @@ def _show_warning(
 def _print_rich(text: RenderableType) -> None:
     from rich.console import Console as RichConsole
 
-    RichConsole(highlight=False).print(text)
+    RichConsole(file=cast("IO[str]", Stdout()), highlight=False).print(text)
 
 
 def _progress() -> Progress:
@@ -137,7 +113,7 @@ _force_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def main(debug: bool) -> None:
@@ -180,7 +156,8 @@ def make_checkpoint(
     if as_json:
         _print_json(report)
     else:
-        click.echo(f"{output}: {report.parameters:,} parameters, {report.bytes / 1e6:,.1f} MB")
+        size_mb = report.bytes / 1e6
+        tell(one_line(f"{output}: {report.parameters:,} parameters, {size_mb:,.1f} MB"))
 
 
 @main.command("build-engine")
@@ -243,11 +220,12 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
         return
     linears = sum(part.linears for part in report.components.values())
     fp4 = sum(part.fp4_linears for part in report.components.values())
-    click.echo(
+    line = (
         f"{spec.output}: {len(manifest.engines)} engines for {manifest.target}, "
         f"{fp4} of {linears} targeted linears in FP4, {manifest.build.seconds:.1f} s, "
         f"peak {manifest.build.peak_rss_bytes / 1e9:.2f} GB (measured)"
     )
+    tell(one_line(line))
 
 
 @main.command("inspect")
@@ -296,15 +274,16 @@ def generate(
     """Make a video of PROMPT with BUNDLE; several prompts number their outputs."""
     from fastwan.runtime.generate import generate as run
 
-    result = run(bundle, prompt, output, frames_dir=frames, progress=_progress(), **options)
+    prompts = [typed_text(each, "prompt") for each in prompt]
+    result = run(bundle, prompts, output, frames_dir=frames, progress=_progress(), **options)
     if as_json:
         _print_json(result)
         return
     for video in result.videos:
         path = video.video or video.frames_dir
-        click.echo(f"video: {path} ({video.frame_count} frames, {result.device})")
+        tell(one_line(f"video: {path} ({video.frame_count} frames, {result.device})"))
         if video.first_frame:
-            click.echo(f"frame: {video.first_frame}")
+            tell(one_line(f"frame: {video.first_frame}"))
 
 
 @main.command("bench")
@@ -329,11 +308,12 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
     from fastwan.quality.bench import bench as run
     from fastwan.quality.bench_report import render
 
-    report = run(bundle, prompt=prompt or DEFAULT_PROMPT, progress=_progress(), **options)
+    text = typed_text(prompt or DEFAULT_PROMPT, "--prompt")
+    report = run(bundle, prompt=text, progress=_progress(), **options)
     if as_json:
         _print_json(report)
     else:
-        click.echo(render(report))
+        tell(render(report))
 
 
 @main.command("verify")
@@ -369,12 +349,11 @@ def build_plugin(output: Path | None, as_json: bool) -> None:
     if as_json:
         _print_json(report)
         return
-    click.echo(report.library)
+    tell(one_line(report.library))
     if report.build["tensorrt"] == "none":
-        click.echo(
+        say(
             "without the TensorRT plugin: no headers were found. The tensorrt-rtx backend does not "
-            "need it; for tensorrt set TENSORRT_ROOT and build again",
-            err=True,
+            "need it; for tensorrt set TENSORRT_ROOT and build again"
         )
 
 

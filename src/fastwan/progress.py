@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from fastwan.console import say
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
 
@@ -79,7 +81,7 @@ class Console:
         seconds = time.monotonic() - self._begin
         done = f" {_amount(self._done, self._unit)}" if self._done else ""
         tail = f" {note}" if note else ""
-        print(f"{self._stage}:{done} in {seconds:.1f} s{tail}", file=sys.stderr, flush=True)
+        say(f"{self._stage}:{done} in {seconds:.1f} s{tail}")
 
     def stop(self) -> None:
         """Take the bar away, where there is one; a stage that failed has nothing more to say."""

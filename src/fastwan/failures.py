@@ -1,0 +1,152 @@
+"""What ended a command, as one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import click
+
+from fastwan.console import ReaderGone, prepare_streams, say
+from fastwan.errors import BadInput, EnvironmentLacks, FastWanError
+from fastwan.signals import Terminated
+
+INTERRUPTED = 130
+READER_GONE = 141
+"""128 + SIGPIPE, as of programs that the signal ends."""
+UNEXPECTED = 1
+
+_EXTRAS = {
+    "cuda": "gpu",
+    "pynvml": "gpu",
+    "tensorrt": "tensorrt",
+    "tensorrt_lean": "dev",
+    "diffusers": "dev",
+    "polygraphy": "dev",
+    "transformers": "dev",
+}
+"""Extra of this package that brings a module; the others are brought by the package itself."""
+
+_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.EAGAIN,
+    errno.ENOSYS,
+}
+"""Errors of the machine; others are of the file that was named."""
+
+_MEMORY = re.compile(
+    r"bad[ _]alloc|allocate memory|out of memory|failed to map segment|can't start new thread"
+    r"|thread.*Resource temporarily unavailable",
+    re.IGNORECASE,
+)
+"""How libraries say that memory, or address space for a thread's stack, is used up."""
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """The line for stderr, which may be empty, and the exit code."""
+    match error:
+        case ReaderGone():
+            return "", READER_GONE
+        case Terminated():
+            return f"ended by {error}; nothing was left behind", error.code
+        case KeyboardInterrupt():
+            return "interrupted; nothing was left behind", INTERRUPTED
+    known = error if isinstance(error, FastWanError) else _translated(error)
+    if known is not None:
+        return str(known), known.exit_code
+    kind, text = type(error).__name__, " ".join(str(error).split())[:300]
+    return f"unexpected {kind}: {text}: run again with --debug", UNEXPECTED
+
+
+def _translated(error: BaseException) -> FastWanError | None:
+    """An error of Python or of a library in this tool's words; None for one that tells of a bug."""
+    if _lacks_memory(error):
+        return EnvironmentLacks(
+            "not enough memory", fix="free some, or raise the limit of address space (ulimit -v)"
+        )
+    if isinstance(error, ModuleNotFoundError):
+        return EnvironmentLacks(
+            f"the Python package {error.name!r} is missing", fix=how_to_install(error.name or "")
+        )
+    if isinstance(error, OSError):
+        return _of_system(error)
+    return None
+
+
+def how_to_install(module: str) -> str:
+    """The command that brings a module."""
+    extra = _EXTRAS.get(module.partition(".")[0])
+    return (
+        "pip install fastwan-export"
+        if extra is None
+        else (f"pip install 'fastwan-export[{extra}]'")
+    )
+
+
+def _of_system(error: OSError) -> FastWanError:
+    what = error.strerror or str(error)
+    if error.errno == errno.ENOENT and "temporary directory" in what:
+        return EnvironmentLacks(
+            "no folder for temporary files can be written",
+            fix="set TMPDIR to one, or free some space",
+        )
+    where = str(error.filename or "no file")
+    if error.errno in _MACHINE:
+        return EnvironmentLacks(what, where=where)
+    return BadInput(what, where=where)
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    return any(
+        isinstance(each, MemoryError)
+        or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
+        or (not isinstance(each, FastWanError) and _MEMORY.search(str(each)) is not None)
+        for each in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised for."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def fail(line: str, code: int) -> NoReturn:
+    """End the command, with what `explain` gives."""
+    if line:
+        say(f"error: {line}")
+    sys.exit(code)
+
+
+class OneLineGroup(click.Group):
+    """Says what is wrong with the words of a command in one line, like every other error."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        prepare_streams()
+        stdout = sys.stdout
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            tip = f": see {context.command_path} --help" if context else ""
+            fail(f"{error.format_message().rstrip('.')}{tip}", error.exit_code)
+        except (click.Abort, OSError) as error:
+            fail(*explain(error))
+        except SystemExit as stop:
+            if stop.code == 1 and sys.stdout is not stdout:  # so click tells that a pipe broke
+                sys.exit(READER_GONE)
+            raise
+        sys.exit(code)
