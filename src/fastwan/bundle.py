@@ -103,7 +103,7 @@ class Bundle:
         return loaded
 
     def _place(self, relative: str) -> Path:
-        return confined_file(self.folder, relative, shown=self.root.name)
+        return confined_file(self.folder, relative, shown=self.root.name, hard_links=True)
 
     def _record(self, relative: str) -> FileRecord:
         record = self.manifest.files.get(relative)

@@ -41,11 +41,15 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
-def confined_file(folder: Path, relative: str, *, shown: str = "") -> Path:
+def confined_file(
+    folder: Path, relative: str, *, shown: str = "", hard_links: bool = False
+) -> Path:
     """The regular file `relative` inside `folder`, refusing every way out of it.
 
     Args:
         shown: what messages call the folder; by default its name.
+        hard_links: take a file that has another name, too, as in a backup by ``cp -al``; only for
+            a file that is held against a hash before it is used.
 
     Raises:
         BadInput: absolute path, `..`, a symbolic link on the way, a hard link to a file that
@@ -62,7 +66,7 @@ def confined_file(folder: Path, relative: str, *, shown: str = "") -> Path:
             raise BadInput("symbolic link in a bundle", where=where)
     if not path.is_file():
         raise BadInput("file is missing", where=where)
-    if path.stat().st_nlink > 1:
+    if not hard_links and path.stat().st_nlink > 1:
         raise BadInput(
             "hard link in a bundle",
             where=where,

@@ -76,7 +76,7 @@ class BundleGraph:
         """
         if tensor.data_location != TensorProto.EXTERNAL:
             return bytes(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).tobytes()
-        where = external_range(tensor, self.folder, self.file)
+        where = external_range(tensor, self.folder, self.file, hard_links=True)
         with where.path.open("rb") as stream:
             stream.seek(where.offset)
             return stream.read(where.length)
@@ -115,7 +115,8 @@ def checked_model(
         data: serialised model.
         folder: what the locations of external data are relative to.
         where: name of the graph, for errors.
-        listed: locations that external data may have; any inside `folder` where None.
+        listed: locations that external data may have, of files whose hash was checked; any inside
+            `folder` where None, except hard links.
 
     Raises:
         BadInput: too large, no ONNX model, a node of an unexpected domain, or a tensor whose data
@@ -142,14 +143,19 @@ def checked_model(
         raise BadInput(f"unexpected domain {min(domains - ALLOWED_DOMAINS)!r}", where=where)
     for tensor in all_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-            external_range(tensor, folder, where, listed)
+            external_range(tensor, folder, where, listed, hard_links=listed is not None)
         else:
             _check_embedded(tensor, where)
     return model
 
 
 def external_range(
-    tensor: TensorProto, folder: Path, where: str, listed: Collection[str] | None = None
+    tensor: TensorProto,
+    folder: Path,
+    where: str,
+    listed: Collection[str] | None = None,
+    *,
+    hard_links: bool = False,
 ) -> DataRange:
     """Where the bytes of an external tensor lie.
 
@@ -176,7 +182,7 @@ def external_range(
         if not (text.isascii() and text.isdigit() and len(text) < 20):
             raise refuse(f"{key} is {text!r}")
         numbers[key] = int(text)
-    path = confined_file(folder, fields["location"])
+    path = confined_file(folder, fields["location"], hard_links=hard_links)
     if numbers["length"] != tensor_bytes(tensor, where):
         raise refuse(
             f"{numbers['length']} bytes, dtype and shape call for {tensor_bytes(tensor, where)}"

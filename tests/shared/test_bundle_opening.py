@@ -149,3 +149,19 @@ def test_messages_name_the_folder_that_the_user_named(bundle: Path) -> None:
         open_bundle(bundle)
     assert str(bundle) in str(caught.value)
     assert "/proc" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_bundle_with_a_hard_linked_backup_opens_and_is_checked(
+    bundle: Path, tmp_path: Path, damaged: bool
+) -> None:
+    shutil.copytree(bundle, tmp_path / "backup", copy_function=os.link)
+    if damaged:  # through the other name
+        path = tmp_path / "backup" / "dit" / "a.engine"
+        path.write_bytes(path.read_bytes()[::-1])
+    opened = open_bundle(bundle)
+    if damaged:
+        with pytest.raises(VerificationFailed, match=r"dit/a\.engine"):
+            opened.read("dit/a.engine")
+    else:
+        assert {name: opened.read(name) for name in opened.manifest.files}

@@ -174,6 +174,12 @@ def test_a_message_calls_the_folder_what_the_caller_calls_it(folder: Path) -> No
     assert refused.value.where == "my bundle/absent"
 
 
+def test_a_file_that_is_held_against_a_hash_may_have_another_name(folder: Path) -> None:
+    assert confined_file(folder, "hard", hard_links=True).read_text() == "outside"
+    with pytest.raises(BadInput, match="symbolic link"):
+        confined_file(folder, "link", hard_links=True)
+
+
 def test_a_link_above_the_folder_is_the_users_affair(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to("bundle")
     assert confined_file(tmp_path / "alias", "file").read_text() == "inside"

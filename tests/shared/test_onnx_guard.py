@@ -111,6 +111,17 @@ def test_a_location_outside_the_folder_is_refused_wherever_it_stands(
         check(place(external(location)), folder)
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_hard_link_is_read_where_its_hash_was_checked(folder: Path, listed: bool) -> None:
+    names = {"hardlink"} if listed else None
+    data = in_graph(external("hardlink")).SerializeToString()
+    if listed:
+        assert checked_model(data, folder, "graph", names).graph.name == "g"
+    else:
+        with pytest.raises(BadInput, match="hard link"):
+            checked_model(data, folder, "graph", names)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
