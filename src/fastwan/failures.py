@@ -59,7 +59,9 @@ def explain(error: BaseException) -> tuple[str, int]:
             return f"ended by {error}; nothing was left behind", error.code
         case KeyboardInterrupt():
             return "interrupted; nothing was left behind", INTERRUPTED
-    known = error if isinstance(error, FastWanError) else _translated(error)
+    known = _translated(error)
+    if isinstance(error, FastWanError) and "std::bad_alloc" not in error.what:
+        known = error
     if known is not None:
         return str(known), known.exit_code
     kind, text = type(error).__name__, " ".join(str(error).split())[:300]
@@ -108,7 +110,7 @@ def _lacks_memory(error: BaseException) -> bool:
     return any(
         isinstance(each, MemoryError)
         or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
-        or (not isinstance(each, FastWanError) and _MEMORY.search(str(each)) is not None)
+        or _MEMORY.search(str(each)) is not None
         for each in _chain(error)
     )
 
