@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -210,18 +211,22 @@ def plugin_library(attention: Attention, backend: Backend) -> Path | None:
     """The plugin library to put into the bundle, if it has been built.
 
     Raises:
-        EnvironmentLacks: the engine cannot be built without it.
+        EnvironmentLacks: the engine cannot be built without it, or none lies where
+            ``$FASTWAN_PLUGIN_LIBRARY`` says.
+        BadInput: it is no library for this machine.
     """
     if not attention.uses_library:
         return None
-    from fastwan.plugins.loader import find_library
+    from fastwan.plugins.loader import LIBRARY_VARIABLE, check_elf, find_library
 
     try:
-        return find_library()
+        library = find_library()
     except EnvironmentLacks:
-        if backend.takes_plugins:
+        if backend.takes_plugins or os.environ.get(LIBRARY_VARIABLE):
             raise
         return None
+    check_elf(library)
+    return library
 
 
 def parse_components(text: str) -> tuple[str, ...]:
