@@ -29,6 +29,9 @@ from fastwan.runtime.video import (
 )
 from fastwan.schema import BundleFacts
 
+MAX_RUNS = 100_000
+"""Largest number of videos of one prompt."""
+
 Run = tuple[Timings, str, int]
 """Times, hash and number of the frames of one video."""
 
@@ -68,13 +71,17 @@ def generate(
         progress: told of stages and steps.
 
     Raises:
-        BadInput: an argument that the bundle cannot serve, or an output that cannot be written.
+        BadInput: a number out of range, an argument that the bundle cannot serve, or an output
+            that cannot be written.
         EnvironmentLacks: the device cannot be used.
         VerificationFailed: a file of the bundle differs from its hash.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts or repeat < 1 or warmup < 0:
-        raise BadInput("nothing to make", where="prompt", fix="one prompt and one run at least")
+    if not prompts:
+        raise BadInput("nothing to make", where="prompt", fix="one prompt at least")
+    for option, value, least in (("--repeat", repeat, 1), ("--warmup", warmup, 0)):
+        if not least <= value <= MAX_RUNS:
+            raise BadInput(f"{value} is not within {least} .. {MAX_RUNS:,}", where=option)
     seed = seed_of(seed)
     requests = [Request(prompt=text, seed=seed, sampler=sampler) for text in prompts]
     wanted = [parse_output(output)]

@@ -106,19 +106,20 @@ def make_checkpoint(
     Args:
         output: folder to create; replaced if all of it is a checkpoint of this tool.
         size: row of `PRESETS`.
-        seed: any whole number that is not negative.
+        seed: 0 to 2**64 - 1.
         text_encoder: whether to write the UMT5 encoder (11.4 GB at ``1.3b``); None leaves it to
             the preset.
         force: replace the folder whatever it holds.
 
     Raises:
-        BadInput: unknown size, negative seed, or a folder that is not to be replaced.
+        BadInput: unknown size, a seed out of range, or a folder that is not to be replaced.
     """
     preset = PRESETS.get(size)
     if preset is None:
         raise BadInput(f"unknown size {size!r}", where="--size", fix="one of " + ", ".join(PRESETS))
-    if seed < 0:
-        raise BadInput(f"seed {seed} is negative", where="--seed")
+    if not 0 <= seed < 2**64:
+        shown = "negative" if seed < 0 else "above 2**64 - 1"
+        raise BadInput(f"seed is {shown}", where="--seed")
     with_text = preset.text_encoder if text_encoder is None else text_encoder
     progress = Quiet() if progress is None else progress
 
