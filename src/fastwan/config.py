@@ -24,6 +24,47 @@ TOKEN_TILE = 128
 VAE_SPATIAL = 8
 VAE_TEMPORAL = 4
 
+MAX_PIXELS = 8192
+"""Largest height and width; a side of the decoder's largest tensors is counted in 32 bits."""
+MAX_FRAMES = 4097
+MAX_TOKENS = 1 << 20
+"""32 times those of 832x480x81; attention takes 1,000 times as long there."""
+
+_DIT_BOUNDS = {
+    "num_layers": 256, "num_heads": 128, "ffn_dim": 1 << 17, "text_dim": 1 << 16,
+    "text_length": 1 << 13, "freq_dim": 1 << 13, "in_channels": 1 << 10, "out_channels": 1 << 10,
+}  # fmt: skip
+_TEXT_BOUNDS = {
+    "vocab_size": 1 << 22, "d_model": 1 << 16, "d_kv": 1 << 10, "d_ff": 1 << 18,
+    "num_layers": 256, "num_heads": 1 << 10, "num_buckets": 1 << 10, "max_distance": 1 << 16,
+}  # fmt: skip
+"""Largest sizes by field: several times those of any published model of the kind."""
+
+
+def check_bounds(config: object, largest: Mapping[str, int], where: str) -> None:
+    """Refuse a configuration with a size that is not within 1 and its bound.
+
+    Raises:
+        BadInput: names the first such field.
+    """
+    for name, most in largest.items():
+        value = getattr(config, name)
+        if not 1 <= value <= most:
+            raise BadInput(f"{name} is not within 1 .. {most:,}", where=where)
+
+
+def check_eps(eps: float, where: str) -> None:
+    """Refuse a term that is added to a variance and that fp32 does not hold, or that drowns it.
+
+    Raises:
+        BadInput: not a normal number of fp32 below 1.
+    """
+    if not _SMALLEST_FP32 <= eps < 1:
+        raise BadInput(f"eps {eps} is not within {_SMALLEST_FP32:.3g} .. 1", where=where)
+
+
+_SMALLEST_FP32 = 2.0**-126
+
 
 @dataclass(frozen=True)
 class DiTConfig:
@@ -42,9 +83,9 @@ class DiTConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "num_heads", "ffn_dim", "text_dim", "text_length", "freq_dim"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be positive", where="transformer/config.json")
+        where = "transformer/config.json"
+        check_bounds(self, _DIT_BOUNDS, where)
+        check_eps(self.eps, where)
         if self.head_dim != 128:
             raise BadInput(
                 f"head_dim is {self.head_dim}",
@@ -80,6 +121,11 @@ class TextEncoderConfig:
     max_distance: int = 128
     eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        where = "text_encoder/config.json"
+        check_bounds(self, _TEXT_BOUNDS, where)
+        check_eps(self.eps, where)
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -97,6 +143,13 @@ class DecoderConfig:
     image_channels: int = 3
     time_growth: tuple[int, int, int] = (1, 2, 2)
     space_growth: tuple[bool, bool, bool] = (True, True, True)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"latent_channels": 1 << 10, "image_channels": 1 << 10}, "decoder")
+        if not all(1 <= size <= 1 << 14 for size in self.channels):
+            raise BadInput(f"channels {self.channels} are not within 1 .. 16384", where="decoder")
+        if not all(1 <= factor <= 16 for factor in self.time_growth):
+            raise BadInput(f"time_growth {self.time_growth} is not within 1 .. 16", where="decoder")
 
     @property
     def frames_per_latent(self) -> int:
@@ -124,9 +177,22 @@ class VideoShape:
             value = getattr(self, name)
             if value < 16 or value % 16:
                 raise BadInput(f"{name} {value} is no multiple of 16", where=f"--{name}")
+            if value > MAX_PIXELS:
+                raise BadInput(f"{name} {value} is above {MAX_PIXELS:,}", where=f"--{name}")
+        if self.num_frames > MAX_FRAMES:
+            raise BadInput(
+                f"num_frames {self.num_frames} is above {MAX_FRAMES:,}", where="--num-frames"
+            )
         if self.num_frames < 1 or self.num_frames % VAE_TEMPORAL != 1:
             raise BadInput(
                 f"num_frames {self.num_frames} is not 4n+1", where="--num-frames", fix="try 81"
+            )
+        if self.num_tokens > MAX_TOKENS:
+            raise BadInput(
+                f"{self.height}x{self.width}x{self.num_frames} are {self.num_tokens:,} tokens, "
+                f"above {MAX_TOKENS:,}",
+                where="--height, --width, --num-frames",
+                fix="a smaller or shorter video; 480x832x81 are 32,760 tokens",
             )
 
     @property

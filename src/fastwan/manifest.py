@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,9 +18,16 @@ from fastwan.config import Component, SamplerSpec, lookup
 from fastwan.errors import BadInput
 from fastwan.manifest_fields import (
     AttentionName,
+    Attribute,
     BackendName,
+    Bytes,
+    Digest,
+    FixedShape,
     RecipeName,
+    Seconds,
+    Shape,
     TargetName,
+    Text,
     WholeDecoder,
     WholeDiT,
     WholeShape,
@@ -34,12 +41,16 @@ ONNX_MANIFEST = "export.json"
 LAYERS = "layers.json"
 
 
+MAX_ENGINES = 4096
+MAX_FILES = 1 << 16
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 T = TypeVar("T", bound=_Record)
-Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+Profile = tuple[FixedShape, FixedShape, FixedShape]
 """(min, opt, max) shape of an engine's input."""
 
 Cadence = Literal["schedule", "prompt", "step", "latent"]
@@ -57,7 +68,7 @@ class TensorSpec(_Record):
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: Shape
     format: Literal["linear", "hwc8"] = "linear"
 
 
@@ -127,7 +138,7 @@ class OnnxManifest(_Record):
     tool_version: str
     model: Model
     graphs: dict[str, Graph]
-    tensor_digests: dict[str, str] = Field(default_factory=dict)
+    tensor_digests: dict[str, Digest] = Field(default_factory=dict)
     extra_files: tuple[str, ...] = ()
 
 
@@ -146,20 +157,21 @@ class Engine(_Record):
     component: Component
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    scratch_bytes: int
+    scratch_bytes: Bytes
     linears: tuple[Linear, ...] = ()
     runs: Cadence = "step"
-    profiles: dict[str, tuple[Profile, ...]] = Field(default_factory=dict)
+    profiles: dict[str, Annotated[tuple[Profile, ...], Field(max_length=64)]] = Field(
+        default_factory=dict
+    )
 
     @model_validator(mode="after")
     def _check_profiles(self) -> Engine:
-        ranks = {spec.name: len(spec.shape) for spec in self.inputs}
+        shapes = {spec.name: spec.shape for spec in self.inputs}
         counts = {len(profiles) for profiles in self.profiles.values()}
         fits = all(
-            len(shape) == ranks.get(name)
+            _fits(profile, shapes.get(name))
             for name, profiles in self.profiles.items()
             for profile in profiles
-            for shape in profile
         )
         if len(counts) > 1 or 0 in counts or not fits:
             raise ValueError("profiles do not fit the inputs")
@@ -180,6 +192,16 @@ class Engine(_Record):
         return None
 
 
+def _fits(profile: Profile, shape: Shape | None) -> bool:
+    """Whether a profile has a size of every axis, in order, and that of one that is fixed."""
+    if shape is None or any(len(each) != len(shape) for each in profile):
+        return False
+    return all(
+        low <= usual <= high and (isinstance(size, str) or low == high == size)
+        for size, low, usual, high in zip(shape, *profile, strict=True)
+    )
+
+
 def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
     return len(shape) == len(most) and all(
         low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
@@ -192,7 +214,7 @@ class RegionNode(_Record):
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: dict[str, int | float | str]
+    attributes: dict[Text, Attribute]
 
 
 class Region(_Record):
@@ -243,8 +265,8 @@ class Region(_Record):
 
 
 class FileRecord(_Record):
-    sha256: str
-    bytes: int
+    sha256: Digest
+    bytes: Bytes
 
 
 class BuildRecord(_Record):
@@ -255,9 +277,9 @@ class BuildRecord(_Record):
         cached: engines that were taken from the cache.
     """
 
-    seconds: float
-    peak_rss_bytes: int
-    stages: dict[str, float] = Field(default_factory=dict)
+    seconds: Seconds
+    peak_rss_bytes: Bytes
+    stages: dict[str, Seconds] = Field(default_factory=dict)
     cached: tuple[str, ...] = ()
 
 
@@ -281,12 +303,12 @@ class Manifest(_Record):
     backend: BackendName
     attention: AttentionName
     sampler: str
-    samplers: tuple[SamplerSpec, ...]
-    components: tuple[Component, ...]
+    samplers: tuple[SamplerSpec, ...] = Field(min_length=1, max_length=64)
+    components: tuple[Component, ...] = Field(min_length=1)
     onnx: OnnxManifest
-    engines: dict[str, Engine]
-    regions: dict[str, Region] = Field(default_factory=dict)
-    files: dict[str, FileRecord]
+    engines: dict[str, Engine] = Field(max_length=MAX_ENGINES)
+    regions: dict[str, Region] = Field(default_factory=dict, max_length=MAX_ENGINES)
+    files: dict[str, FileRecord] = Field(max_length=MAX_FILES)
     build: BuildRecord
 
     @model_validator(mode="after")

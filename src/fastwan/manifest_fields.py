@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import fields
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fastwan.config import (
     ATTENTIONS,
@@ -21,6 +22,33 @@ from fastwan.config import (
     known,
 )
 from fastwan.strict_json import tuples
+
+MAX_ELEMENTS = 1 << 42
+"""Largest tensor: more than any GPU holds at a bit an element."""
+
+Text = Annotated[str, Field(max_length=4096)]
+Size = Annotated[int, Field(ge=1, lt=1 << 31)]
+"""Length of an axis."""
+Bytes = Annotated[int, Field(ge=0, le=1 << 44)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""A SHA-256."""
+Attribute = (
+    Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
+    | Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
+    | Text
+)
+"""Of a node; each kind of region has bounds of its own besides."""
+
+
+def _holdable(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    if math.prod(size for size in shape if isinstance(size, int)) > MAX_ELEMENTS:
+        raise ValueError("Tensor has more elements than a GPU holds")
+    return shape
+
+
+Shape = Annotated[tuple[Size | Text, ...], Field(max_length=16), AfterValidator(_holdable)]
+FixedShape = Annotated[tuple[Size, ...], Field(max_length=16), AfterValidator(_holdable)]
 
 
 def _one_of(names: Collection[str], kind: str) -> AfterValidator:

@@ -85,7 +85,7 @@ def test_a_branch_on_a_name_is_seen(bad: str, good: str) -> None:
     ("changes", "message"),
     [
         ({"num_layers": 2}, ""),
-        ({"num_layers": 0}, "num_layers must be positive"),
+        ({"num_layers": 0}, "num_layers is not within 1"),
         ({"num_layers": 2.5}, "valid integer.* in 'model.dit.num_layers'"),
         ({"num_layers": None}, "num_layers is missing in 'model.dit'"),
         ({"depth": 2}, "Unexpected keyword argument in 'model.dit.depth'"),

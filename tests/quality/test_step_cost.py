@@ -161,7 +161,7 @@ def recording(full_size: dict[str, Any], kit: SimpleNamespace) -> Recording:
     manifest = kit.manifest(
         engines,
         {name: Region(**region) for name, region in full_size["regions"].items()},
-        {engine.file: FileRecord(sha256="", bytes=0) for engine in engines.values()},
+        {engine.file: FileRecord(sha256="0" * 64, bytes=0) for engine in engines.values()},
         VideoShape(height=480, width=832, num_frames=81),
     )
     return record(manifest, schedule_of(SAMPLERS["unipc"]))

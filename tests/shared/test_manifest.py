@@ -98,7 +98,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, change: Change, message: str) ->
         (lambda fields: fields.update(target="rtx6090"), "manifest.json: unknown target 'rtx6090'"),
         (
             lambda fields: fields["onnx"]["model"]["dit"].update(num_layers=0),
-            "manifest.json: .*num_layers must be positive",
+            "manifest.json: .*num_layers is not within",
         ),
     ],
 )

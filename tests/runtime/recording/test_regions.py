@@ -215,7 +215,7 @@ def test_a_value_between_of_another_shape_is_refused(chained: Bundle) -> None:
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"num_tokens": 100}, "num_heads None"),
+        ({"num_tokens": 100}, "num_heads missing"),
         ({"num_heads": "two"}, "num_heads 'two'"),
         ({"num_heads": 3}, "of 3 heads"),
         ({"num_heads": 2, "num_tokens": 129}, "num_tokens 129"),
