@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastwan.errors import BadInput
+from fastwan.hub.links import leads_to_own_blob
 
 _CHUNK = 4 << 20
 
@@ -44,28 +45,35 @@ def open_regular(path: Path) -> BinaryIO:
 def confined_file(folder: Path, relative: str, *, shown: str = "") -> Path:
     """The regular file `relative` inside `folder`, refusing every way out of it.
 
+    A hard link is a plain file: whoever uses the content holds it against its hash. A link of the
+    Hugging Face hub's cache to the blob of the same repository counts as the file.
+
     Args:
         shown: what messages call the folder; by default its name.
 
     Raises:
-        BadInput: absolute path, `..`, a symbolic link on the way, a hard link to a file that
-            has another name, something that is not a regular file, or nothing there.
+        BadInput: absolute path, `..`, any other symbolic link on the way, something that is not a
+            regular file, or nothing there.
     """
     where = f"{shown or folder.name}/{relative}"
     pure = Path(relative)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in relative:
         raise BadInput("path points outside its folder", where=where)
+    *folders, name = pure.parts
     path = folder
-    for part in pure.parts:
+    for part in folders:
         path = path / part
         if path.is_symlink():
-            raise BadInput("symbolic link in a bundle", where=where)
+            raise _is_link(where)
+    path = path / name
+    if path.is_symlink() and not leads_to_own_blob(path):
+        raise _is_link(where)
     if not path.is_file():
         raise BadInput("file is missing", where=where)
-    if path.stat().st_nlink > 1:
-        raise BadInput(
-            "hard link in a bundle",
-            where=where,
-            fix="copy the bundle with its files as plain files",
-        )
     return path
+
+
+def _is_link(where: str) -> BadInput:
+    return BadInput(
+        "symbolic link in a bundle", where=where, fix="copy the bundle with plain files: cp -rL"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
@@ -19,8 +20,9 @@ from fastwan.export.dit_onnx import CPU_REFERENCE_TOKENS
 from fastwan.export.onnx_io import torch_tensor
 from fastwan.export.recipes import BF16, Recipe, find_recipe
 from fastwan.export.weights import constant_tensors
+from fastwan.hub.links import hub_cache_of
 from fastwan.manifest import Graph, Linear
-from fastwan.onnx_guard import all_tensors, checked_model
+from fastwan.onnx_guard import all_tensors, checked_model, follow_links
 from fastwan.quality.verify.executor import LoweredDiT
 
 if TYPE_CHECKING:
@@ -126,6 +128,12 @@ class Subject:
         """Targeted linears of the transformer as they follow from the configuration alone."""
         return targeted_linears(self.dit_config, self.recipe)
 
+    @property
+    def data_folder(self) -> Path:
+        """What the locations of external data in `proto` and `load` are relative to."""
+        folder = self.bundle.folder / "onnx"
+        return hub_cache_of(folder) or folder
+
     def proto(self, file: str) -> onnx.ModelProto:
         """An ONNX file of the bundle; it and all data files it reads are listed and hashed.
 
@@ -140,13 +148,14 @@ class Subject:
                 for entry in tensor.external_data:
                     if entry.key == "location":
                         self.bundle.file(f"onnx/{entry.value}")
+            follow_links(model, folder)
             self._protos[file] = model
         return self._protos[file]
 
     def load(self, file: str) -> ir.Model:
         """A new copy of an ONNX file as onnx-ir has it; external data stays in its file."""
         model = ir.from_proto(self.proto(file))
-        ir.external_data.set_base_dir(model.graph, self.bundle.folder / "onnx")
+        ir.external_data.set_base_dir(model.graph, self.data_folder)
         return model
 
     @cached_property
@@ -175,8 +184,7 @@ class Subject:
     @cached_property
     def lowered(self) -> LoweredDiT:
         """The transformer, to be lowered for ONNX Runtime at `check_shape`."""
-        folder = self.bundle.folder / "onnx"
-        return LoweredDiT(self.dit_graph, folder, self.attention)
+        return LoweredDiT(self.dit_graph, self.data_folder, self.attention)
 
 
 def initializer(model: ir.Model, name: str) -> ir.TensorProtocol:
