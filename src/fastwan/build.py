@@ -41,6 +41,7 @@ class BuildSpec:
 
     Attributes:
         checkpoint: folder or Hugging Face id.
+        revision: branch, tag or commit of a Hugging Face id.
         output: folder of the bundle; replaced if all of it is a bundle of this tool.
         taehv: weight file of the decoder, where the checkpoint has none.
         model: row of `fastwan.config.MODELS`.
@@ -59,6 +60,7 @@ class BuildSpec:
 
     checkpoint: str
     output: Path
+    revision: str | None = None
     taehv: Path | None = None
     model: str | None = None
     target: str = "rtx5090"
@@ -105,7 +107,11 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
     backend.check(target)
     text_recipe = find_recipe(spec.text_encoder_recipe)
     checkpoint = open_checkpoint(
-        spec.checkpoint, taehv=spec.taehv, components=spec.components, model=spec.model
+        spec.checkpoint,
+        taehv=spec.taehv,
+        components=spec.components,
+        model=spec.model,
+        revision=spec.revision,
     )
     preset = lookup(MODELS, checkpoint.model_name, "model")
     recipe = find_recipe(preset.recipe)

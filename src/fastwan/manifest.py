@@ -94,6 +94,18 @@ class Graph(_Record):
     linears: tuple[Linear, ...] = ()
 
 
+class HubSource(_Record):
+    """A checkpoint on the Hugging Face hub.
+
+    Attributes:
+        repo: ``owner/name``.
+        commit: full hash, so that the same weights can be fetched again.
+    """
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    commit: str = Field(pattern=r"^[0-9a-f]{40}$")
+
+
 class Model(_Record):
     """What was exported.
 
@@ -101,6 +113,7 @@ class Model(_Record):
         recipe: of the transformer's linears.
         decoder: None where it was not exported.
         text_encoder: likewise.
+        checkpoint: where on the hub its weights are from; None where they were given as files.
     """
 
     name: str
@@ -110,6 +123,7 @@ class Model(_Record):
     decoder: WholeDecoder | None
     text_encoder: WholeTextEncoder | None
     default_sampler: str
+    checkpoint: HubSource | None = None
 
 
 class OnnxManifest(_Record):
