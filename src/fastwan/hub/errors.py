@@ -23,12 +23,12 @@ def endpoint() -> str:
     return str(constants.ENDPOINT).partition("://")[2] or str(constants.ENDPOINT)
 
 
-def explain(error: Exception, where: str, *, doing: str) -> FastWanError:
+def explain(error: Exception, where: str, *, downloading: bool = False) -> FastWanError:
     """The error for a user, of what the hub's library raised.
 
     Args:
         where: the repository, with its revision.
-        doing: what failed where nothing else is known of the error, e.g. "download failed".
+        downloading: files were asked for, not what the repository is.
     """
     from huggingface_hub import errors
 
@@ -44,11 +44,7 @@ def explain(error: Exception, where: str, *, doing: str) -> FastWanError:
     if isinstance(error, errors.DisabledRepoError):
         return BadInput(f"this model was disabled on {host}", where=where)
     if isinstance(error, errors.RepositoryNotFoundError):
-        return BadInput(
-            f"neither a folder nor a model on {host}",
-            where=where,
-            fix="check the name; a private model needs `hf auth login`",
-        )
+        return _no_model(where, host)
     if isinstance(error, errors.RevisionNotFoundError):
         return BadInput(
             "the model has no such revision",
@@ -59,7 +55,19 @@ def explain(error: Exception, where: str, *, doing: str) -> FastWanError:
         return BadInput("not a model's name", where=where, fix="give it as owner/name")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return Offline("HF_HUB_OFFLINE is set", where=where, fix="unset it and connect")
-    return _of_disk(error, where) or _of_answer(error, where, host) or _other(error, where, doing)
+    return (
+        _of_disk(error, where)
+        or _of_answer(error, where, host, downloading)
+        or _other(error, where, "download failed" if downloading else f"{host} cannot be reached")
+    )
+
+
+def _no_model(where: str, host: str) -> BadInput:
+    return BadInput(
+        f"neither a folder nor a model on {host}",
+        where=where,
+        fix="check the name and the revision; a private model needs `hf auth login`",
+    )
 
 
 def _of_disk(error: Exception, where: str) -> FastWanError | None:
@@ -82,14 +90,20 @@ def _of_disk(error: Exception, where: str) -> FastWanError | None:
     return None
 
 
-def _of_answer(error: Exception, where: str, host: str) -> FastWanError | None:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 401:
+def _of_answer(error: Exception, where: str, host: str, downloading: bool) -> FastWanError | None:
+    responses = (getattr(each, "response", None) for each in _chain(error))
+    answer = next((each for each in responses if each is not None), None)
+    if answer is None:
+        return None
+    status = answer.status_code
+    if status == 401 and "credentials" in answer.headers.get("X-Error-Message", ""):
         return EnvironmentLacks(
             f"{host} does not accept the access token",
             where=where,
             fix="run `hf auth login`, or unset HF_TOKEN for a public model",
         )
+    if status == 401 or (status == 404 and not downloading):
+        return _no_model(where, host)
     if status == 403:
         return BadInput(
             f"{host} forbids access to this model", where=where, fix="see its page, and your token"
@@ -98,7 +112,7 @@ def _of_answer(error: Exception, where: str, host: str) -> FastWanError | None:
         return EnvironmentLacks(
             f"{host} answers no more requests for now", where=where, fix="try again later"
         )
-    if isinstance(status, int) and status >= 500:
+    if status >= 500:
         return EnvironmentLacks(
             f"{host} is out of order (HTTP {status})", where=where, fix="try again later"
         )

@@ -22,6 +22,11 @@ _REPOSITORY = re.compile(r"[a-z]+--.+")
 _SHARED = re.compile(r"[0-9a-f]{64}")
 
 
+def put_by_hub(name: str) -> bool:
+    """Whether the hub or its tools put a file of this name beside what was uploaded."""
+    return name in ("README.md", ".gitattributes") or name.startswith(".cache/huggingface/")
+
+
 def leads_to_own_blob(link: Path) -> bool:
     """Whether a symbolic link is one of a snapshot and leads to a blob of the same repository.
 

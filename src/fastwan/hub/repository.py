@@ -114,7 +114,7 @@ class Repository:
             try:
                 _ask(self.id)
             except Exception as error:  # network libraries fail in many classes
-                self._failure = explain(error, self._where, doing=_unreachable())
+                self._failure = explain(error, self._where)
         return self._failure is None
 
     def _has(self, name: str) -> bool:
@@ -144,7 +144,7 @@ class Repository:
         try:
             download(self.id.repo, self.commit, names, again=again)
         except Exception as error:  # network libraries and disks fail in many classes
-            raise explain(error, self._where, doing="download failed") from None
+            raise explain(error, self._where, downloading=True) from None
         if absent := [name for name in names if not self._has(name)]:
             raise EnvironmentLacks(
                 f"the download ended without {listed(absent)}", where=self._where, fix="try again"
@@ -204,7 +204,7 @@ def open_repository(source: str, revision: str | None = None) -> Repository:
     try:
         commit, files = _ask(hub_id)
     except Exception as error:  # network libraries fail in many classes
-        failure = explain(error, str(hub_id), doing=_unreachable())
+        failure = explain(error, str(hub_id))
         return _from_cache(hub_id, cached, failure)
     return Repository(hub_id, cached, commit, files)
 
@@ -237,10 +237,6 @@ def _from_cache(hub_id: HubId, cached: CachedRepository, failure: FastWanError) 
     if held:
         what = f"{failure.what}, and its cache holds only {listed(held)} of this model"
     raise type(failure)(what, where=failure.where, fix=f"{failure.fix}, or give a local folder")
-
-
-def _unreachable() -> str:
-    return f"{endpoint()} cannot be reached"
 
 
 def listed(names: list[str]) -> str:

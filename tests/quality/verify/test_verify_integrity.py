@@ -11,8 +11,9 @@ import onnx
 import pytest
 
 from fastwan.bundle import open_bundle
-from fastwan.quality.verify.run import plan, verify_bundle
+from fastwan.quality.verify.run import plan, run_checks, verify_bundle
 from fastwan.quality.verify.subject import Subject
+from testkit.stand_in_hub import as_fetched
 
 pytestmark = pytest.mark.trt
 
@@ -65,6 +66,20 @@ def test_a_changed_file_fails_integrity_and_is_not_parsed(
     assert [check.name for check in report.checks] == ["integrity", *planned]
     assert all(check.value is None for check in report.checks[1:])
     assert parsed == []
+
+
+def test_a_bundle_in_the_hubs_cache_is_whole(bundle_dir: Path, tmp_path: Path) -> None:
+    """Every file is a link there, and the hub adds files of its own."""
+    snapshot = as_fetched(bundle_dir, tmp_path)
+    (snapshot / "README.md").write_text("# A bundle")
+    (snapshot / ".gitattributes").write_text("*.data filter=lfs")
+    names = {"weights_bit_exact", "quantizer_recipe", "text_encoder"}
+    report = run_checks(Subject(open_bundle(snapshot)), names)
+    assert {check.name for check in report.checks} == {"integrity", *names}
+    assert report.passed
+    (snapshot / "onnx" / "README.md").write_text("# Not the hub's")
+    integrity = run_checks(Subject(open_bundle(snapshot)), set()).checks[0]
+    assert integrity.note == "onnx/README.md: not listed"
 
 
 def test_a_file_that_the_manifest_forgets_fails_integrity(mutant: Any) -> None:
