@@ -17,7 +17,7 @@ from pathlib import Path
 from fastwan.errors import BadInput, EnvironmentLacks, FastWanError, FastWanWarning
 from fastwan.files import sha256_file
 from fastwan.hub.cache import COMMIT, CachedRepository, HubFile, hub_cache, hub_file, safe
-from fastwan.hub.download import download
+from fastwan.hub.download import download, sweep
 from fastwan.hub.errors import Offline, endpoint, explain
 from fastwan.hub.ids import HubId, parse_id
 from fastwan.parallel import in_order, workers
@@ -142,6 +142,7 @@ class Repository:
 
     def _download(self, names: list[str], *, again: bool = False) -> None:
         try:
+            sweep(self._cached.folder)
             download(self.id.repo, self.commit, names, again=again)
         except Exception as error:  # network libraries and disks fail in many classes
             raise explain(error, self._where, downloading=True) from None

@@ -91,11 +91,15 @@ def digest_of(name: str, content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # a client whose connection does not fit waits a second
+
+
 @contextmanager
 def serve(hub: StandInHub) -> Iterator[str]:
     """Serve on a free port of 127.0.0.1; yields the address. `hub.stop` ends it sooner."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _handler(hub))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
 
