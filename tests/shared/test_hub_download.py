@@ -54,6 +54,7 @@ def _next_request(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("step", [_next_piece, _next_request])
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_download_ends_with_its_next_step(
     hub: StandInHub, monkeypatch: pytest.MonkeyPatch, step: Callable[[dict[str, Any]], None]
 ) -> None:
