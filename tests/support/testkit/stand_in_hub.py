@@ -52,10 +52,6 @@ class StandInHub:
     asked: list[str] = field(default_factory=list)
     stop: Callable[[], None] = lambda: None
 
-    def fetched(self) -> list[str]:
-        """Files that were sent, with how often each was."""
-        return sorted(path.rpartition("/")[2] for path in self.asked if path.startswith("GET /own"))
-
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Content of every file of a folder, by relative path."""
@@ -148,6 +144,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``HF_HUB_OFFLINE=0``."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 def _handler(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
