@@ -83,7 +83,7 @@ def _of_disk(error: Exception, where: str) -> FastWanError | None:
         # Without a file it is the network's refusal.
         if each.errno in _NOT_WRITABLE and each.filename is not None:
             return EnvironmentLacks(
-                f"the hub's cache cannot be written: {each.strerror}: {each.filename}",
+                f"the hub's cache cannot be used: {each.strerror}: {each.filename}",
                 where=where,
                 fix=_OTHER_FOLDER,
             )
@@ -120,8 +120,12 @@ def _of_answer(error: Exception, where: str, host: str, downloading: bool) -> Fa
 
 
 def _other(error: Exception, where: str, doing: str) -> FastWanError:
-    last = list(_chain(error))[-1] if isinstance(error, FileNotFoundError) else error
-    detail = (str(last).strip() or type(last).__name__).splitlines()[0][:160]
+    chain = list(_chain(error))
+    told = [each.strerror for each in chain if isinstance(each, OSError) and each.strerror]
+    # What the library has no word for it raises as a file that is not there.
+    last = chain[-1] if isinstance(error, FileNotFoundError) else error
+    text = told[-1] if told else str(last).strip() or type(last).__name__
+    detail = text.splitlines()[0].rstrip(".")[:160]
     return EnvironmentLacks(f"{doing}: {detail}", where=where, fix="connect or try again")
 
 
