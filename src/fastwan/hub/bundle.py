@@ -9,7 +9,9 @@ from fastwan.hub.repository import listed, open_repository
 from fastwan.manifest import MANIFEST, Manifest, parse_manifest
 
 
-def fetch_bundle(source: str, revision: str | None = None) -> Path:
+def fetch_bundle(
+    source: str, revision: str | None = None, *, local_files_only: bool = False
+) -> Path:
     """Folder of an engine bundle that lies in a repository of the hub, in the hub's cache.
 
     The files that its manifest lists are fetched, and no others. `fastwan.bundle.open_bundle` opens
@@ -18,13 +20,14 @@ def fetch_bundle(source: str, revision: str | None = None) -> Path:
     Args:
         source: ``owner/name`` or ``owner/name@revision``.
         revision: branch, tag or commit; the default branch where neither names one.
+        local_files_only: take what was fetched before, without asking the hub.
 
     Raises:
         BadInput: no such repository or revision, no access to it, or it holds no bundle.
         EnvironmentLacks: the hub cannot be reached and its cache does not hold the bundle, or a
             download failed.
     """
-    repository = open_repository(source, revision)
+    repository = open_repository(source, revision, local_files_only=local_files_only)
     if MANIFEST not in repository.files:
         is_checkpoint = "model_index.json" in repository.files
         raise BadInput(

@@ -179,12 +179,15 @@ class Repository:
         raise type(self._failure)(what, where=self._where, fix=fix)
 
 
-def open_repository(source: str, revision: str | None = None) -> Repository:
+def open_repository(
+    source: str, revision: str | None = None, *, local_files_only: bool = False
+) -> Repository:
     """Open a repository of the hub at the commit that `revision` stands for.
 
     Args:
         source: ``owner/name`` or ``owner/name@revision``.
         revision: see `parse_id`.
+        local_files_only: take what was fetched before, without asking the hub.
 
     Raises:
         BadInput: no such repository or revision, or no access to it, and none in the cache.
@@ -198,6 +201,9 @@ def open_repository(source: str, revision: str | None = None) -> Repository:
             f"huggingface_hub cannot be used: {error}",
             fix="check the variables that begin with HF_; pip install huggingface_hub",
         ) from None
+    if local_files_only:
+        asked_not = Offline("local_files_only is set", where=str(hub_id), fix="leave it out")
+        return _from_cache(hub_id, cached, asked_not)
     if hub_id.revision is not None and COMMIT.fullmatch(hub_id.revision):
         known = cached.listing(hub_id.revision)
         if known is not None:
