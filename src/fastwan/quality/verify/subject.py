@@ -130,7 +130,7 @@ class Subject:
 
     @property
     def data_folder(self) -> Path:
-        """What the locations of external data in `proto` and `load` are relative to."""
+        """What the locations of external data in `proto` are relative to."""
         folder = self.bundle.folder / "onnx"
         return hub_cache_of(folder) or folder
 
@@ -153,10 +153,18 @@ class Subject:
         return self._protos[file]
 
     def load(self, file: str) -> ir.Model:
-        """A new copy of an ONNX file as onnx-ir has it; external data stays in its file."""
-        model = ir.from_proto(self.proto(file))
-        ir.external_data.set_base_dir(model.graph, self.data_folder)
-        return model
+        """A new copy of an ONNX file as onnx-ir has it; external data stays in its file.
+
+        Its locations are absolute: of files below a base directory onnx-ir refuses those with hard
+        links, which cannot hurt where a file was held against its hash.
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto(file))
+        for tensor in all_tensors(proto):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = str(self.data_folder / entry.value)
+        return ir.from_proto(proto)
 
     @cached_property
     def stored(self) -> ir.Model:
