@@ -8,12 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from fastwan.config import BACKENDS, Target, implementation
+from fastwan.config import BACKENDS, Target
 from fastwan.engines.layers import LayerRecord
 from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput
 from fastwan.manifest import TensorSpec
 from fastwan.progress import Progress
+from fastwan.tables import implementation
 
 
 @dataclass(frozen=True)

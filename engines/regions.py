@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from fastwan.config import known
 from fastwan.errors import BadInput
 from fastwan.export.passes.cut_at_regions import Region as RegionGraph
 from fastwan.manifest import Engine, Region, RegionNode, TensorSpec
 from fastwan.plugins.regions import REGIONS
+from fastwan.tables import known
 
 
 def region_records(

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from fastwan.config import DecoderConfig, VideoShape, lookup
+from fastwan.config import DecoderConfig, VideoShape
 from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
 from fastwan.export.onnx_io import TensorSource, save_model
 from fastwan.export.tracing import trace
 from fastwan.manifest import Graph, TensorSpec
 from fastwan.progress import Progress, Quiet, stage
+from fastwan.tables import lookup
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _ONNX_NAMES = {"fp16": "float16", "fp32": "float32"}

@@ -98,6 +98,7 @@ def export_onnx_bundle(
             decoder=checkpoint.decoder_config,
             text_encoder=text_config,
             default_sampler=sampler,
+            checkpoint=checkpoint.hub,
         ),
         graphs=graphs,
         tensor_digests=digests,

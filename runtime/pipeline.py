@@ -62,17 +62,17 @@ class FastWanPipeline(LikeDiffusers):
         """Open a bundle as diffusers opens a model.
 
         Args:
-            pretrained_model_name_or_path: folder that ``build-engine`` wrote.
+            pretrained_model_name_or_path: folder of a bundle, or its Hugging Face id.
             device, threads, prompt_cache: see `from_bundle`.
             options: ``torch_dtype`` or ``dtype`` (bfloat16), ``device_map`` (in the place of
-                `device`); others are refused.
+                `device`), ``revision``, ``local_files_only``; others are refused.
 
         Raises:
             BadInput: no bundle, or an option that a bundle cannot serve.
-            EnvironmentLacks: the device cannot be used.
+            EnvironmentLacks: the device cannot be used, or the hub cannot be reached.
         """
         wanted = device_of(device, options)
-        folder = bundle_folder(pretrained_model_name_or_path)
+        folder = bundle_folder(pretrained_model_name_or_path, options)
         return cls.from_bundle(folder, wanted, threads=threads, prompt_cache=prompt_cache)
 
     @classmethod

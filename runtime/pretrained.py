@@ -8,6 +8,8 @@ from typing import Any
 
 from fastwan.bundle import Bundle
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.hub.bundle import fetch_bundle
+from fastwan.hub.ids import is_repo_id
 from fastwan.runtime.batch import UnknownArgument
 from fastwan.runtime.components import Components
 from fastwan.runtime.cpu.components import CpuComponents
@@ -16,21 +18,36 @@ from fastwan.runtime.like_diffusers import check_dtype
 from fastwan.runtime.model.checks import shown
 
 _NO_EFFECT = ("low_cpu_mem_usage", "use_safetensors")
+_OF_THE_HUB = ("revision", "local_files_only")
 _DEVICES = ("auto", "cpu", "cuda")
 
 
-def bundle_folder(name: Path | str) -> Path:
-    """Folder of a bundle.
+def bundle_folder(name: Path | str, options: Mapping[str, Any]) -> Path:
+    """Folder of a bundle; one that lies on the Hugging Face hub is fetched.
+
+    Args:
+        name: a folder, or ``owner/name`` or ``owner/name@revision`` as text.
+        options: of `from_pretrained`; for ``revision`` and ``local_files_only`` see
+            `fastwan.hub.bundle.fetch_bundle`.
 
     Raises:
         BadInput: there is none of that name.
+        EnvironmentLacks: the hub cannot be reached and its cache does not hold the bundle.
     """
     folder = Path(name)
-    if not folder.is_dir():
-        raise BadInput(
-            "no folder of a bundle", where=str(name), fix="fastwan-export build-engine makes one"
-        )
-    return folder
+    revision = options.get("revision")
+    if folder.is_dir():
+        if revision is not None:
+            raise BadInput(
+                "a folder has no revision", where=str(name), fix="leave it out, or give a hub id"
+            )
+        return folder
+    if isinstance(name, str) and is_repo_id(name) and not folder.exists():
+        only_local = bool(options.get("local_files_only"))
+        return fetch_bundle(name, revision, local_files_only=only_local)
+    raise BadInput(
+        "no folder of a bundle", where=str(name), fix="fastwan-export build-engine makes one"
+    )
 
 
 def device_of(device: str, options: Mapping[str, Any]) -> str:
@@ -45,7 +62,7 @@ def device_of(device: str, options: Mapping[str, Any]) -> str:
     left = dict(options)
     for name in ("torch_dtype", "dtype"):
         check_dtype(left.pop(name, None))
-    for name in _NO_EFFECT:
+    for name in (*_NO_EFFECT, *_OF_THE_HUB):
         left.pop(name, None)
     if (variant := left.pop("variant", None)) is not None:
         raise BadInput(f"a bundle has no variant {shown(variant)}", where="variant")

@@ -6,10 +6,11 @@ To add one: a file beside `native.py`, its object in `IMPLEMENTED`, its name in
 
 from __future__ import annotations
 
-from fastwan.config import ATTENTIONS, implementation
+from fastwan.config import ATTENTIONS
 from fastwan.export.attentions.base import EXACT, Attention, Division, Form
 from fastwan.export.attentions.native import Native
 from fastwan.export.attentions.sage3 import Sage3
+from fastwan.tables import implementation
 
 IMPLEMENTED: dict[str, Attention] = {each.name: each for each in (Sage3(), Native())}
 

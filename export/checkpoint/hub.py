@@ -2,107 +2,130 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Collection
 from pathlib import Path
 
-from fastwan.errors import BadInput, EnvironmentLacks
-
-_REPO_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?$")
+from fastwan.errors import BadInput
+from fastwan.hub.repository import Repository, listed, open_repository
+from fastwan.manifest import MANIFEST, HubSource
 
 GENERATOR = "generator_inference_transformer"
-_ALWAYS = ("model_index.json", "transformer/config.json")
-_PATTERNS = {
-    "dit": (f"{GENERATOR}/*", "transformer/*"),
-    "decoder": ("taew2_1.*", "taehv/taew2_1.*", "vae/taew2_1.*"),
-    "text_encoder": ("text_encoder/*", "tokenizer/*"),
+"""Folder of a distilled transformer, which comes before the base model's."""
+
+MODEL_INDEX = "model_index.json"
+CARD = "README.md"
+_ALWAYS = (
+    MODEL_INDEX,
+    "scheduler/scheduler_config.json",
+    "transformer/config.json",
+    "transformer_2/config.json",
+)
+_STEMS = {
+    GENERATOR: "diffusion_pytorch_model",
+    "transformer": "diffusion_pytorch_model",
+    "text_encoder": "model",
 }
-_TIMEOUT_SECONDS = 10.0
-# Pickles are fetched only for the decoder, which upstream publishes as one.
-_SUFFIXES = (".json", ".safetensors", ".model", ".txt")
+"""Name of the weights in a component's folder, without suffix."""
 
-
-def is_repo_id(source: str) -> bool:
-    """Whether `source` reads as ``owner/name`` or ``owner/name@revision``."""
-    return bool(_REPO_ID.match(source)) and ".." not in source
+_DECODER = re.compile(r"(taehv/|vae/)?taew2_1\.[^/]*")
+_TEXTS = (".json", ".model", ".txt")
 
 
 def wanted_files(files: Collection[str], components: Collection[str]) -> list[str]:
-    """Those of a repository's files that the reader opens for `components`."""
-    patterns = [*_ALWAYS, *(p for name in components for p in _PATTERNS[name])]
-    if f"{GENERATOR}/diffusion_pytorch_model.safetensors" in files:
-        patterns = [pattern for pattern in patterns if pattern != "transformer/*"]
-    decoder = _PATTERNS["decoder"]
-    return sorted(
-        name
-        for name in files
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        and (
-            name.endswith(_SUFFIXES)
-            or any(fnmatch.fnmatchcase(name, pattern) for pattern in decoder)
-        )
-    )
+    """Those of a repository's files that the reader opens for `components`.
+
+    Pickles are left where they are but for the decoder, which upstream publishes as one.
+    """
+    wanted = {name for name in _ALWAYS if name in files}
+    for folder in _weight_folders(files, components):
+        wanted |= _texts(files, folder) | _weights(files, folder)
+    if "text_encoder" in components:
+        wanted |= _texts(files, "tokenizer")
+    if "decoder" in components:
+        wanted |= {name for name in files if _DECODER.fullmatch(name)}
+    return sorted(wanted)
 
 
-def download(source: str, components: Collection[str]) -> Path:
-    """Folder of a Hugging Face repository in the local cache, fetched if need be.
+def fetch_checkpoint(
+    source: str, components: Collection[str], revision: str | None = None
+) -> tuple[Path, HubSource]:
+    """Folder of a checkpoint in the hub's cache, fetched if need be, and the commit that it is.
 
     Args:
         source: ``owner/name`` or ``owner/name@revision``.
         components: of `fastwan.config.COMPONENTS`.
+        revision: branch, tag or commit; the default branch where neither names one.
 
     Raises:
-        BadInput: no such repository or revision, or no access to it.
-        EnvironmentLacks: the hub cannot be reached and the cache does not hold the repository,
-            or the disk is full.
+        BadInput: no such repository or revision, no access to it, or no checkpoint in it.
+        EnvironmentLacks: the hub cannot be reached and its cache lacks a file, a download failed,
+            or the cache cannot be written.
     """
-    import huggingface_hub
-    from huggingface_hub import errors
+    repository = open_repository(source, revision)
+    wanted = wanted_files(repository.files, components)
+    required = [MODEL_INDEX, *_lacking_weights(repository.files, components)]
+    if repository.whole:
+        _check_listing(repository, required)
+    else:
+        # Of what is not listed the usual names are asked for, and the error says that they lack.
+        wanted += [name for name in required if name not in wanted]
+    card = [CARD] if CARD in repository.files else []
+    folder = repository.get(wanted, helpful=card)
+    repository.keep()
+    return folder, HubSource(repo=repository.id.repo, commit=repository.commit)
 
-    repo, _, revision = source.partition("@")
-    try:
-        try:
-            # Not list_repo_files, which retries for half a minute where there is no network.
-            info = huggingface_hub.HfApi().model_info(
-                repo, revision=revision or None, timeout=_TIMEOUT_SECONDS
+
+def _weight_folders(files: Collection[str], components: Collection[str]) -> list[str]:
+    folders = []
+    if "dit" in components:
+        distilled = any(name.startswith(f"{GENERATOR}/") for name in files)
+        folders.append(GENERATOR if distilled else "transformer")
+    if "text_encoder" in components:
+        folders.append("text_encoder")
+    return folders
+
+
+def _texts(files: Collection[str], folder: str) -> set[str]:
+    return {name for name in files if _parent(name) == folder and name.endswith(_TEXTS)}
+
+
+def _weights(files: Collection[str], folder: str) -> set[str]:
+    """Weights in a folder; without their variants (``.fp16.``) where there are plain ones."""
+    found = {name for name in files if _parent(name) == folder and name.endswith(".safetensors")}
+    variant = re.compile(rf".*/{_STEMS[folder]}\.[A-Za-z]\w*(-\d+-of-\d+)?\.safetensors")
+    return {name for name in found if not variant.fullmatch(name)} or found
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _lacking_weights(files: Collection[str], components: Collection[str]) -> list[str]:
+    """Usual names of the weights of which a repository has none."""
+    return [
+        f"{folder}/{_STEMS[folder]}.safetensors"
+        for folder in _weight_folders(files, components)
+        if not _weights(files, folder)
+    ]
+
+
+def _check_listing(repository: Repository, required: list[str]) -> None:
+    """Refuse a repository that is no checkpoint of safetensors, and say what it holds instead."""
+    files = repository.files
+    for name in required:
+        if name in files:
+            continue
+        if MANIFEST in files and name == MODEL_INDEX:
+            raise BadInput(
+                "this is an engine bundle, not a checkpoint",
+                where=str(repository.id),
+                fix="play it with FastWanPipeline.from_pretrained, or build from the checkpoint "
+                "that it was made of",
             )
-            patterns = wanted_files([item.rfilename for item in info.siblings or ()], components)
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
-            raise
-        except Exception:
-            # Offline: the cache answers, if it has a snapshot at all.
-            folder = huggingface_hub.snapshot_download(
-                repo, revision=revision or None, local_files_only=True
-            )
-            return Path(folder)
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo, revision=revision or None, allow_patterns=patterns
-            )
+        beside = sorted(each for each in files if _parent(each) == _parent(name))
+        raise BadInput(
+            f"the repository holds no {name}" + (f" but {listed(beside)}" if beside else ""),
+            where=str(repository.id),
+            fix="give the repository of a diffusers pipeline with safetensors weights",
         )
-    except errors.GatedRepoError:
-        raise BadInput(
-            "access to this model has to be granted",
-            where=source,
-            fix="accept its terms on huggingface.co and run `hf auth login`",
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise BadInput(
-            "neither a folder nor a model on huggingface.co",
-            where=source,
-            fix="check the name; a private model needs `hf auth login`",
-        ) from None
-    except (errors.RevisionNotFoundError, errors.HFValidationError):
-        raise BadInput("not a model's name, or no such revision of it", where=source) from None
-    except errors.LocalEntryNotFoundError:
-        raise EnvironmentLacks(
-            "no such folder, and huggingface.co cannot be reached for a model of that name",
-            where=source,
-            fix="give a local folder, or connect",
-        ) from None
-    except Exception as error:  # network libraries and disks fail in many classes
-        detail = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise EnvironmentLacks(
-            f"download failed: {detail}", where=source, fix="try again or give a local folder"
-        ) from None

@@ -14,7 +14,6 @@ from fastwan.config import (
     DiTConfig,
     TextEncoderConfig,
     VideoShape,
-    lookup,
 )
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint import hub
@@ -26,6 +25,7 @@ from fastwan.export.checkpoint.configs import (
     read_model_index,
     read_text_encoder_config,
 )
+from fastwan.export.checkpoint.hub import MODEL_INDEX
 from fastwan.export.checkpoint.names import (
     canonical_dit_name,
     check_tensors,
@@ -34,8 +34,10 @@ from fastwan.export.checkpoint.names import (
     expected_text_encoder_tensors,
 )
 from fastwan.export.checkpoint.store import TensorStore, open_folder, open_store
+from fastwan.hub.ids import is_repo_id
+from fastwan.manifest import HubSource
+from fastwan.tables import lookup
 
-MODEL_INDEX = "model_index.json"
 DEFAULT_MODEL = "FastWan-QAD-1.3B"
 # Published siblings whose recipes are no rows of MODELS: taking them for another model would
 # build engines for weights that were tuned otherwise.
@@ -64,6 +66,7 @@ class Checkpoint:
         decoder: the ``decoder.*`` tensors of TAEHV; None unless asked for, as is
             `decoder_config`.
         tokenizer_dir: folder with ``tokenizer.json``.
+        hub: where on the hub it was fetched; None for a folder.
     """
 
     source: str
@@ -78,6 +81,7 @@ class Checkpoint:
     text_encoder: TensorStore | None
     decoder: TensorStore | None
     tokenizer_dir: Path | None
+    hub: HubSource | None = None
 
     @property
     def default_sampler(self) -> str:
@@ -91,6 +95,7 @@ def open_checkpoint(
     taehv: Path | None = None,
     components: Collection[str] = COMPONENTS,
     model: str | None = None,
+    revision: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint and check names, shapes and dtypes of all tensors of `components`.
 
@@ -103,6 +108,7 @@ def open_checkpoint(
             checkpoint.
         components: of `fastwan.config.COMPONENTS`; the others need not be there.
         model: row of `fastwan.config.MODELS`; by default told from the checkpoint's name.
+        revision: branch, tag or commit on huggingface.co, another way to write ``@revision``.
 
     Raises:
         BadInput: something is missing, damaged or not supported.
@@ -118,7 +124,7 @@ def open_checkpoint(
             )
     if model is not None:
         lookup(MODELS, model)
-    root = _find_root(source, components)
+    root, origin = _find_root(source, components, revision)
     pipeline, shape, index = read_model_index(root / MODEL_INDEX)
     dit_config = read_dit_config(root / "transformer" / "config.json")
     text_config, text_encoder, tokenizer = None, None, None
@@ -143,15 +149,24 @@ def open_checkpoint(
         text_encoder=text_encoder,
         decoder=decoder,
         tokenizer_dir=tokenizer,
+        hub=origin,
     )
 
 
-def _find_root(source: str, components: Collection[str]) -> Path:
+def _find_root(
+    source: str, components: Collection[str], revision: str | None
+) -> tuple[Path, HubSource | None]:
     path = Path(source)
     try:
         is_folder = path.is_dir()
     except (OSError, ValueError) as error:
         raise BadInput(f"not a path: {error}", where=source[:120]) from None
+    if is_folder and revision is not None:
+        raise BadInput(
+            f"a folder has no revision {revision[:120]!a}",
+            where=source,
+            fix="give its id on the hub, owner/name, or leave --revision out",
+        )
     if is_folder:
         if not (path / MODEL_INDEX).is_file():
             raise BadInput(
@@ -159,19 +174,16 @@ def _find_root(source: str, components: Collection[str]) -> Path:
                 where=source,
                 fix="give the top folder of a diffusers checkpoint",
             )
-        return path
+        return path, None
     if path.exists():
         raise BadInput("checkpoint is a file", where=source, fix="give its folder")
-    if not hub.is_repo_id(source):
+    if not is_repo_id(source):
         raise BadInput(
             "checkpoint does not exist",
             where=source,
             fix="give a folder or a Hugging Face id such as FastVideo/FastWan-QAD-1.3B",
         )
-    root = hub.download(source, components)
-    if not (root / MODEL_INDEX).is_file():
-        raise BadInput(f"repository holds no {MODEL_INDEX}", where=source)
-    return root
+    return hub.fetch_checkpoint(source, components, revision)
 
 
 def _model_name(source: str, root: Path, index: dict[str, Any]) -> str:

@@ -13,13 +13,13 @@ import torch
 from fastwan.config import DecoderConfig, DiTConfig, TextEncoderConfig, VideoShape
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint import synthetic_files as files
+from fastwan.export.checkpoint.hub import MODEL_INDEX
 from fastwan.export.checkpoint.names import (
     Shapes,
     expected_decoder_tensors,
     expected_dit_tensors,
     expected_text_encoder_tensors,
 )
-from fastwan.export.checkpoint.reader import MODEL_INDEX
 from fastwan.export.checkpoint.safetensors_io import SafetensorsWriter, TensorSpec
 from fastwan.export.checkpoint.synthetic_weights import (
     Fill,

@@ -6,10 +6,11 @@ To add one: a file beside `nvfp4.py`, its object in `IMPLEMENTED`, its name in
 
 from __future__ import annotations
 
-from fastwan.config import RECIPES, implementation
+from fastwan.config import RECIPES
 from fastwan.export.recipes.base import Fault, Gate, Kernel, Recipe
 from fastwan.export.recipes.bf16 import BF16
 from fastwan.export.recipes.nvfp4 import NVFP4
+from fastwan.tables import implementation
 
 IMPLEMENTED: dict[str, Recipe] = {recipe.name: recipe for recipe in (NVFP4(), BF16())}
 

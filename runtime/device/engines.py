@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from fastwan.bundle import Bundle
-from fastwan.config import TARGETS, lookup
+from fastwan.config import TARGETS
 from fastwan.content_cache import ContentCache
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.manifest import Engine
 from fastwan.runtime.device.kernels import BUNDLED, library_path
 from fastwan.runtime.device.runtime_cache import RuntimeCache, kernels_key
 from fastwan.runtime.recording.machine import Binding, DeviceError, DeviceInfo
+from fastwan.tables import lookup
 
 
 class Library(NamedTuple):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastwan.bundle import Bundle
-from fastwan.config import TARGETS, lookup
+from fastwan.config import TARGETS
 from fastwan.runtime.device.null import NullDevice, NullEngine, NullKernels
 from fastwan.runtime.device.session import Platform
+from fastwan.tables import lookup
 
 
 def null_platform(bundle: Bundle, device: NullDevice | None = None) -> Platform:

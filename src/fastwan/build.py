@@ -17,7 +17,6 @@ from fastwan.config import (
     SamplerSpec,
     Target,
     VideoShape,
-    lookup,
 )
 from fastwan.engines.backend import Backend, check_served, load_backend
 from fastwan.engines.build import build_bundle
@@ -34,6 +33,7 @@ from fastwan.manifest import Manifest
 from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress
 from fastwan.staging import staging
+from fastwan.tables import lookup
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class BuildSpec:
 
     Attributes:
         checkpoint: folder or Hugging Face id.
+        revision: branch, tag or commit of a Hugging Face id.
         output: folder of the bundle; replaced if all of it is a bundle of this tool.
         taehv: weight file of the decoder, where the checkpoint has none.
         model: row of `fastwan.config.MODELS`.
@@ -60,6 +61,7 @@ class BuildSpec:
 
     checkpoint: str
     output: Path
+    revision: str | None = None
     taehv: Path | None = None
     model: str | None = None
     target: str = "rtx5090"
@@ -106,7 +108,11 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
     backend.check(target)
     text_recipe = find_recipe(spec.text_encoder_recipe)
     checkpoint = open_checkpoint(
-        spec.checkpoint, taehv=spec.taehv, components=spec.components, model=spec.model
+        spec.checkpoint,
+        taehv=spec.taehv,
+        components=spec.components,
+        model=spec.model,
+        revision=spec.revision,
     )
     preset = lookup(MODELS, checkpoint.model_name, "model")
     recipe = find_recipe(preset.recipe)

@@ -162,6 +162,7 @@ def make_checkpoint(
 
 @main.command("build-engine")
 @click.option("--checkpoint", required=True, help="Folder or Hugging Face id.")
+@click.option("--revision", help="Branch, tag or commit on the hub, as owner/name@revision.")
 @click.option("--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder.")
 @click.option("--model", type=click.Choice(list(MODELS)), help="Default: from the checkpoint.")
 @click.option("--target", type=click.Choice(list(TARGETS)), default="rtx5090", show_default=True)

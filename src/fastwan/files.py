@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastwan.errors import BadInput
+from fastwan.hub.links import leads_to_own_blob
 
 _CHUNK = 4 << 20
 
@@ -46,24 +47,30 @@ def confined_file(
 ) -> Path:
     """The regular file `relative` inside `folder`, refusing every way out of it.
 
+    A link of the Hugging Face hub's cache to the blob of the same repository counts as the file.
+
     Args:
         shown: what messages call the folder; by default its name.
         hard_links: take a file that has another name, too, as in a backup by ``cp -al``; only for
             a file that is held against a hash before it is used.
 
     Raises:
-        BadInput: absolute path, `..`, a symbolic link on the way, a hard link to a file that
-            has another name, something that is not a regular file, or nothing there.
+        BadInput: absolute path, `..`, any other symbolic link on the way, a hard link to a file
+            that has another name, something that is not a regular file, or nothing there.
     """
     where = f"{shown or folder.name}/{relative}"
     pure = Path(relative)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in relative:
         raise BadInput("path points outside its folder", where=where)
+    *folders, name = pure.parts
     path = folder
-    for part in pure.parts:
+    for part in folders:
         path = path / part
         if path.is_symlink():
-            raise BadInput("symbolic link in a bundle", where=where)
+            raise _is_link(where)
+    path = path / name
+    if path.is_symlink() and not leads_to_own_blob(path):
+        raise _is_link(where)
     if not path.is_file():
         raise BadInput("file is missing", where=where)
     if not hard_links and path.stat().st_nlink > 1:
@@ -73,3 +80,9 @@ def confined_file(
             fix="copy the bundle with its files as plain files",
         )
     return path
+
+
+def _is_link(where: str) -> BadInput:
+    return BadInput(
+        "symbolic link in a bundle", where=where, fix="copy the bundle with plain files: cp -rL"
+    )

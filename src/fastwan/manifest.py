@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fastwan.config import Component, SamplerSpec, lookup
+from fastwan.config import Component, SamplerSpec
 from fastwan.errors import BadInput
 from fastwan.manifest_fields import (
     AttentionName,
@@ -34,6 +34,7 @@ from fastwan.manifest_fields import (
     WholeTextEncoder,
 )
 from fastwan.strict_json import read_json, validated
+from fastwan.tables import lookup
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -105,6 +106,18 @@ class Graph(_Record):
     linears: tuple[Linear, ...] = ()
 
 
+class HubSource(_Record):
+    """A checkpoint on the Hugging Face hub.
+
+    Attributes:
+        repo: ``owner/name``.
+        commit: full hash, so that the same weights can be fetched again.
+    """
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    commit: str = Field(pattern=r"^[0-9a-f]{40}$")
+
+
 class Model(_Record):
     """What was exported.
 
@@ -112,6 +125,7 @@ class Model(_Record):
         recipe: of the transformer's linears.
         decoder: None where it was not exported.
         text_encoder: likewise.
+        checkpoint: where on the hub its weights are from; None where they were given as files.
     """
 
     name: str
@@ -121,6 +135,7 @@ class Model(_Record):
     decoder: WholeDecoder | None
     text_encoder: WholeTextEncoder | None
     default_sampler: str
+    checkpoint: HubSource | None = None
 
 
 class OnnxManifest(_Record):

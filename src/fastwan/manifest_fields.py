@@ -19,9 +19,9 @@ from fastwan.config import (
     DiTConfig,
     TextEncoderConfig,
     VideoShape,
-    known,
 )
 from fastwan.strict_json import tuples
+from fastwan.tables import known
 
 MAX_ELEMENTS = 1 << 42
 """Largest tensor: more than any GPU holds at a bit an element."""

@@ -20,6 +20,7 @@ from onnx import AttributeProto, TensorProto
 from fastwan.dtypes import DTYPES, packed_bytes
 from fastwan.errors import BadInput
 from fastwan.files import confined_file
+from fastwan.hub.links import hub_cache_of
 
 if TYPE_CHECKING:
     from fastwan.bundle import Bundle
@@ -58,7 +59,7 @@ class BundleGraph:
 
     Attributes:
         model: decoded.
-        data: the bytes it was decoded from.
+        data: the same, serialised.
         folder: what the locations of its external data are relative to.
         file: its path under ``onnx/``, for errors.
     """
@@ -101,9 +102,26 @@ def bundle_graph(bundle: Bundle, file: str, data: Collection[str]) -> BundleGrap
         for name in data
         if PurePosixPath(name).is_relative_to(parent)
     }
-    return BundleGraph(
-        checked_model(content, path.parent, file, listed), content, path.parent, file
-    )
+    model = checked_model(content, path.parent, file, listed)
+    folder = follow_links(model, path.parent)
+    if folder != path.parent:
+        content = model.SerializeToString()
+    return BundleGraph(model, content, folder, file)
+
+
+def follow_links(model: onnx.ModelProto, folder: Path) -> Path:
+    """Name a checked graph's external data by the files that links lead to; libraries refuse links.
+
+    Returns:
+        What its locations are relative to: `folder`, or the Hugging Face hub's cache around it.
+    """
+    cache = hub_cache_of(folder)
+    if cache is None:
+        return folder
+    for entry in (entry for tensor in all_tensors(model) for entry in tensor.external_data):
+        if entry.key == "location":
+            entry.value = (folder / entry.value).resolve().relative_to(cache).as_posix()
+    return cache
 
 
 def checked_model(

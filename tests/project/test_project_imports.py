@@ -113,7 +113,9 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 SHARED = (
     "bundle", "cache_entry", "cache_folder", "config", "console", "content_cache", "cuda_driver",
-    "dtypes", "errors", "files", "held_folder", "manifest", "manifest_fields", "onnx_guard",
+    "dtypes", "errors", "files", "held_folder", "hub.bundle", "hub.cache", "hub.download",
+    "hub.errors", "hub.ids", "hub.links", "hub.repository", "manifest", "manifest_fields",
+    "onnx_guard",
     "outputs", "ownership", "parallel", "progress", "schema", "staging", "strict_json",
 )  # fmt: skip
 COMMON = {"fastwan", *(f"fastwan.{name}" for name in SHARED)}

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from fastwan import FastWanPipeline
-from fastwan.errors import BadInput, FastWanError
+from fastwan.errors import BadInput, EnvironmentLacks, FastWanError
 from fastwan.runtime.batch import UnknownArgument
+from testkit import stand_in_hub
+from testkit.stand_in_hub import COMMITS, REPO, StandInHub, files_of
 
 OURS = ["self", "seed", "sampler", "progress", "kwargs"]
 
@@ -250,6 +252,7 @@ def test_parts_that_are_not_there_are_not_there(pipe: FastWanPipeline) -> None:
         {"torch_dtype": torch.bfloat16},
         {"dtype": "auto"},
         {"device_map": "cpu"},
+        {"revision": None, "local_files_only": True},
         {"use_safetensors": True, "low_cpu_mem_usage": True, "variant": None},
     ],
 )
@@ -263,6 +266,7 @@ def test_from_pretrained_takes_what_changes_nothing(bundle: Any, options: dict[s
     [
         ({"torch_dtype": torch.float16}, "cannot be made torch.float16"),
         ({"device_map": "balanced"}, "device_map 'balanced'"),
+        ({"revision": "v1"}, "a folder has no revision"),
         ({"vae": None}, "opened without vae"),
         ({"variant": "fp16"}, "no variant 'fp16'"),
     ],
@@ -277,6 +281,26 @@ def test_from_pretrained_refuses_the_rest(
 def test_from_pretrained_without_a_bundle_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no folder of a bundle"):
         FastWanPipeline.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_bundle_on_the_hub_opens_by_its_id(
+    bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = StandInHub({COMMITS[0]: files_of(bundle.root)}, {"main": COMMITS[0]})
+    with stand_in_hub.serve(hub) as address:
+        stand_in_hub.use(monkeypatch, address, tmp_path / "hub")
+        with pytest.raises(EnvironmentLacks, match=r"local_files_only is set.*no copy"):
+            FastWanPipeline.from_pretrained(REPO, device="cpu", local_files_only=True)
+        with pytest.raises(BadInput, match="no folder of a bundle"):
+            FastWanPipeline.from_pretrained(Path(REPO), device="cpu")
+        fetched = FastWanPipeline.from_pretrained(REPO, device="cpu", revision=COMMITS[0])
+    local = FastWanPipeline.from_pretrained(bundle.root, device="cpu")
+    again = FastWanPipeline.from_pretrained(
+        f"{REPO}@{COMMITS[0]}", device="cpu", local_files_only=True
+    )
+    videos = [pipe("a red fox", output_type="uint8").frames for pipe in (local, fetched, again)]
+    assert np.array_equal(videos[0], videos[1])
+    assert np.array_equal(videos[0], videos[2])
 
 
 def test_repr_says_what_it_makes_and_where_it_runs(pipe: FastWanPipeline) -> None:

@@ -18,6 +18,7 @@ from fastwan.onnx_guard import bundle_graph, checked_model
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.device.constants import initializers
 from testkit.manifests import exported_of, records_of, write_manifest
+from testkit.stand_in_hub import as_fetched
 
 WEIGHT = np.arange(8, dtype=np.float32).reshape(2, 4)
 OFFSET = 16
@@ -84,6 +85,35 @@ def test_a_sound_graph_is_read_by_both(write: Write) -> None:
     }
     y = cpu_executor(bundle, "dit").run({"x": np.float32([[1, 10]])})["y"]
     np.testing.assert_array_equal(y, np.float32([[1, 10]]) @ WEIGHT)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_graph_in_the_hubs_cache_is_read_by_both(
+    write: Write, tmp_path: Path, shared: bool
+) -> None:
+    """Where graph and data are links, which ONNX Runtime takes in place of no data file."""
+    bundle = write(graph())
+    snapshot = as_fetched(bundle.root, tmp_path / "hub")
+    data = snapshot / "onnx" / "dit.data"
+    if shared:
+        store = tmp_path / "hub" / "blobs" / "ab" / ("ab" * 32)
+        store.parent.mkdir(parents=True)
+        blob = data.resolve()
+        blob.rename(store)
+        blob.symlink_to(f"../../blobs/ab/{store.name}")
+    assert data.is_symlink()
+    fetched = Bundle(snapshot, bundle.manifest)
+    assert initializers(fetched, ["w"]) == {"w": WEIGHT.tobytes()}
+    y = cpu_executor(fetched, "dit").run({"x": np.float32([[1, 10]])})["y"]
+    np.testing.assert_array_equal(y, np.float32([[1, 10]]) @ WEIGHT)
+
+    content = data.read_bytes()
+    data.resolve().write_bytes(bytes(len(content)))
+    again = Bundle(snapshot, bundle.manifest)
+    with pytest.raises(VerificationFailed, match="differs from its hash"):
+        initializers(again, ["w"])
+    with pytest.raises(VerificationFailed, match="differs from its hash"):
+        cpu_executor(again, "dit")
 
 
 def test_initializers_that_were_not_embedded_raw_are_read(write: Write) -> None:

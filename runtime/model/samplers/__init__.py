@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastwan.config import SamplerSpec, lookup
+from fastwan.config import SamplerSpec
 from fastwan.runtime.model.samplers import dmd, unipc
 from fastwan.runtime.model.schedule import Schedule
+from fastwan.tables import lookup
 
 KINDS: dict[str, Callable[[SamplerSpec], Schedule]] = {
     "unipc": unipc.schedule,

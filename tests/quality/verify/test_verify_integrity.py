@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import onnx
 import pytest
 
 from fastwan.bundle import open_bundle
-from fastwan.quality.verify.run import plan, verify_bundle
+from fastwan.quality.verify.run import plan, run_checks, verify_bundle
 from fastwan.quality.verify.subject import Subject
+from testkit.stand_in_hub import as_fetched
 
 pytestmark = pytest.mark.trt
+
+READ_WEIGHTS = {"weights_bit_exact", "quantizer_recipe", "text_encoder"}
 
 
 def flip_byte(root: Path) -> None:
@@ -65,6 +69,28 @@ def test_a_changed_file_fails_integrity_and_is_not_parsed(
     assert [check.name for check in report.checks] == ["integrity", *planned]
     assert all(check.value is None for check in report.checks[1:])
     assert parsed == []
+
+
+def test_a_bundle_with_a_hard_linked_backup_is_whole(bundle_dir: Path, tmp_path: Path) -> None:
+    """Libraries refuse such weights, as they cannot tell whose file it is; here hashes tell."""
+    backup = Path(shutil.copytree(bundle_dir, tmp_path / "backup", copy_function=os.link))
+    assert (backup / "onnx" / "dit.data").stat().st_nlink > 1
+    report = run_checks(Subject(open_bundle(backup)), READ_WEIGHTS)
+    assert {check.name for check in report.checks} == {"integrity", *READ_WEIGHTS}
+    assert report.passed
+
+
+def test_a_bundle_in_the_hubs_cache_is_whole(bundle_dir: Path, tmp_path: Path) -> None:
+    """Every file is a link there, and the hub adds files of its own."""
+    snapshot = as_fetched(bundle_dir, tmp_path)
+    (snapshot / "README.md").write_text("# A bundle")
+    (snapshot / ".gitattributes").write_text("*.data filter=lfs")
+    report = run_checks(Subject(open_bundle(snapshot)), READ_WEIGHTS)
+    assert {check.name for check in report.checks} == {"integrity", *READ_WEIGHTS}
+    assert report.passed
+    (snapshot / "onnx" / "README.md").write_text("# Not the hub's")
+    integrity = run_checks(Subject(open_bundle(snapshot)), set()).checks[0]
+    assert integrity.note == "onnx/README.md: not listed"
 
 
 def test_a_file_that_the_manifest_forgets_fails_integrity(mutant: Any) -> None:

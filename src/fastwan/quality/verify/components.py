@@ -171,6 +171,6 @@ def _encoded(subject: Subject, encoder: TextEncoder, embeddings: Array) -> Array
         return encoder.encode(PROMPT).astype(np.float32)
     model = subject.load(subject.graph("text_encoder").file)
     lowered, _ = lower_for_onnxruntime(model, quantize_activations=False)
-    executor = MemoryExecutor(lowered, subject.bundle.folder / "onnx")
+    executor = MemoryExecutor(lowered, subject.data_folder)
     hidden = executor.run({"embeddings": embeddings})["hidden_states"]
     return pad_rows(hidden.astype(np.float32), subject.dit_config.text_length)

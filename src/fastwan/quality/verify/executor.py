@@ -13,6 +13,7 @@ from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_attention import lower_attention
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.export.passes.split_dit import split_dit
+from fastwan.onnx_guard import all_tensors
 from fastwan.runtime.cpu.executor import OnnxRuntimeExecutor
 from fastwan.runtime.model.dit import DIT_GRAPHS, DiT
 from fastwan.runtime.model.executor import Array
@@ -24,7 +25,7 @@ class MemoryExecutor(OnnxRuntimeExecutor):
     Constants are not folded: that would unpack every FP4 weight to fp32 at once.
 
     Args:
-        model: of standard operators.
+        model: of standard operators; the locations of its external data are absolute.
         folder: where the external data lies.
 
     Raises:
@@ -33,8 +34,13 @@ class MemoryExecutor(OnnxRuntimeExecutor):
 
     def __init__(self, model: ir.Model, folder: Path) -> None:
         strip(model)
+        proto = ir.to_proto(model)
+        for tensor in all_tensors(proto):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = Path(entry.value).relative_to(folder).as_posix()
         super().__init__(
-            ir.to_proto(model).SerializeToString(),
+            proto.SerializeToString(),
             name=str(model.graph.name),
             folder=folder,
             fold_constants=False,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastwan.bundle import Bundle
 from fastwan.errors import FastWanError
+from fastwan.hub.links import put_by_hub
 from fastwan.manifest import LAYERS, MANIFEST, ONNX_MANIFEST, Manifest
 from fastwan.ownership import RECORD
 from fastwan.quality.verify.report import Check
@@ -25,7 +26,8 @@ def check_integrity(bundle: Bundle) -> Check:
         except OSError as error:
             bad.append(f"{name}: {error.strerror}")
     listed = {MANIFEST, RECORD, *bundle.manifest.files}
-    bad += [f"{name}: not listed" for name in _files_of(bundle.folder) if name not in listed]
+    others = [name for name in _files_of(bundle.folder) if name not in listed]
+    bad += [f"{name}: not listed" for name in others if not put_by_hub(name)]
     more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     note = "; ".join(bad[:_SHOWN]) + more if bad else f"{len(bundle.manifest.files)} files hashed"
     value = float(len(bad)) if bundle.manifest.files else None

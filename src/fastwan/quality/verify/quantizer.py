@@ -68,7 +68,7 @@ def check_recipe(subject: Subject, recipe: NVFP4) -> Check:
 def _scalar(subject: Subject, tensor: onnx.TensorProto | None) -> float | None:
     if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or tensor.dims:
         return None
-    return float(numpy_helper.to_array(tensor, str(subject.bundle.folder / "onnx")))
+    return float(numpy_helper.to_array(tensor, str(subject.data_folder)))
 
 
 def check_quantizer(subject: Subject, recipe: NVFP4, lowered: Mapping[str, ir.Model]) -> Check:
@@ -130,7 +130,7 @@ def quantised_values(model: ir.Model) -> dict[str, str]:
 def _quantisers(
     subject: Subject, lowered: Mapping[str, ir.Model], sources: Mapping[str, str]
 ) -> Iterator[tuple[str, MemoryExecutor, str]]:
-    folder = subject.bundle.folder / "onnx"
+    folder = subject.data_folder
     nodes = {}
     for part in lowered.values():
         for node in part.graph:

@@ -36,8 +36,9 @@ def verify_bundle(
 
     Args:
         path: an engine bundle.
-        checkpoint: folder or Hugging Face id of what the bundle claims to be made of. Its weights
-            are then quantised anew; without it the digests in the manifest are trusted.
+        checkpoint: folder or Hugging Face id of what the bundle claims to be made of; an id without
+            revision is taken at the commit that the manifest names. Its weights are then quantised
+            anew; without it the digests in the manifest are trusted.
         taehv: weight file of the decoder, where the checkpoint has none.
 
     Raises:
@@ -50,7 +51,14 @@ def verify_bundle(
     if checkpoint is not None:
         from fastwan.export.checkpoint.reader import open_checkpoint
 
-        opened = open_checkpoint(checkpoint, taehv=taehv, components=bundle.manifest.components)
+        origin = bundle.manifest.onnx.model.checkpoint
+        same = origin is not None and origin.repo == checkpoint and not Path(checkpoint).exists()
+        opened = open_checkpoint(
+            checkpoint,
+            taehv=taehv,
+            components=bundle.manifest.components,
+            revision=origin.commit if origin is not None and same else None,
+        )
     return run_checks(Subject(bundle, opened), progress=progress)
 
 

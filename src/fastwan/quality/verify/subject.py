@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastwan.bundle import Bundle
-from fastwan.config import COMPONENTS, MODELS, DecoderConfig, TextEncoderConfig, VideoShape, lookup
+from fastwan.config import COMPONENTS, MODELS, DecoderConfig, TextEncoderConfig, VideoShape
 from fastwan.errors import BadInput
 from fastwan.export.attentions import Attention, find_attention
 from fastwan.export.dit_graph import build_dit_graph, targeted_linears
@@ -19,9 +20,11 @@ from fastwan.export.dit_onnx import CPU_REFERENCE_TOKENS
 from fastwan.export.onnx_io import torch_tensor
 from fastwan.export.recipes import BF16, Recipe, find_recipe
 from fastwan.export.weights import constant_tensors
+from fastwan.hub.links import hub_cache_of
 from fastwan.manifest import Graph, Linear
-from fastwan.onnx_guard import all_tensors, checked_model
+from fastwan.onnx_guard import all_tensors, checked_model, follow_links
 from fastwan.quality.verify.executor import LoweredDiT
+from fastwan.tables import lookup
 
 if TYPE_CHECKING:
     from fastwan.export.checkpoint.reader import Checkpoint
@@ -126,6 +129,12 @@ class Subject:
         """Targeted linears of the transformer as they follow from the configuration alone."""
         return targeted_linears(self.dit_config, self.recipe)
 
+    @property
+    def data_folder(self) -> Path:
+        """What the locations of external data in `proto` are relative to."""
+        folder = self.bundle.folder / "onnx"
+        return hub_cache_of(folder) or folder
+
     def proto(self, file: str) -> onnx.ModelProto:
         """An ONNX file of the bundle; it and all data files it reads are listed and hashed.
 
@@ -140,14 +149,23 @@ class Subject:
                 for entry in tensor.external_data:
                     if entry.key == "location":
                         self.bundle.file(f"onnx/{entry.value}")
+            follow_links(model, folder)
             self._protos[file] = model
         return self._protos[file]
 
     def load(self, file: str) -> ir.Model:
-        """A new copy of an ONNX file as onnx-ir has it; external data stays in its file."""
-        model = ir.from_proto(self.proto(file))
-        ir.external_data.set_base_dir(model.graph, self.bundle.folder / "onnx")
-        return model
+        """A new copy of an ONNX file as onnx-ir has it; external data stays in its file.
+
+        Its locations are absolute: of files below a base directory onnx-ir refuses those with hard
+        links, which cannot hurt where a file was held against its hash.
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto(file))
+        for tensor in all_tensors(proto):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = str(self.data_folder / entry.value)
+        return ir.from_proto(proto)
 
     @cached_property
     def stored(self) -> ir.Model:
@@ -175,8 +193,7 @@ class Subject:
     @cached_property
     def lowered(self) -> LoweredDiT:
         """The transformer, to be lowered for ONNX Runtime at `check_shape`."""
-        folder = self.bundle.folder / "onnx"
-        return LoweredDiT(self.dit_graph, folder, self.attention)
+        return LoweredDiT(self.dit_graph, self.data_folder, self.attention)
 
 
 def initializer(model: ir.Model, name: str) -> ir.TensorProtocol:

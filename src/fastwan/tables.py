@@ -1,0 +1,53 @@
+"""Rows of tables by name: what a name stands for, or a refusal that lists the names there are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TypeVar
+
+from fastwan.errors import BadInput
+
+T = TypeVar("T")
+
+
+def known(names: Collection[str], name: str, kind: str = "name") -> str:
+    """`name`, if it is one of `names`.
+
+    Args:
+        kind: the word for it in the message.
+
+    Raises:
+        BadInput: it is not; the message lists those there are.
+    """
+    if name not in names:
+        raise BadInput(f"unknown {kind} {name!r}", fix="one of " + ", ".join(names))
+    return name
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str = "name") -> T:
+    """Row `name` of a table.
+
+    Raises:
+        BadInput: no such row, see `known`.
+    """
+    return table[known(table, name, kind)]
+
+
+def implementation(
+    names: Collection[str], objects: Mapping[str, T], name: str, kind: str = "name"
+) -> T:
+    """The object that does what a name of a table stands for.
+
+    Args:
+        names: the table of names.
+        objects: the table of objects, by name.
+
+    Raises:
+        BadInput: no such name, see `known`, or a name that no object implements.
+    """
+    known(names, name, kind)
+    if name not in objects:
+        raise BadInput(
+            f"nothing implements the {kind} {name!r}", fix="one of " + ", ".join(objects)
+        )
+    return objects[name]
