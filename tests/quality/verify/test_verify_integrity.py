@@ -71,9 +71,9 @@ def test_a_changed_file_fails_integrity_and_is_not_parsed(
     assert parsed == []
 
 
-def test_a_bundle_with_a_hard_linked_backup_is_whole(bundle_dir: Path, tmp_path: Path) -> None:
+def test_a_bundle_with_a_hard_linked_backup_is_whole(mutant: Any, tmp_path: Path) -> None:
     """Libraries refuse such weights, as they cannot tell whose file it is; here hashes tell."""
-    backup = Path(shutil.copytree(bundle_dir, tmp_path / "backup", copy_function=os.link))
+    backup = Path(shutil.copytree(mutant.root, tmp_path / "backup", copy_function=os.link))
     assert (backup / "onnx" / "dit.data").stat().st_nlink > 1
     report = run_checks(Subject(open_bundle(backup)), READ_WEIGHTS)
     assert {check.name for check in report.checks} == {"integrity", *READ_WEIGHTS}
