@@ -111,6 +111,8 @@ def _lacks_memory(error: BaseException) -> bool:
         isinstance(each, MemoryError)
         or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
         or _MEMORY.search(str(each)) is not None
+        # An extension module forgets to say so where it cannot even make the exception.
+        or (isinstance(each, SystemError) and "exception set" in str(each))
         for each in _chain(error)
     )
 

@@ -117,6 +117,7 @@ SHARED = (
     "hub.errors", "hub.ids", "hub.links", "hub.repository", "manifest", "manifest_fields",
     "onnx_guard",
     "outputs", "ownership", "parallel", "progress", "schema", "staging", "strict_json",
+    "tables",
 )  # fmt: skip
 COMMON = {"fastwan", *(f"fastwan.{name}" for name in SHARED)}
 MAY_IMPORT = {

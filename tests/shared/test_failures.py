@@ -38,6 +38,7 @@ def system(number: int, path: str | None = "/x") -> OSError:
         (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), 3, "TMPDIR"),
         (MemoryError(), 3, "not enough memory"),
         (RuntimeError("std::bad_alloc"), 3, "not enough memory"),
+        (SystemError("error return without exception set"), 3, "not enough memory"),
         (BadInput("the graph does not load: std::bad_alloc"), 3, "not enough memory"),
         (RuntimeError("can't start new thread"), 3, "not enough memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 3, "not enough memory"),

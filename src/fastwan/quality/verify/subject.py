@@ -142,9 +142,14 @@ class Subject:
             BadInput, VerificationFailed: a file is not what the manifest says, or unsafe to parse.
         """
         if file not in self._protos:
-            path = self.bundle.file(f"onnx/{file}")
+            content = self.bundle.read(f"onnx/{file}")
             folder = self.bundle.folder / "onnx"
-            model = checked_model(path.read_bytes(), folder, file)
+            listed = {
+                name.removeprefix("onnx/")
+                for name in self.manifest.files
+                if name.startswith("onnx/")
+            }
+            model = checked_model(content, folder, file, listed)
             for tensor in all_tensors(model):
                 for entry in tensor.external_data:
                     if entry.key == "location":
