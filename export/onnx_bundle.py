@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fastwan import __version__
-from fastwan.config import VideoShape
+from fastwan.config import SAMPLERS, SamplerSpec, VideoShape
 from fastwan.errors import BadInput
 from fastwan.export.attentions import Attention
 from fastwan.export.cache import ExportCache
@@ -27,7 +27,8 @@ def export_onnx_bundle(
     recipe: Recipe,
     text_encoder_recipe: Recipe,
     attention: Attention,
-    sampler: str,
+    sampler: SamplerSpec,
+    notes: tuple[str, ...] = (),
     components: Collection[str],
     cache: ExportCache | None = None,
     progress: Progress,
@@ -40,7 +41,8 @@ def export_onnx_bundle(
         recipe: of the transformer's linears.
         text_encoder_recipe: of the text encoder's.
         attention: what the model was made for.
-        sampler: default of the model.
+        sampler: default of the bundle.
+        notes: kept in the manifest, see `fastwan.manifest.Model`.
         components: of ``dit``, ``decoder``, ``text_encoder``.
         cache: where finished parts are taken from and left.
 
@@ -74,14 +76,14 @@ def export_onnx_bundle(
         if (
             checkpoint.text_encoder is None
             or checkpoint.text_config is None
-            or checkpoint.tokenizer_dir is None
+            or checkpoint.tokenizer is None
         ):
             raise _lacks(checkpoint, "text encoder", "leave it out with --components dit,decoder")
         graphs["text_encoder"], extra, text_digests = export_text_encoder(
             checkpoint.text_encoder,
             checkpoint.text_config,
             folder,
-            tokenizer_dir=checkpoint.tokenizer_dir,
+            tokenizer=checkpoint.tokenizer,
             text_length=checkpoint.dit_config.text_length,
             recipe=text_encoder_recipe,
             progress=progress,
@@ -97,8 +99,10 @@ def export_onnx_bundle(
             dit=checkpoint.dit_config,
             decoder=checkpoint.decoder_config,
             text_encoder=text_config,
-            default_sampler=sampler,
+            default_sampler=sampler.name,
+            own_sampler=None if sampler == SAMPLERS.get(sampler.name) else sampler,
             checkpoint=checkpoint.hub,
+            notes=notes,
         ),
         graphs=graphs,
         tensor_digests=digests,

@@ -8,8 +8,7 @@ A recipe is for six of a block's seven linears (not ``wo``, see
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +16,6 @@ import onnx_ir as ir
 import torch
 
 from fastwan.config import TextEncoderConfig
-from fastwan.errors import BadInput
 from fastwan.export import ops, schemas
 from fastwan.export.checkpoint import safetensors_io
 from fastwan.export.composer import Composer
@@ -36,13 +34,6 @@ from fastwan.staging import atomic_file
 
 EMBEDDINGS, HIDDEN_STATES = "embeddings", "hidden_states"
 EMBEDDING_FILE = "embedding.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-)
 CPU_REFERENCE_BYTES = 2 << 30
 """Largest encoder that the CPU reference is written for: ONNX Runtime holds its weights in fp32."""
 
@@ -136,7 +127,7 @@ def export_text_encoder(
     config: TextEncoderConfig,
     folder: Path,
     *,
-    tokenizer_dir: Path,
+    tokenizer: Mapping[str, bytes],
     text_length: int = 512,
     recipe: Recipe = _BF16,
     progress: Progress = _QUIET,
@@ -149,7 +140,7 @@ def export_text_encoder(
         source: tensors of transformers' ``UMT5EncoderModel``.
         config: shape of the encoder.
         folder: existing folder for the files.
-        tokenizer_dir: folder with ``tokenizer.json``.
+        tokenizer: its files by name, ``tokenizer.json`` among them.
         text_length: greatest number of tokens.
         recipe: of the linears; weights are quantised as its reference does.
         progress: told the bytes as they are written.
@@ -161,11 +152,8 @@ def export_text_encoder(
         is no CPU reference.
 
     Raises:
-        BadInput: there is no ``tokenizer.json``.
         VerificationFailed: a recipe without a gate changes a weight.
     """
-    if not (tokenizer_dir / TOKENIZER_FILES[0]).is_file():
-        raise BadInput(f"{TOKENIZER_FILES[0]} is missing", where=str(tokenizer_dir))
     model = build_text_encoder_graph(config, text_length, recipe)
     buckets = umt5.relative_buckets(config, text_length)
     with data_file(folder / "text_encoder.data") as writer:
@@ -181,7 +169,7 @@ def export_text_encoder(
         save_model(lowered, folder / cpu_file)
     extra = (
         _copy_embedding(source, config, folder / EMBEDDING_FILE, progress),
-        *_copy_tokenizer(tokenizer_dir, folder / "tokenizer"),
+        *_write_tokenizer(tokenizer, folder / "tokenizer"),
     )
     shape = (1, "length", config.d_model)
     graph = Graph(
@@ -259,10 +247,8 @@ def _copy_embedding(
     return path.name
 
 
-def _copy_tokenizer(source: Path, target: Path) -> Iterator[str]:
+def _write_tokenizer(files: Mapping[str, bytes], target: Path) -> Iterator[str]:
     target.mkdir()
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            # The contents, not the link: a Hugging Face cache is made of links.
-            shutil.copyfile(source / name, target / name)
-            yield f"{target.name}/{name}"
+    for name, data in files.items():
+        (target / name).write_bytes(data)
+        yield f"{target.name}/{name}"

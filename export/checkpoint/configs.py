@@ -6,70 +6,33 @@ What the export cannot represent is refused in words here, before any weight is 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
 
 from fastwan.config import (
     VAE_TEMPORAL,
     DecoderConfig,
     DiTConfig,
     TextEncoderConfig,
-    VideoShape,
 )
 from fastwan.errors import BadInput
+from fastwan.export.checkpoint.config_file import ConfigFile, listed
 from fastwan.export.checkpoint.store import TensorStore
-from fastwan.strict_json import read_json
 
-SHAPE_KEY = "_fastwan_shape"
-"""Key of ``model_index.json`` under which a checkpoint brings its own default video shape."""
-
-PipelineClass = Literal["WanPipeline", "WanDMDPipeline"]
-SAMPLERS: dict[PipelineClass, str] = {"WanPipeline": "unipc", "WanDMDPipeline": "dmd"}
-"""Sampler that a pipeline class of ``model_index.json`` runs."""
-
-_MAX_CONFIG_BYTES = 1_000_000
-
-
-class ConfigFile:
-    """A JSON object on disk with typed getters, whose errors name file and field."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.fields: dict[str, Any] = read_json(path, max_bytes=_MAX_CONFIG_BYTES)
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A positive whole number; without a default the field has to be there."""
-        value = self.fields.get(name, default)
-        if type(value) is not int or not 0 < value < 1 << 31:
-            raise self.bad(f"{name} is {_shown(value)}, expected a positive whole number")
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        """A positive number."""
-        value = self.fields.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-            raise self.bad(f"{name} is {_shown(value)}, expected a number between 0 and 1")
-        return float(value)
-
-    def require(self, name: str, allowed: tuple[object, ...], default: object) -> None:
-        """Refuse a field that has none of the `allowed` values."""
-        value = self.fields.get(name, default)
-        if not any(type(value) is type(item) and value == item for item in allowed):
-            expected = " or ".join(_shown(item) for item in allowed)
-            raise self.bad(f"{name} {_shown(value)} is not supported, expected {expected}")
-
-    def bad(self, what: str) -> BadInput:
-        return BadInput(what, where=str(self.path))
+_TRANSFORMER_FIELDS = frozenset(
+    (
+        "patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels",
+        "text_dim", "freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "qk_norm", "eps",
+        "image_dim", "added_kv_proj_dim", "rope_max_seq_len", "pos_embed_seq_len",
+        "quantization_config",
+    )
+)  # fmt: skip
+"""Arguments of diffusers' ``WanTransformer3DModel``, all of which are read here."""
 
 
-def _shown(value: object) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    return ascii(value)[:80]
-
-
-def read_dit_config(path: Path) -> DiTConfig:
+def read_dit_config(path: Path, notes: list[str]) -> DiTConfig:
     """Read ``transformer/config.json`` of diffusers' ``WanTransformer3DModel``.
+
+    Args:
+        notes: told of fields that are set and that diffusers' class does not have.
 
     Raises:
         BadInput: a text-to-video Wan 2.1 transformer with heads of 128 it is not.
@@ -85,18 +48,31 @@ def read_dit_config(path: Path) -> DiTConfig:
     file.require("in_channels", (16,), 16)
     file.require("out_channels", (16, None), 16)
     file.require("rope_max_seq_len", (1024,), 1024)
+    foreign = [
+        name
+        for name, value in file.fields.items()
+        if name not in _TRANSFORMER_FIELDS and not name.startswith("_") and value
+    ]
+    if foreign:
+        notes.append(
+            f"{path.parent.name}/{path.name} sets {listed(foreign)}, which "
+            "WanTransformer3DModel does not have: not used"
+        )
     return DiTConfig(
-        num_layers=file.integer("num_layers"),
-        num_heads=file.integer("num_attention_heads"),
-        ffn_dim=file.integer("ffn_dim"),
-        text_dim=file.integer("text_dim", 4096),
-        freq_dim=file.integer("freq_dim", 256),
+        num_layers=file.integer("num_layers", 256),
+        num_heads=file.integer("num_attention_heads", 128),
+        ffn_dim=file.integer("ffn_dim", 1 << 17),
+        text_dim=file.integer("text_dim", 1 << 16, 4096),
+        freq_dim=_even(file, "freq_dim", 1 << 13, 256),
         eps=file.number("eps", 1e-6),
     )
 
 
-def read_text_encoder_config(path: Path) -> TextEncoderConfig:
+def read_text_encoder_config(path: Path) -> tuple[TextEncoderConfig, int | None]:
     """Read ``text_encoder/config.json`` of transformers' ``UMT5EncoderModel``.
+
+    Returns:
+        The configuration, and the token that ends a prompt where it names one.
 
     Raises:
         BadInput: not a UMT5 encoder with a gated tanh-GELU.
@@ -107,17 +83,32 @@ def read_text_encoder_config(path: Path) -> TextEncoderConfig:
     file.require("dense_act_fn", ("gelu_new",), "gelu_new")
     file.require("is_gated_act", (True,), True)
     file.require("quantization_config", (None,), None)
-    return TextEncoderConfig(
-        vocab_size=file.integer("vocab_size"),
-        d_model=file.integer("d_model"),
-        d_kv=file.integer("d_kv"),
-        d_ff=file.integer("d_ff"),
-        num_layers=file.integer("num_layers"),
-        num_heads=file.integer("num_heads"),
-        num_buckets=file.integer("relative_attention_num_buckets", 32),
-        max_distance=file.integer("relative_attention_max_distance", 128),
+    buckets = _even(file, "relative_attention_num_buckets", 1 << 10, 32)
+    if buckets < 4:
+        raise file.bad(f"relative_attention_num_buckets is {buckets}, expected 4 or more")
+    end = file.fields.get("eos_token_id")
+    config = TextEncoderConfig(
+        vocab_size=file.integer("vocab_size", 1 << 22),
+        d_model=file.integer("d_model", 1 << 16),
+        d_kv=file.integer("d_kv", 1 << 10),
+        d_ff=file.integer("d_ff", 1 << 18),
+        num_layers=file.integer("num_layers", 256),
+        num_heads=file.integer("num_heads", 1 << 10),
+        num_buckets=buckets,
+        # Half of a sign's buckets are for one distance each; the others need distances beyond.
+        max_distance=file.integer(
+            "relative_attention_max_distance", 1 << 16, 128, least=buckets // 4 + 1
+        ),
         eps=file.number("layer_norm_epsilon", 1e-6),
     )
+    return config, end if type(end) is int else None
+
+
+def _even(file: ConfigFile, name: str, most: int, default: int) -> int:
+    value = file.integer(name, most, default, least=2)
+    if value % 2:
+        raise file.bad(f"{name} is {value}, expected an even number")
+    return value
 
 
 def infer_decoder_config(store: TensorStore) -> DecoderConfig:
@@ -160,31 +151,3 @@ def _conv_shape(store: TensorStore, name: str) -> tuple[int, ...]:
     if len(shape) != 4 or 0 in shape:
         raise BadInput(f"{list(shape)} is no convolution's shape", where=store.where(name))
     return shape
-
-
-def read_model_index(path: Path) -> tuple[PipelineClass, VideoShape, dict[str, Any]]:
-    """Pipeline class, default video shape and all fields of ``model_index.json``.
-
-    Raises:
-        BadInput: another pipeline than Wan text-to-video, or a video shape that is none.
-    """
-    file = ConfigFile(path)
-    name = file.fields.get("_class_name")
-    pipeline: PipelineClass | None = next((item for item in SAMPLERS if item == name), None)
-    if pipeline is None:
-        raise file.bad(
-            f"pipeline {_shown(name)} is not supported, expected " + " or ".join(SAMPLERS)
-        )
-    shape = file.fields.get(SHAPE_KEY)
-    if shape is None:
-        return pipeline, VideoShape(), file.fields
-    if (
-        not isinstance(shape, dict)
-        or shape.keys() != {"height", "width", "num_frames"}
-        or any(type(value) is not int for value in shape.values())
-    ):
-        raise file.bad(f"{SHAPE_KEY} must hold height, width and num_frames")
-    try:
-        return pipeline, VideoShape(**shape), file.fields
-    except BadInput as error:
-        raise file.bad(f"{SHAPE_KEY}: {error.what}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from fastwan.errors import BadInput
 from fastwan.hub.repository import Repository, listed, open_repository
@@ -32,6 +33,14 @@ _DECODER = re.compile(r"(taehv/|vae/)?taew2_1\.[^/]*")
 _TEXTS = (".json", ".model", ".txt")
 
 
+class Fetched(NamedTuple):
+    """A checkpoint in the hub's cache: its folder, what it is, and all files of the repository."""
+
+    folder: Path
+    source: HubSource
+    files: tuple[str, ...]
+
+
 def wanted_files(files: Collection[str], components: Collection[str]) -> list[str]:
     """Those of a repository's files that the reader opens for `components`.
 
@@ -49,8 +58,8 @@ def wanted_files(files: Collection[str], components: Collection[str]) -> list[st
 
 def fetch_checkpoint(
     source: str, components: Collection[str], revision: str | None = None
-) -> tuple[Path, HubSource]:
-    """Folder of a checkpoint in the hub's cache, fetched if need be, and the commit that it is.
+) -> Fetched:
+    """A checkpoint in the hub's cache, fetched if need be.
 
     Args:
         source: ``owner/name`` or ``owner/name@revision``.
@@ -73,7 +82,8 @@ def fetch_checkpoint(
     card = [CARD] if CARD in repository.files else []
     folder = repository.get(wanted, helpful=card)
     repository.keep()
-    return folder, HubSource(repo=repository.id.repo, commit=repository.commit)
+    pinned = HubSource(repo=repository.id.repo, commit=repository.commit)
+    return Fetched(folder, pinned, tuple(repository.files))
 
 
 def _weight_folders(files: Collection[str], components: Collection[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 Canonical names are those of diffusers' ``WanTransformer3DModel``, transformers'
 ``UMT5EncoderModel`` and ``taehv.py``. FastVideo saves some transformers under its own names
-(``param_names_mapping`` of its WanVideo configuration, read backwards here).
+(``param_names_mapping`` of its WanVideo configuration, read backwards here), and Wan publishes its
+own (as ``convert_wan_transformer_to_diffusers`` of diffusers reads them), which ComfyUI keeps.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from collections.abc import Mapping
 
 from fastwan.config import DecoderConfig, DiTConfig, TextEncoderConfig
 from fastwan.errors import BadInput
+from fastwan.export.checkpoint.config_file import listed
+from fastwan.export.checkpoint.foreign import explain_tensors
 from fastwan.export.checkpoint.store import FLOAT_DTYPES, TensorStore
 
 Shapes = dict[str, tuple[int, ...]]
 
 # What training wrappers and whole-pipeline files put before the transformer's own names.
-_PREFIXES = ("model.", "transformer.", "generator.", "module.", "_orig_mod.")
+_PREFIXES = (
+    "model.", "diffusion_model.", "transformer.", "generator.", "module.", "_orig_mod.",
+)  # fmt: skip
 
-_FASTVIDEO = tuple(
+_RENAMES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"^patch_embedding\.proj\.", "patch_embedding."),
@@ -34,19 +39,37 @@ _FASTVIDEO = tuple(
         (r"^(blocks\.\d+)\.ffn\.fc_in\.", r"\1.ffn.net.0.proj."),
         (r"^(blocks\.\d+)\.ffn\.fc_out\.", r"\1.ffn.net.2."),
         (r"^(blocks\.\d+)\.self_attn_residual_norm\.norm\.", r"\1.norm2."),
+        (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
+        (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
+        (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
+        (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
+        (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+        (r"^(blocks\.\d+)\.self_attn\.([qkv])\.", r"\1.attn1.to_\2."),
+        (r"^(blocks\.\d+)\.self_attn\.o\.", r"\1.attn1.to_out.0."),
+        (r"^(blocks\.\d+)\.self_attn\.norm_([qk])\.", r"\1.attn1.norm_\2."),
+        (r"^(blocks\.\d+)\.cross_attn\.([qkv])\.", r"\1.attn2.to_\2."),
+        (r"^(blocks\.\d+)\.cross_attn\.o\.", r"\1.attn2.to_out.0."),
+        (r"^(blocks\.\d+)\.cross_attn\.norm_([qk])\.", r"\1.attn2.norm_\2."),
+        (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
+        (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
+        # Wan's second norm has no weights; the one between the attentions is its third.
+        (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),
+        (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
+        (r"^head\.modulation$", "scale_shift_table"),
+        (r"^head\.head\.", "proj_out."),
     )
 )
 
 
 def canonical_dit_name(stored: str) -> str:
-    """The diffusers name of a transformer tensor stored under a diffusers or FastVideo name.
+    """The diffusers name of a transformer tensor stored under diffusers', FastVideo's or Wan's.
 
     An unknown name comes back as it is, less the prefix; `check_tensors` refuses it.
     """
     name = stored
     while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
         name = name[len(prefix) :]
-    for pattern, replacement in _FASTVIDEO:
+    for pattern, replacement in _RENAMES:
         name, count = pattern.subn(replacement, name)
         if count:
             break
@@ -151,32 +174,35 @@ def check_tensors(store: TensorStore, expected: Mapping[str, tuple[int, ...]], w
     """
     where = str(store.files[0].parent) if len(store) else what
     unknown = [name for name in store.names() if name not in expected]
+    if unknown:
+        explained = explain_tensors(unknown, map(store.dtype, store.names()))
+        kind, fix = explained or ("", "")
+        raise BadInput(
+            f"{what} holds {kind}: {listed(unknown)}"
+            if kind
+            else f"{what} has unknown tensor {listed(unknown)}",
+            where=where,
+            fix=fix,
+        )
     missing = [name for name in expected if name not in store]
-    for kind, names in (("unknown", unknown), ("missing", missing)):
-        if names:
-            raise BadInput(f"{what} has {kind} tensor {_listed(names)}", where=where)
+    if missing:
+        raise BadInput(f"{what} has missing tensor {listed(missing)}", where=where)
     shapes = [n for n in expected if store.shape(n) != tuple(expected[n])]
     if shapes:
         first = shapes[0]
         raise BadInput(
-            f"{what} tensor {_listed(shapes)} has shape {list(store.shape(first))}, "
+            f"{what} tensor {listed(shapes)} has shape {list(store.shape(first))}, "
             f"expected {list(expected[first])}",
             where=store.where(first),
         )
     dtypes = [name for name in expected if store.dtype(name) not in FLOAT_DTYPES]
     if dtypes:
         raise BadInput(
-            f"{what} tensor {_listed(dtypes)} has dtype {_dtype(store, dtypes[0])}",
+            f"{what} tensor {listed(dtypes)} has dtype {_dtype(store, dtypes[0])}",
             where=store.where(dtypes[0]),
-            fix="give bfloat16, float16 or float32 weights",
+            fix="give bfloat16 (bf16), float16 or float32 weights of the same model",
         )
 
 
 def _dtype(store: TensorStore, name: str) -> str:
     return str(store.dtype(name)).removeprefix("torch.")
-
-
-def _listed(names: list[str]) -> str:
-    shown = [name[:120] for name in names[:3]]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return ", ".join(shown) + more

@@ -1,11 +1,11 @@
-"""Opening a checkpoint: a local diffusers folder or a Hugging Face id."""
+"""Opening a checkpoint: a diffusers folder, a transformer's file or a Hugging Face id."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastwan.config import (
     COMPONENTS,
@@ -17,36 +17,37 @@ from fastwan.config import (
 )
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint import hub
-from fastwan.export.checkpoint.configs import (
+from fastwan.export.checkpoint.components import (
+    open_decoder,
+    open_text_encoder,
+    open_transformer,
+    tell_beside,
+    transformer_config,
+)
+from fastwan.export.checkpoint.foreign import refuse_file, refuse_folder
+from fastwan.export.checkpoint.identity import (
+    Claim,
+    check_shape,
+    origin_claims,
+    overruled_names,
+    own_claims,
+    tell_model,
+)
+from fastwan.export.checkpoint.model_index import (
+    MODEL_INDEX,
     SAMPLERS,
+    ModelIndex,
     PipelineClass,
-    infer_decoder_config,
-    read_dit_config,
     read_model_index,
-    read_text_encoder_config,
 )
-from fastwan.export.checkpoint.hub import MODEL_INDEX
-from fastwan.export.checkpoint.names import (
-    canonical_dit_name,
-    check_tensors,
-    expected_decoder_tensors,
-    expected_dit_tensors,
-    expected_text_encoder_tensors,
-)
-from fastwan.export.checkpoint.store import TensorStore, open_folder, open_store
+from fastwan.export.checkpoint.scheduler import Scheduler, read_scheduler
+from fastwan.export.checkpoint.single_file import open_single_file
+from fastwan.export.checkpoint.store import TensorStore
+from fastwan.export.checkpoint.synthetic import PRESETS
+from fastwan.export.checkpoint.tokenizer import read_tokenizer
 from fastwan.hub.ids import is_repo_id
 from fastwan.manifest import HubSource
 from fastwan.tables import lookup
-
-DEFAULT_MODEL = "FastWan-QAD-1.3B"
-# Published siblings whose recipes are no rows of MODELS: taking them for another model would
-# build engines for weights that were tuned otherwise.
-_SIBLINGS = ("FastWan-QAD-1.3B-SA2", "FastWan-QAD-FP8-1.3B")
-_DECODER_FILES = tuple(
-    f"{folder}taew2_1{suffix}"
-    for folder in ("", "taehv/", "vae/")
-    for suffix in (".safetensors", ".pth")
-)
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,29 @@ class Checkpoint:
     """An opened and validated checkpoint; weights are read when they are asked for.
 
     Attributes:
-        source: what the user gave, a folder or ``owner/name``.
-        root: the folder on disk.
+        source: what the user gave: a folder, a file or ``owner/name``.
+        root: the folder or file on disk.
         model_name: row of `fastwan.config.MODELS`.
         pipeline_class: of ``model_index.json``.
+        scheduler: of ``scheduler_config.json``; None where there is none.
         dit_config: shape of the transformer, whatever the components.
         default_shape: what the checkpoint says, or 832x480x81.
         transformer: tensors under their diffusers names; empty unless ``dit`` was asked for.
         text_encoder: tensors under transformers' names, the embedding as ``shared.weight``; None
-            unless asked for, as are `text_config` and `tokenizer_dir`.
+            unless asked for, as are `text_config` and `tokenizer`.
         decoder: the ``decoder.*`` tensors of TAEHV; None unless asked for, as is
             `decoder_config`.
-        tokenizer_dir: folder with ``tokenizer.json``.
+        tokenizer: its files by name; ``tokenizer.json`` ends every prompt as its class does.
         hub: where on the hub it was fetched; None for a folder.
+        notes: what was assumed, and what of the checkpoint is not read; a line each, the same for
+            the same checkpoint wherever it lies.
     """
 
     source: str
     root: Path
     model_name: str
     pipeline_class: PipelineClass
+    scheduler: Scheduler | None
     dit_config: DiTConfig
     text_config: TextEncoderConfig | None
     decoder_config: DecoderConfig | None
@@ -80,8 +85,9 @@ class Checkpoint:
     transformer: TensorStore
     text_encoder: TensorStore | None
     decoder: TensorStore | None
-    tokenizer_dir: Path | None
+    tokenizer: Mapping[str, bytes] | None
     hub: HubSource | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def default_sampler(self) -> str:
@@ -102,12 +108,12 @@ def open_checkpoint(
     Values are checked (NaN, Inf) when they are read.
 
     Args:
-        source: a diffusers folder, or ``owner/name`` or ``owner/name@revision`` on
-            huggingface.co. A folder of that name comes first.
+        source: a diffusers folder, a transformer in one ``.safetensors`` file, or ``owner/name``
+            or ``owner/name@revision`` on huggingface.co. What lies on disk comes first.
         taehv: TAEHV weights (``taew2_1.safetensors`` or ``.pth``); by default looked for in the
             checkpoint.
         components: of `fastwan.config.COMPONENTS`; the others need not be there.
-        model: row of `fastwan.config.MODELS`; by default told from the checkpoint's name.
+        model: row of `fastwan.config.MODELS`; by default told from the checkpoint's names.
         revision: branch, tag or commit on huggingface.co, another way to write ``@revision``.
 
     Raises:
@@ -124,41 +130,119 @@ def open_checkpoint(
             )
     if model is not None:
         lookup(MODELS, model)
-    root, origin = _find_root(source, components, revision)
-    pipeline, shape, index = read_model_index(root / MODEL_INDEX)
-    dit_config = read_dit_config(root / "transformer" / "config.json")
+    root, fetched = _find_root(source, components, revision)
+    notes: list[str] = []
+    if root.is_file():
+        return _open_file(source, root, taehv, components, model, notes)
+    index = read_model_index(root, components, notes)
+    folder, dit_config = transformer_config(root, notes)
+    own = own_claims(source, root)
+    configs = (root / "transformer" / "config.json", folder / "config.json")
+    origins = origin_claims(root, index.name_or_path, dict.fromkeys(configs))
+    name = _name(own, origins, model, dit_config, notes)
+    tell_beside(os.listdir(root) if fetched is None else fetched.files, notes)
     text_config, text_encoder, tokenizer = None, None, None
     if "text_encoder" in components:
-        text_config, text_encoder = _open_text_encoder(root, dit_config)
-        tokenizer = _find_tokenizer(root)
+        text_config, end_id, text_encoder = open_text_encoder(root, dit_config, notes)
+        tokenizer = read_tokenizer(
+            root / "tokenizer",
+            index,
+            text_length=dit_config.text_length,
+            vocab_size=text_config.vocab_size,
+            end_id=end_id,
+            notes=notes,
+        )
     decoder_config, decoder = None, None
     if "decoder" in components:
-        decoder_config, decoder = _open_decoder(root, taehv)
+        decoder_config, decoder = open_decoder(root, taehv, notes)
+    transformer = TensorStore({})
+    if "dit" in components:
+        transformer = open_transformer(folder, dit_config, notes)
     return Checkpoint(
         source=source,
         root=root,
-        model_name=model or _model_name(source, root, index),
-        pipeline_class=pipeline,
+        model_name=name,
+        pipeline_class=index.pipeline_class,
+        scheduler=read_scheduler(root, index, notes),
         dit_config=dit_config,
         text_config=text_config,
         decoder_config=decoder_config,
-        default_shape=shape,
-        transformer=(
-            _open_transformer(root, dit_config) if "dit" in components else TensorStore({})
-        ),
+        default_shape=index.shape,
+        transformer=transformer,
         text_encoder=text_encoder,
         decoder=decoder,
-        tokenizer_dir=tokenizer,
-        hub=origin,
+        tokenizer=tokenizer,
+        hub=None if fetched is None else fetched.source,
+        notes=tuple(notes),
     )
+
+
+def _open_file(
+    source: str,
+    path: Path,
+    taehv: Path | None,
+    components: Collection[str],
+    model: str | None,
+    notes: list[str],
+) -> Checkpoint:
+    """A transformer in one file, which says nothing of the pipeline around it."""
+    if "text_encoder" in components:
+        raise BadInput(
+            "one file holds a transformer alone, without text encoder and tokenizer",
+            where=str(path),
+            fix="pass --components dit, or dit,decoder with --taehv",
+        )
+    dit_config, transformer = open_single_file(path, notes)
+    name = _name(own_claims(source, path), [], model, dit_config, notes)
+    decoder_config, decoder = None, None
+    if "decoder" in components:
+        decoder_config, decoder = open_decoder(None, taehv, notes)
+    index = ModelIndex()
+    return Checkpoint(
+        source=source,
+        root=path,
+        model_name=name,
+        pipeline_class=index.pipeline_class,
+        scheduler=None,
+        dit_config=dit_config,
+        text_config=None,
+        decoder_config=decoder_config,
+        default_shape=index.shape,
+        transformer=transformer if "dit" in components else TensorStore({}),
+        text_encoder=None,
+        decoder=decoder,
+        tokenizer=None,
+        notes=tuple(notes),
+    )
+
+
+def _name(
+    own: list[Claim],
+    origins: list[Claim],
+    model: str | None,
+    config: DiTConfig,
+    notes: list[str],
+) -> str:
+    """Row of `MODELS`: the user's choice, or what names and shape of the checkpoint tell."""
+    shapes = [preset.dit for preset in PRESETS.values()]
+    if model is None:
+        name = tell_model(own, origins, notes)
+        check_shape(config, name, shapes)
+        return name
+    notes += overruled_names(own, origins, model)
+    try:
+        check_shape(config, model, shapes)
+    except BadInput as error:
+        notes.append(f"built as {model}, though its {error.what}")
+    return model
 
 
 def _find_root(
     source: str, components: Collection[str], revision: str | None
-) -> tuple[Path, HubSource | None]:
+) -> tuple[Path, hub.Fetched | None]:
     path = Path(source)
     try:
-        is_folder = path.is_dir()
+        is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:
         raise BadInput(f"not a path: {error}", where=source[:120]) from None
     if is_folder and revision is not None:
@@ -169,104 +253,17 @@ def _find_root(
         )
     if is_folder:
         if not (path / MODEL_INDEX).is_file():
-            raise BadInput(
-                f"folder holds no {MODEL_INDEX}",
-                where=source,
-                fix="give the top folder of a diffusers checkpoint",
-            )
+            raise refuse_folder(path)
         return path, None
-    if path.exists():
-        raise BadInput("checkpoint is a file", where=source, fix="give its folder")
+    if path.is_file() and path.suffix == ".safetensors":
+        return path, None
+    if exists:
+        raise refuse_file(path)
     if not is_repo_id(source):
         raise BadInput(
             "checkpoint does not exist",
             where=source,
             fix="give a folder or a Hugging Face id such as FastVideo/FastWan-QAD-1.3B",
         )
-    return hub.fetch_checkpoint(source, components, revision)
-
-
-def _model_name(source: str, root: Path, index: dict[str, Any]) -> str:
-    # In the hub's cache the model's name is two folders up: models--owner--name/snapshots/hash.
-    told = [source, str(root.absolute().name), str(index.get("_name_or_path", ""))]
-    if root.absolute().parent.name == "snapshots":
-        told.append(root.absolute().parent.parent.name)
-    names = [text.rstrip("/").split("/")[-1].lower() for text in told]
-    known = sorted((*MODELS, *_SIBLINGS), key=len, reverse=True)
-    found = next((name for name in known if any(name.lower() in text for text in names)), None)
-    if found is None:
-        return DEFAULT_MODEL
-    if found not in MODELS:
-        raise BadInput(
-            f"model {found} is not supported", where=source, fix="use " + " or ".join(MODELS)
-        )
-    return found
-
-
-def _open_transformer(root: Path, config: DiTConfig) -> TensorStore:
-    generator = root / hub.GENERATOR / "diffusion_pytorch_model.safetensors"
-    if generator.is_file():
-        store = open_store(generator)
-    else:
-        store = open_folder(root / "transformer", "diffusion_pytorch_model")
-    store = store.renamed(canonical_dit_name)
-    check_tensors(store, expected_dit_tensors(config), "transformer")
-    return store
-
-
-def _open_text_encoder(root: Path, dit: DiTConfig) -> tuple[TextEncoderConfig, TensorStore]:
-    folder = root / "text_encoder"
-    if not folder.is_dir():
-        raise BadInput(
-            "checkpoint has no text_encoder",
-            where=str(root),
-            fix="leave it out with --components dit,decoder",
-        )
-    config = read_text_encoder_config(folder / "config.json")
-    if config.d_model != dit.text_dim:
-        raise BadInput(
-            f"text encoder gives {config.d_model} channels, the transformer takes {dit.text_dim}",
-            where=str(folder / "config.json"),
-        )
-    store = open_folder(folder, "model")
-    shared, tied = "shared.weight", "encoder.embed_tokens.weight"
-    if tied in store:
-        # transformers ties the two: one of them is enough, and both hold the same values.
-        if shared in store:
-            if store.shape(tied) != store.shape(shared):
-                raise BadInput(f"shape differs from {shared}", where=store.where(tied))
-            store = store.without(lambda name: name == tied)
-        else:
-            store = store.renamed(lambda name: shared if name == tied else name)
-    check_tensors(store, expected_text_encoder_tensors(config), "text encoder")
-    return config, store
-
-
-def _find_tokenizer(root: Path) -> Path:
-    folder = root / "tokenizer"
-    if not (folder / "tokenizer.json").is_file():
-        raise BadInput(
-            "tokenizer.json is missing",
-            where=str(folder),
-            fix="a fast tokenizer is needed; transformers' save_pretrained writes one",
-        )
-    return folder
-
-
-def _open_decoder(root: Path, taehv: Path | None) -> tuple[DecoderConfig, TensorStore]:
-    path = taehv
-    if path is None:
-        path = next((root / name for name in _DECODER_FILES if (root / name).is_file()), None)
-    if path is None:
-        raise BadInput(
-            "checkpoint has no TAEHV decoder, taew2_1.safetensors",
-            where=str(root),
-            fix="pass --taehv FILE (weights: github.com/madebyollin/taehv)",
-        )
-    # The same file holds the encoder, which making a video does not need.
-    store = open_store(path).without(lambda name: name.startswith("encoder."))
-    if not len(store):
-        raise BadInput("file holds no decoder, all tensors are missing", where=str(path))
-    config = infer_decoder_config(store)
-    check_tensors(store, expected_decoder_tensors(config), "TAEHV decoder")
-    return config, store
+    fetched = hub.fetch_checkpoint(source, components, revision)
+    return fetched.folder, fetched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from fastwan.errors import BadInput
 from fastwan.export.checkpoint.safetensors_io import TensorFile
 from fastwan.strict_json import read_json
 
-INDEX_SUFFIX = ".safetensors.index.json"
+_INDEX = re.compile(r".*\.safetensors\.index(\.\w+)?\.json")  # with or without a variant
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Dtypes that weights may have; everything is computed from these."""
 
@@ -94,10 +95,19 @@ class TensorStore:
 
     `read` and `read_rows` return fresh tensors in the shape and dtype of the file, and refuse
     NaN and Inf. Safe to use from several threads.
+
+    Args:
+        entries: file and stored name by name.
+        dtype: what the values are going to be converted to; those that become Inf are refused.
     """
 
-    def __init__(self, entries: Mapping[str, tuple[_Source, str]]) -> None:
+    def __init__(
+        self,
+        entries: Mapping[str, tuple[_Source, str]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._entries = dict(entries)
+        self._dtype = dtype
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -173,11 +183,16 @@ class TensorStore:
                     f"{entry[1]} and {other} are both {canonical}", where=str(entry[0].path)
                 )
             entries[canonical] = entry
-        return TensorStore(entries)
+        return TensorStore(entries, self._dtype)
+
+    def within(self, dtype: torch.dtype) -> TensorStore:
+        """The same tensors, for use in `dtype`: reading refuses what it cannot hold."""
+        return TensorStore(self._entries, dtype)
 
     def without(self, dropped: Callable[[str], bool]) -> TensorStore:
         """The store less the tensors for whose name `dropped` is true."""
-        return TensorStore({n: e for n, e in self._entries.items() if not dropped(n)})
+        kept = {name: entry for name, entry in self._entries.items() if not dropped(name)}
+        return TensorStore(kept, self._dtype)
 
     def _entry(self, name: str) -> tuple[_Source, str]:
         try:
@@ -194,6 +209,13 @@ class TensorStore:
         low, high = torch.aminmax(values)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise BadInput("tensor holds NaN or Inf", where=self.where(name))
+        if not torch.isfinite(torch.stack([low, high]).to(self._dtype)).all():
+            raise BadInput(
+                f"tensor holds a value beyond {str(self._dtype).removeprefix('torch.')}, which "
+                "is what it is used in",
+                where=self.where(name),
+                fix="such a weight is damage; fetch the file again",
+            )
         return tensor
 
 
@@ -205,7 +227,7 @@ def open_store(path: Path) -> TensorStore:
     """
     if not path.is_file():
         raise BadInput("weight file is missing", where=str(path))
-    if path.name.endswith(INDEX_SUFFIX):
+    if _INDEX.fullmatch(path.name):
         return _open_sharded(path)
     source: _Source
     if path.suffix == ".safetensors":
@@ -219,24 +241,6 @@ def open_store(path: Path) -> TensorStore:
             fix="give .safetensors, .safetensors.index.json, .pth or .pt",
         )
     return TensorStore({name: (source, name) for name in source.names})
-
-
-def open_folder(folder: Path, stem: str) -> TensorStore:
-    """Open the weights of a diffusers or transformers component folder.
-
-    Args:
-        folder: e.g. ``transformer/``.
-        stem: ``diffusion_pytorch_model`` or ``model``; ``<stem>.safetensors.index.json`` comes
-            before ``<stem>.safetensors``.
-
-    Raises:
-        BadInput: neither is there, or the files are damaged.
-    """
-    for suffix in (INDEX_SUFFIX, ".safetensors"):
-        path = folder / (stem + suffix)
-        if path.is_file():
-            return open_store(path)
-    raise BadInput(f"holds neither {stem}.safetensors nor {stem}{INDEX_SUFFIX}", where=str(folder))
 
 
 def _open_sharded(index: Path) -> TensorStore:

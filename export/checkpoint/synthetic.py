@@ -13,7 +13,7 @@ import torch
 from fastwan.config import DecoderConfig, DiTConfig, TextEncoderConfig, VideoShape
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint import synthetic_files as files
-from fastwan.export.checkpoint.hub import MODEL_INDEX
+from fastwan.export.checkpoint.model_index import MODEL_INDEX
 from fastwan.export.checkpoint.names import (
     Shapes,
     expected_decoder_tensors,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastwan.config import DiTConfig, TextEncoderConfig, VideoShape
-from fastwan.export.checkpoint.configs import SHAPE_KEY
+from fastwan.export.checkpoint.model_index import SHAPE_KEY
 
 _DIFFUSERS = "0.35.0"
 _TRANSFORMERS = "4.50.0"

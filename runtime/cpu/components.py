@@ -18,6 +18,7 @@ from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import OnStep, combine, denoise
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
+from fastwan.runtime.text import open_text_encoder
 from fastwan.runtime.timings import Timings
 
 
@@ -54,7 +55,7 @@ class CpuComponents:
     def text_encoder(self) -> TextEncoder:
         require_text_encoder(self._bundle)
         executor = cpu_executor(self._bundle, "text_encoder", threads=self._threads)
-        return TextEncoder.from_bundle(self._bundle, executor, self.dit.text_shape[1])
+        return open_text_encoder(self._bundle, executor, self.dit.text_shape[1])
 
     @cached_property
     def dit(self) -> DiT[Array]:

@@ -23,6 +23,7 @@ from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
 from fastwan.runtime.recording.machine import DeviceEngine
 from fastwan.runtime.recording.text import EMBEDDINGS, HIDDEN_STATES
+from fastwan.runtime.text import open_text_encoder
 from fastwan.runtime.timings import Timings
 
 
@@ -96,7 +97,7 @@ class DeviceComponents:
     def text_encoder(self) -> TextEncoder:
         require_text_encoder(self._bundle)
         executor = _TextExecutor(self.session)
-        return TextEncoder.from_bundle(self._bundle, executor, self.text_shape[1])
+        return open_text_encoder(self._bundle, executor, self.text_shape[1])
 
     @property
     def latents_shape(self) -> tuple[int, ...]:

@@ -1,43 +1,19 @@
-"""Prompt to embeddings: tokenise, gather, encode at the true length, pad with zero rows."""
+"""Token ids to embeddings: gather, encode at the true length, pad with zero rows."""
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors looks up by name
 import numpy as np
 
-from fastwan.bundle import Bundle
-from fastwan.errors import BadInput, FastWanWarning
+from fastwan.errors import BadInput
 from fastwan.runtime.model.executor import Array, Executor, require_names
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tokenizers import Tokenizer
-
-TOKENIZER = "onnx/tokenizer/tokenizer.json"
 EMBEDDING = "onnx/embedding.safetensors"
 _TABLE = "weight"
-
-
-def load_tokenizer(path: Path, text_length: int) -> Tokenizer:
-    """UMT5 tokenizer that truncates at `text_length` tokens, ``</s>`` included, and never pads.
-
-    Raises:
-        BadInput: not a tokenizer file.
-    """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    # The library raises bare `Exception`.
-    except Exception as error:
-        raise BadInput(f"tokenizer cannot be read: {error}", where=path.name) from error
-    tokenizer.enable_truncation(max_length=text_length)
-    tokenizer.no_padding()
-    return tokenizer
 
 
 class EmbeddingTable:
@@ -82,13 +58,8 @@ class EmbeddingTable:
 class TextEncoder:
     """UMT5 over any executor that takes arrays.
 
-    The prompt is passed to the tokenizer as it is. The reference (FastVideo) does no cleaning;
-    diffusers' Wan pipeline also mends text with ftfy where that is installed, resolves HTML
-    entities and collapses white space. The tokenizer's own normaliser folds white space, so the
-    two differ only for prompts with entities or broken encodings.
-
     Args:
-        tokenizer: see `load_tokenizer`.
+        token_ids: tokens of a prompt, ``</s>`` last, at most `text_length`.
         table: the token embedding.
         executor: ``embeddings`` [1, L, d_model] -> ``hidden_states`` like it.
         text_length: rows of the padded result.
@@ -96,28 +67,16 @@ class TextEncoder:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        token_ids: Callable[[str], list[int]],
         table: EmbeddingTable,
         executor: Executor[Array],
         text_length: int,
     ) -> None:
         require_names(executor, "text_encoder", {"embeddings"}, {"hidden_states"})
-        self._tokenizer = tokenizer
+        self.token_ids = token_ids
         self._table = table
         self._executor = executor
         self._text_length = text_length
-
-    @classmethod
-    def from_bundle(
-        cls, bundle: Bundle, executor: Executor[Array], text_length: int
-    ) -> TextEncoder:
-        """With the tokenizer and the embedding table of `bundle`, hash-checked.
-
-        Raises:
-            BadInput, VerificationFailed: a file is missing, unusable or differs from its hash.
-        """
-        tokenizer = load_tokenizer(bundle.file(TOKENIZER), text_length)
-        return cls(tokenizer, EmbeddingTable(bundle.file(EMBEDDING)), executor, text_length)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,30 +87,6 @@ class TextEncoder:
     def dtype(self) -> np.dtype[Any]:
         """Of the embeddings."""
         return np.dtype(self._executor.outputs["hidden_states"].dtype)
-
-    def token_ids(self, prompt: str) -> list[int]:
-        """Tokens of a prompt, ``</s>`` last, at most `text_length`; a warning tells of a cut.
-
-        Raises:
-            BadInput: the tokenizer has no tokens for it.
-        """
-        try:
-            encoded = self._tokenizer.encode(prompt)
-        # The library raises bare `Exception`.
-        except Exception as error:
-            raise BadInput(
-                f"the tokenizer cannot read the prompt: {error}",
-                where=TOKENIZER,
-                fix="build the bundle again with the tokenizer of the model",
-            ) from error
-        if encoded.overflowing:
-            warnings.warn(
-                f"the prompt has more than {self._text_length} tokens, and what follows them is "
-                "not read",
-                FastWanWarning,
-                stacklevel=1,  # said once, whoever asks
-            )
-        return list(encoded.ids)
 
     def encode(self, prompt: str) -> Array:
         """Embeddings of a prompt, [1, text_length, d_model], in the executor's output dtype."""

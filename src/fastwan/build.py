@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,11 @@ from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
 from fastwan.engines.cache import EngineCache
 from fastwan.engines.plan import plan_sources
-from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.errors import BadInput, EnvironmentLacks, FastWanWarning
 from fastwan.export.attentions import Attention, find_attention
 from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
+from fastwan.export.checkpoint.scheduler import overruled
 from fastwan.export.onnx_bundle import export_onnx_bundle
 from fastwan.export.recipes import Recipe, find_recipe
 from fastwan.manifest import Manifest
@@ -41,7 +43,7 @@ class BuildSpec:
     """Options of ``build-engine``; None leaves a choice to the checkpoint or the tables.
 
     Attributes:
-        checkpoint: folder or Hugging Face id.
+        checkpoint: folder, file of a transformer, or Hugging Face id.
         revision: branch, tag or commit of a Hugging Face id.
         output: folder of the bundle; replaced if all of it is a bundle of this tool.
         taehv: weight file of the decoder, where the checkpoint has none.
@@ -129,8 +131,10 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             where="--attention",
             fix="one of " + ", ".join(target.attentions),
         )
-    samplers = _samplers(spec, checkpoint, preset)
-    sampler = samplers[0].name
+    notes = list(checkpoint.notes)
+    samplers = _samplers(spec, checkpoint, preset, notes)
+    for note in notes:
+        warnings.warn(note, FastWanWarning, stacklevel=2)
     shape = _shape(spec, checkpoint)
     library = plugin_library(attention, backend)
     with staging(output.target.parent) as folder:
@@ -141,7 +145,8 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             recipe=recipe,
             text_encoder_recipe=text_recipe,
             attention=made_for,
-            sampler=sampler,
+            sampler=samplers[0],
+            notes=tuple(notes),
             components=spec.components,
             cache=exports,
             progress=progress,
@@ -178,21 +183,33 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
 
 
 def _samplers(
-    spec: BuildSpec, checkpoint: Checkpoint, preset: ModelPreset
+    spec: BuildSpec, checkpoint: Checkpoint, preset: ModelPreset, notes: list[str]
 ) -> tuple[SamplerSpec, ...]:
-    """Those of the model, the chosen one first.
+    """Those of the model, the chosen one first, as the checkpoint's scheduler has it.
+
+    Args:
+        notes: told of what differs from the published constants, and of what a choice overrules.
 
     Raises:
         BadInput: the model was not trained for the chosen one, or the runtime cannot play it.
     """
-    offered = {name: lookup(SAMPLERS, name) for name in preset.samplers}
-    chosen = spec.sampler
-    if chosen == "auto":
+    offered = {name: lookup(SAMPLERS, name, "sampler") for name in preset.samplers}
+    if spec.sampler != "auto":
+        first = lookup(offered, spec.sampler, "sampler")
+        first.require_no_guidance()
+        notes += overruled(checkpoint.scheduler, first)
+    else:
         told = checkpoint.default_sampler
-        chosen = told if told in offered else preset.samplers[0]
-    first = lookup(offered, chosen)
-    first.require_no_guidance()
-    return (first, *(each for each in offered.values() if each is not first))
+        first = offered.get(told, offered[preset.samplers[0]])
+        first.require_no_guidance()
+        if first.name != told:
+            notes.append(
+                f"sampler {first.name} is played, for which {preset.name} was made, not {told} of "
+                f"{checkpoint.pipeline_class}"
+            )
+        if checkpoint.scheduler is not None:
+            first = checkpoint.scheduler.sampler(first, notes)
+    return (first, *(each for each in offered.values() if each.name != first.name))
 
 
 def _shape(spec: BuildSpec, checkpoint: Checkpoint) -> VideoShape:

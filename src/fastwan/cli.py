@@ -24,7 +24,7 @@ from fastwan.config import (
 )
 from fastwan.console import Stdout, one_line, require_stdout, say, tell, typed_text
 from fastwan.errors import FastWanWarning
-from fastwan.failures import OneLineGroup, explain, fail
+from fastwan.failures import OneLineGroup, explain, fail, require_address_space
 from fastwan.progress import Console, Progress, Quiet
 from fastwan.signals import end_cleanly_on_signals
 
@@ -143,6 +143,7 @@ def make_checkpoint(
     output: Path, size: Any, seed: int, text_encoder: bool | None, force: bool, as_json: bool
 ) -> None:
     """Write synthetic weights in the published file formats to OUTPUT."""
+    require_address_space()
     from fastwan.export.checkpoint import synthetic
 
     report = synthetic.make_checkpoint(
@@ -161,7 +162,7 @@ def make_checkpoint(
 
 
 @main.command("build-engine")
-@click.option("--checkpoint", required=True, help="Folder or Hugging Face id.")
+@click.option("--checkpoint", required=True, help="Folder, transformer file or Hugging Face id.")
 @click.option("--revision", help="Branch, tag or commit on the hub, as owner/name@revision.")
 @click.option("--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder.")
 @click.option("--model", type=click.Choice(list(MODELS)), help="Default: from the checkpoint.")
@@ -205,6 +206,7 @@ def make_checkpoint(
 @_report_errors
 def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any) -> None:
     """Build an engine bundle from a checkpoint."""
+    require_address_space()
     from fastwan.parallel import collector_paused
 
     with collector_paused():
@@ -273,6 +275,7 @@ def generate(
     **options: Any,
 ) -> None:
     """Make a video of PROMPT with BUNDLE; several prompts number their outputs."""
+    require_address_space()
     from fastwan.runtime.generate import generate as run
 
     prompts = [typed_text(each, "prompt") for each in prompt]
@@ -326,6 +329,7 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
 @_report_errors
 def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
     """Hold BUNDLE against the reference; exit 4 if a limit is passed."""
+    require_address_space()
     from fastwan.quality.verify.report import render
     from fastwan.quality.verify.run import verify_bundle
 

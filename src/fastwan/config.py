@@ -302,6 +302,7 @@ class ModelPreset:
 
     Attributes:
         samplers: those that it was trained for, the default first.
+        dit: shape of its transformer.
     """
 
     name: str
@@ -309,6 +310,7 @@ class ModelPreset:
     attention: str
     samplers: tuple[str, ...]
     targets: tuple[str, ...]
+    dit: DiTConfig = DiTConfig()
 
 
 BACKENDS = {

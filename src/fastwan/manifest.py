@@ -125,7 +125,10 @@ class Model(_Record):
         recipe: of the transformer's linears.
         decoder: None where it was not exported.
         text_encoder: likewise.
+        own_sampler: what the checkpoint's scheduler makes of `default_sampler`; None where that
+            plays as published.
         checkpoint: where on the hub its weights are from; None where they were given as files.
+        notes: what was assumed of the checkpoint, and what of it was not read.
     """
 
     name: str
@@ -135,7 +138,9 @@ class Model(_Record):
     decoder: WholeDecoder | None
     text_encoder: WholeTextEncoder | None
     default_sampler: str
+    own_sampler: SamplerSpec | None = None
     checkpoint: HubSource | None = None
+    notes: tuple[str, ...] = ()
 
 
 class OnnxManifest(_Record):

@@ -51,7 +51,7 @@ RECIPE_STAGES: dict[str, Callable[[Any, Path], object]] = {
         tiny.weights,
         None,
         folder,
-        tokenizer_dir=folder,
+        tokenizer={},
         recipe=find_recipe(TOY),  # type: ignore[arg-type]
     ),
     "gate of the graph": lambda tiny, _: check_onnx_linears(_graph(), [_linear()]),

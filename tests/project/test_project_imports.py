@@ -132,11 +132,12 @@ MAY_IMPORT = {
     "runtime/recording": {"fastwan.runtime.model", "fastwan.runtime.recording", "fastwan.plugins"},
     "runtime/device": {
         "fastwan.runtime.model", "fastwan.runtime.recording", "fastwan.runtime.device",
-        "fastwan.runtime.components", "fastwan.runtime.timings", "fastwan.plugins",
+        "fastwan.runtime.components", "fastwan.runtime.text", "fastwan.runtime.timings",
+        "fastwan.plugins",
     },
     "runtime/cpu": {
         "fastwan.runtime.model", "fastwan.runtime.cpu", "fastwan.runtime.components",
-        "fastwan.runtime.timings",
+        "fastwan.runtime.text", "fastwan.runtime.timings",
     },
 }  # fmt: skip
 """What a folder may import beside COMMON; a name stands for everything below it. The longest row

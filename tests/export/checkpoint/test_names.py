@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -51,6 +53,20 @@ FASTVIDEO = {
 def test_fastvideo_names_become_diffusers_names(stored: str, canonical: str, prefix: str) -> None:
     assert canonical_dit_name(prefix + stored) == canonical
     assert canonical in expected_dit_tensors(DiTConfig())
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_wans_names_become_what_diffusers_makes_of_them(
+    wan_name: Callable[[str], str], prefix: str
+) -> None:
+    loading = pytest.importorskip("diffusers.loaders.single_file_utils")
+    names = list(expected_dit_tensors(DiTConfig(num_layers=2)))
+    native = {prefix + wan_name(name): torch.zeros(0) for name in names}
+    assert len(native) == len(names)
+    assert sum(name.removeprefix(prefix) in names for name in native) == 2  # patch_embedding
+    theirs = loading.convert_wan_transformer_to_diffusers(dict(native))
+    assert sorted(theirs) == sorted(names)
+    assert sorted(map(canonical_dit_name, native)) == sorted(names)
 
 
 def test_diffusers_names_stay() -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from fastwan.errors import BadInput
-from fastwan.export.checkpoint.store import TensorStore, open_folder, open_store
+from fastwan.export.checkpoint.folders import open_folder
+from fastwan.export.checkpoint.store import TensorStore, open_store
 
 INDEX = "model.safetensors.index.json"
 
@@ -46,8 +47,8 @@ def test_shards_single_files_and_pickles_hold_the_same_tensors(tmp_path: Path) -
     for store in (
         open_store(tmp_path / "model.safetensors"),
         open_store(tmp_path / "model.pth"),
-        open_folder(tmp_path, "model"),
-        open_folder(tmp_path / "sharded", "model"),
+        open_folder(tmp_path, "model", []),
+        open_folder(tmp_path / "sharded", "model", []),
     ):
         assert _same(store, tensors)
         assert store.shape("b") == (4, 6)
@@ -58,7 +59,7 @@ def test_shards_single_files_and_pickles_hold_the_same_tensors(tmp_path: Path) -
             store.read_rows("b", 3, 5)
         with pytest.raises(BadInput, match="tensor d is missing"):
             store.read("d")
-    assert len(open_folder(tmp_path / "sharded", "model").files) == 2
+    assert len(open_folder(tmp_path / "sharded", "model", []).files) == 2
 
 
 def test_what_is_read_belongs_to_the_caller(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="weight file is missing"):
         open_store(tmp_path / "model.safetensors")
     with pytest.raises(BadInput, match=r"neither model\.safetensors nor"):
-        open_folder(tmp_path, "model")
+        open_folder(tmp_path, "model", [])
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(BadInput, match="unknown kind of weight file"):
         open_store(tmp_path / "model.bin")

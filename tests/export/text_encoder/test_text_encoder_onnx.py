@@ -19,7 +19,6 @@ from fastwan.engines.backend import BuildOptions
 from fastwan.engines.coverage import check_coverage
 from fastwan.engines.plan import TEXT_BUCKETS, plan_sources
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
-from fastwan.errors import BadInput
 from fastwan.export import text_encoder_onnx
 from fastwan.export.attentions.native import Native
 from fastwan.export.checkpoint.names import expected_text_encoder_tensors
@@ -84,20 +83,15 @@ class Exported(NamedTuple):
     digests: dict[str, str]
 
 
-def _tokenizer(folder: Path) -> Path:
-    folder.mkdir()
-    for name, fields in tokenizer_files().items():
-        (folder / name).write_text(json.dumps(fields), encoding="utf-8")
-    (folder / "notes.txt").write_text("not the tokenizer's", encoding="utf-8")
-    return folder
+def _tokenizer() -> dict[str, bytes]:
+    return {name: json.dumps(fields).encode() for name, fields in tokenizer_files().items()}
 
 
 def _export(folder: Path, recipe: Recipe) -> Exported:
     weights, target = Weights(), folder / "bundle"
     target.mkdir()
-    tokenizer = _tokenizer(folder / "tokenizer")
     graph, extra, digests = export_text_encoder(
-        weights, TINY, target, tokenizer_dir=tokenizer, recipe=recipe
+        weights, TINY, target, tokenizer=_tokenizer(), recipe=recipe
     )
     return Exported(recipe, target, graph, extra, weights, digests)
 
@@ -116,7 +110,8 @@ def test_files_and_record(exported: Exported) -> None:
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert files == {graph.file, graph.cpu_file, *graph.data, *extra}
     assert {"embedding.safetensors", "tokenizer/tokenizer.json"} <= set(extra)
-    assert "tokenizer/notes.txt" not in files
+    for name, data in _tokenizer().items():
+        assert (exported.folder / "tokenizer" / name).read_bytes() == data
     model = ir.load(folder / graph.file)
     for (spec,), (value,) in (
         (graph.inputs, model.graph.inputs),
@@ -261,13 +256,15 @@ def test_prompt_to_embeddings_equals_transformers(exported: Exported) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("onnxruntime")
     from fastwan.runtime.cpu.executor import OnnxRuntimeExecutor
-    from fastwan.runtime.model.text import EmbeddingTable, TextEncoder, load_tokenizer
+    from fastwan.runtime.model.text import EmbeddingTable, TextEncoder
+    from fastwan.runtime.text import load_tokenizer
 
     recipe, folder, graph, _, weights, _ = exported
     assert graph.cpu_file is not None
     tokenizer = load_tokenizer(folder / "tokenizer/tokenizer.json", 64)
     table = EmbeddingTable(folder / "embedding.safetensors")
-    encoder = TextEncoder(tokenizer, table, OnnxRuntimeExecutor(folder / graph.cpu_file), 64)
+    executor = OnnxRuntimeExecutor(folder / graph.cpu_file)
+    encoder = TextEncoder(lambda prompt: tokenizer.encode(prompt).ids, table, executor, 64)
     tokens = encoder.token_ids(PROMPT)
     original = transformers.UMT5EncoderModel(
         transformers.UMT5Config(
@@ -287,20 +284,6 @@ def test_prompt_to_embeddings_equals_transformers(exported: Exported) -> None:
     limit = 0.4 if recipe.quantised else 2e-2
     assert _relative(embeddings[:, : len(tokens)], expected) < limit
     assert not embeddings[:, len(tokens) :].any()
-
-
-def test_tokenizer_must_be_there(exported: Exported, tmp_path: Path) -> None:
-    """With the file it is `exported`."""
-    assert "tokenizer/tokenizer.json" in exported.extra_files
-    tokenizer = _tokenizer(tmp_path / "tokenizer")
-    target = tmp_path / "bundle"
-    target.mkdir()
-    (tokenizer / "tokenizer.json").unlink()
-    with pytest.raises(BadInput, match=r"tokenizer\.json is missing"):
-        export_text_encoder(
-            Weights(), TINY, target, tokenizer_dir=tokenizer, recipe=exported.recipe
-        )
-    assert list(target.iterdir()) == []
 
 
 @pytest.mark.trt

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput, FastWanWarning
 from fastwan.runtime.cpu.executor import cpu_executor
-from fastwan.runtime.model.text import EmbeddingTable, TextEncoder, load_tokenizer, pad_rows
+from fastwan.runtime.model.text import EmbeddingTable, TextEncoder, pad_rows
+from fastwan.runtime.text import load_tokenizer, open_text_encoder
 
 
 @pytest.fixture
 def encoder(bundle: Any) -> TextEncoder:
     opened = open_bundle(bundle.root)
-    return TextEncoder.from_bundle(opened, cpu_executor(opened, "text_encoder"), 6)
+    return open_text_encoder(opened, cpu_executor(opened, "text_encoder"), 6)
 
 
 def test_tokens_end_with_eos_are_cut_at_the_text_length_and_never_padded(

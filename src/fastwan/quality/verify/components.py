@@ -32,6 +32,7 @@ from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DiT
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.text import TextEncoder, pad_rows
+from fastwan.runtime.text import open_text_encoder
 
 PROMPT = "A red fox runs through fresh snow at sunrise, slow motion, film grain"
 _LATENTS = 3
@@ -72,7 +73,7 @@ class Runtime:
 def text_encoder(subject: Subject) -> TextEncoder:
     """The runtime's text encoder; it does not need the transformer."""
     executor = cpu_executor(subject.bundle, "text_encoder")
-    return TextEncoder.from_bundle(subject.bundle, executor, subject.dit_config.text_length)
+    return open_text_encoder(subject.bundle, executor, subject.dit_config.text_length)
 
 
 class _StoredDecoder:

@@ -58,6 +58,7 @@ def verify_bundle(
             taehv=taehv,
             components=bundle.manifest.components,
             revision=origin.commit if origin is not None and same else None,
+            model=bundle.manifest.onnx.model.name,
         )
     return run_checks(Subject(bundle, opened), progress=progress)
 

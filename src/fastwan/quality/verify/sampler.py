@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from fastwan.config import SamplerSpec
+from fastwan.config import SAMPLERS, SamplerSpec
 from fastwan.errors import BadInput
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.subject import Subject
@@ -45,11 +45,18 @@ def check_sampler(subject: Subject) -> Check:
     """Largest difference between the schedules that the bundle can play and the published ones.
 
     Every sampler of the manifest is held, not the default one alone: each can be asked for. One
-    without published constants has failed.
+    without published constants has failed. Of a checkpoint with a scheduler of its own, the
+    sampler is what the export recorded of it, and the code that derives its constants is held
+    against the published ones.
     """
-    differences = {spec.name: difference(spec) for spec in subject.manifest.samplers}
+    model = subject.manifest.onnx.model
+    owns = {model.default_sampler: model.own_sampler} if model.own_sampler else {}
+    differences = {
+        spec.name: difference(spec, owns.get(spec.name)) for spec in subject.manifest.samplers
+    }
     told = ", ".join(
         f"{spec.name}, {spec.steps} steps, {len(PUBLISHED.get(spec.name, ()))} of them published"
+        + (f", the checkpoint's own shift {spec.shift:g}" if spec.name in owns else "")
         + ("" if differences[spec.name] <= LIMIT else ": differs")
         for spec in subject.manifest.samplers
     )
@@ -62,9 +69,17 @@ def check_sampler(subject: Subject) -> Check:
     )
 
 
-def difference(spec: SamplerSpec) -> float:
-    """Largest difference of a sampler's constants to the published ones; infinite without those."""
+def difference(spec: SamplerSpec, own: SamplerSpec | None = None) -> float:
+    """Largest difference of a sampler's constants to the published ones; infinite without those.
+
+    Args:
+        own: what the export recorded of the checkpoint's scheduler; `spec` must be the same.
+    """
     published = PUBLISHED.get(spec.name, ())
+    if own is not None:
+        if spec != own or spec.name not in SAMPLERS:
+            return math.inf
+        spec = SAMPLERS[spec.name]
     try:
         steps = schedule_of(spec).steps
     except BadInput:
