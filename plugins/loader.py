@@ -28,9 +28,6 @@ INTERFACE_VERSION = 1
 LIBRARY_VERSION = "0.1.0"
 """Version of CMakeLists.txt; it changes with anything that changes a result."""
 
-CREATOR = ("SageAttention3", "1", "fastwan")
-"""Name, version and namespace of the TensorRT plugin's creator."""
-
 HOW_TO_BUILD = "fastwan-export build-plugin, or cmake -S plugins -B build/plugins"
 HOW_TO_BUILD_EMULATED = "fastwan-export build-plugin --emulated"
 
@@ -351,37 +348,3 @@ class PluginLibrary:
 
 def _addresses(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(addresses))(*addresses)
-
-
-def load_into_registry(trt: Any, path: Path | None = None) -> None:
-    """Register the plugin with a TensorRT module, so that parsers and runtimes know the node.
-
-    Do not call it with ``tensorrt_rtx`` in a process that parses ONNX there: its parser aborts on
-    a node whose creator is registered, because its networks take no plugins.
-
-    Args:
-        trt: the module ``tensorrt``, ``tensorrt_lean`` or ``tensorrt_rtx``.
-        path: the library; by default `find_library`.
-
-    Raises:
-        EnvironmentLacks: no library, or one that was built without TensorRT's headers.
-        BadInput: not a plugin library of this interface.
-    """
-    registry = trt.get_plugin_registry()
-    if registry.get_creator(*CREATOR) is not None:
-        return
-    library = PluginLibrary(path)
-    if library.build_info.get("tensorrt", "none") == "none":
-        raise EnvironmentLacks(
-            "the plugin library was built without TensorRT headers",
-            where=str(library.path),
-            fix="set TENSORRT_ROOT to a folder that has include/NvInferRuntime.h and build again",
-        )
-    if not registry.load_library(str(library.path.absolute())) or (
-        registry.get_creator(*CREATOR) is None
-    ):
-        raise EnvironmentLacks(
-            f"{trt.__name__} {trt.__version__} did not take the plugin library",
-            where=str(library.path),
-            fix="build it against the headers of that TensorRT",
-        )
