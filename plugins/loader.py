@@ -32,6 +32,7 @@ HOW_TO_BUILD = "fastwan-export build-plugin, or cmake -S plugins -B build/plugin
 HOW_TO_BUILD_EMULATED = "fastwan-export build-plugin --emulated"
 
 _OK, _INVALID_ARGUMENT, _UNSUPPORTED_DEVICE, _CUDA_ERROR, _WORKSPACE_TOO_SMALL = range(5)
+_EMULATED_MARK = b" emulated=yes"
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 
@@ -103,6 +104,21 @@ def check_elf(path: Path) -> None:
     if size < end:
         raise BadInput(
             f"library is truncated: {size:,} of at least {end:,} bytes",
+            where=str(path),
+            fix=HOW_TO_BUILD,
+        )
+
+
+def refuse_emulated(path: Path) -> None:
+    """Refuse a library that emulates FP4, by its build info in the file; nothing is loaded.
+
+    Raises:
+        BadInput: the library emulates the FP4 MMA.
+    """
+    if _EMULATED_MARK in path.read_bytes():
+        raise BadInput(
+            "plugin library emulates FP4 for compute capability 9.0; a bundle is for a GPU that "
+            "has it",
             where=str(path),
             fix=HOW_TO_BUILD,
         )

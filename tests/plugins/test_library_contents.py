@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from fastwan.plugins.loader import PluginLibrary
+from fastwan.errors import BadInput
+from fastwan.plugins.loader import PluginLibrary, refuse_emulated
 
 EM_CUDA = 190
 EIATTR_FRAME_SIZE, EIATTR_REGCOUNT = 0x11, 0x2F
@@ -204,6 +205,9 @@ def test_an_emulated_library_is_for_compute_capability_9_0_alone(
 ) -> None:
     info = emulated_library.build_info
     assert info["emulated"] == "yes"
+    with pytest.raises(BadInput, match="emulates FP4"):
+        refuse_emulated(emulated_library.path)
+    refuse_emulated(library.path)
     assert (info["attention"], info["prologue"], info["tensorrt"]) == ("90a", "90", "none")
     assert emulated_library.compute_capabilities == ("9.0",)
     names = [kernel.name for kernel in compiled_emulated]
