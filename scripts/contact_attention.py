@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from bench_attention import make_inputs
 from cuda_timing import capture, milliseconds
+from figure_sources import sources
 
 from fastwan.errors import EnvironmentLacks
 from fastwan.plugins import reference
-from fastwan.plugins.build import SOURCE
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 
@@ -30,17 +30,6 @@ REPEATS = 20
 
 LIMITS = {"emulated": 2e-4, "of the GPU": 2e-2}
 """Largest relative L2 difference from the reference."""
-
-_DEFINITIONS = ("reference.py", "packing.py", "nvfp4.py", "CMakeLists.txt", "cmake/*", "csrc/**/*")
-
-
-def sources() -> dict[str, Any]:
-    """What the figures were made from: SHA-256 over names and contents of the plugin's sources."""
-    files = sorted(path for pattern in _DEFINITIONS for path in SOURCE.glob(pattern))
-    digest = hashlib.sha256()
-    for path in (path for path in files if path.is_file()):
-        digest.update(f"{path.relative_to(SOURCE)}\0".encode() + path.read_bytes() + b"\0")
-    return {"of": list(_DEFINITIONS), "sha256": digest.hexdigest()}
 
 
 def library_of_this_gpu() -> PluginLibrary:
