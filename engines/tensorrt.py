@@ -52,7 +52,7 @@ class TensorRT:
         trt = self._module()
         domains: frozenset[str] = frozenset()
         if options.plugin_library is not None:
-            from fastwan.plugins.loader import load_into_registry
+            from fastwan.plugins.registry import load_into_registry
 
             load_into_registry(trt, options.plugin_library)
             domains = PLUGIN_DOMAINS

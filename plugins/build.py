@@ -179,7 +179,9 @@ def _run(command: list[str], log: Path, progress: Progress, stage: str) -> None:
     progress.finish()
 
 
-def build_plugin(output: Path | None = None, *, progress: Progress | None = None) -> Path:
+def build_plugin(
+    output: Path | None = None, *, emulated: bool = False, progress: Progress | None = None
+) -> Path:
     """Build the library and load it once to see that it works.
 
     The build runs in `loader.build_folder` and is incremental. Headers of the attention kernel and
@@ -189,6 +191,8 @@ def build_plugin(output: Path | None = None, *, progress: Progress | None = None
 
     Args:
         output: folder that gets a copy of the library; by default it stays where it was built.
+        emulated: build the library that emulates the FP4 MMA on compute capability 9.0, in a
+            folder of its own; it takes as long again.
 
     Returns:
         Path of the library.
@@ -203,7 +207,7 @@ def build_plugin(output: Path | None = None, *, progress: Progress | None = None
             "cannot build the plugin library without " + ", ".join(item.name for item in missing),
             fix="; ".join(item.fix for item in missing),
         )
-    folder = loader.build_folder()
+    folder = loader.build_folder(emulated=emulated)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "build.log"
     log.write_text("")
@@ -214,6 +218,8 @@ def build_plugin(output: Path | None = None, *, progress: Progress | None = None
         "-B",
         str(folder),
         f"-DFASTWAN_PYTHON={sys.executable}",
+        f"-DFASTWAN_HEADER_DOWNLOADS={loader.build_folder() / 'kernel_headers'}",
+        f"-DFASTWAN_EMULATED={'ON' if emulated else 'OFF'}",
     ]
     root = os.environ.get("TENSORRT_ROOT")
     if root:
@@ -224,8 +230,8 @@ def build_plugin(output: Path | None = None, *, progress: Progress | None = None
     _run(
         ["cmake", "--build", str(folder), "--parallel", "2"], log, progress, "build plugin library"
     )
-    library = folder / loader.LIBRARY_NAME
-    loader.PluginLibrary(library)
+    library = folder / (loader.EMULATED_LIBRARY_NAME if emulated else loader.LIBRARY_NAME)
+    loader.PluginLibrary(library, emulated=emulated)
     return library if output is None else _install(library, output)
 
 
@@ -234,7 +240,7 @@ def plugin_report(library: Path) -> PluginReport:
     return PluginReport(
         library=str(library),
         bytes=library.stat().st_size,
-        build=loader.PluginLibrary(library).build_info,
+        build=loader.PluginLibrary(library, emulated=None).build_info,
     )
 
 

@@ -21,16 +21,18 @@ from fastwan.plugins.regions.sage_attention3 import RegionDesc, SageAttention3, 
 
 LIBRARY_NAME = "libfastwan_plugins.so"
 LIBRARY_VARIABLE = "FASTWAN_PLUGIN_LIBRARY"
+EMULATED_LIBRARY_NAME = "libfastwan_plugins_emulated.so"
+"""The same kernels with the FP4 MMA emulated, for compute capability 9.0 (docs/emulation.md)."""
+EMULATED_LIBRARY_VARIABLE = "FASTWAN_EMULATED_PLUGIN_LIBRARY"
 INTERFACE_VERSION = 1
 LIBRARY_VERSION = "0.1.0"
 """Version of CMakeLists.txt; it changes with anything that changes a result."""
 
-CREATOR = ("SageAttention3", "1", "fastwan")
-"""Name, version and namespace of the TensorRT plugin's creator."""
-
 HOW_TO_BUILD = "fastwan-export build-plugin, or cmake -S plugins -B build/plugins"
+HOW_TO_BUILD_EMULATED = "fastwan-export build-plugin --emulated"
 
 _OK, _INVALID_ARGUMENT, _UNSUPPORTED_DEVICE, _CUDA_ERROR, _WORKSPACE_TOO_SMALL = range(5)
+_EMULATED_MARK = b" emulated=yes"
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 
@@ -40,28 +42,39 @@ def checkout_root() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
-def build_folder() -> Path:
+def build_folder(*, emulated: bool = False) -> Path:
     """Where the library is built by default: ``build/plugins``, or ``plugins`` in the cache.
+
+    Args:
+        emulated: the folder of the emulated library, ``emulated`` below that.
 
     Raises:
         EnvironmentLacks: there is no place for a cache.
     """
     root = checkout_root()
-    return cache_dir("plugins") if root is None else root / "build" / "plugins"
+    folder = cache_dir("plugins") if root is None else root / "build" / "plugins"
+    return folder / "emulated" if emulated else folder
 
 
-def find_library() -> Path:
+def find_library(*, emulated: bool = False) -> Path:
     """Path of the library: ``$FASTWAN_PLUGIN_LIBRARY``, else the default build folder.
+
+    Args:
+        emulated: find the emulated library, ``$FASTWAN_EMULATED_PLUGIN_LIBRARY``.
 
     Raises:
         EnvironmentLacks: there is none, or the variable names a file that does not exist.
     """
-    named = os.environ.get(LIBRARY_VARIABLE)
-    path = Path(named) if named else build_folder() / LIBRARY_NAME
+    variable = EMULATED_LIBRARY_VARIABLE if emulated else LIBRARY_VARIABLE
+    named = os.environ.get(variable)
+    name = EMULATED_LIBRARY_NAME if emulated else LIBRARY_NAME
+    path = Path(named) if named else build_folder(emulated=emulated) / name
     if path.is_file():
         return path
-    where = f"{LIBRARY_VARIABLE}={path}" if named else str(path)
-    raise EnvironmentLacks("the plugin library is missing", where=where, fix=HOW_TO_BUILD)
+    where = f"{variable}={path}" if named else str(path)
+    what = f"the {'emulated ' if emulated else ''}plugin library is missing"
+    fix = HOW_TO_BUILD_EMULATED if emulated else HOW_TO_BUILD
+    raise EnvironmentLacks(what, where=where, fix=fix)
 
 
 def check_elf(path: Path) -> None:
@@ -96,6 +109,21 @@ def check_elf(path: Path) -> None:
         )
 
 
+def refuse_emulated(path: Path) -> None:
+    """Refuse a library that emulates FP4, by its build info in the file; nothing is loaded.
+
+    Raises:
+        BadInput: the library emulates the FP4 MMA.
+    """
+    if _EMULATED_MARK in path.read_bytes():
+        raise BadInput(
+            "plugin library emulates FP4 for compute capability 9.0; a bundle is for a GPU that "
+            "has it",
+            where=str(path),
+            fix=HOW_TO_BUILD,
+        )
+
+
 _POINTERS = ctypes.POINTER(ctypes.c_void_p)
 _COMBINE = (ctypes.POINTER(CombineDesc), _POINTERS, _POINTERS, ctypes.c_void_p)
 _CAST = (ctypes.POINTER(CastDesc), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
@@ -106,14 +134,16 @@ class PluginLibrary:
 
     Args:
         path: the library; by default `find_library`.
+        emulated: whether it must emulate the FP4 MMA; None takes a library of either kind.
 
     Raises:
         EnvironmentLacks: no library, or it needs something this machine lacks.
-        BadInput: not a plugin library, truncated, or of another interface or version.
+        BadInput: not a plugin library, truncated, of another interface or version, or of the
+            other kind.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = find_library() if path is None else path
+    def __init__(self, path: Path | None = None, *, emulated: bool | None = False) -> None:
+        self.path = find_library(emulated=bool(emulated)) if path is None else path
         if not self.path.is_file():
             raise EnvironmentLacks(
                 "the plugin library is missing", where=str(self.path), fix=HOW_TO_BUILD
@@ -140,6 +170,13 @@ class PluginLibrary:
                 f"plugin library is version {found}, this package needs {LIBRARY_VERSION}",
                 where=str(self.path),
                 fix=HOW_TO_BUILD,
+            )
+        if emulated is not None and emulated != self.emulated:
+            kinds = ("runs FP4 on the GPU", "emulates FP4")
+            raise BadInput(
+                f"plugin library {kinds[self.emulated]}; asked for is one that {kinds[emulated]}",
+                where=str(self.path),
+                fix=HOW_TO_BUILD_EMULATED if emulated else HOW_TO_BUILD,
             )
         self._supported = self._function("fastwan_device_supported", ctypes.c_int, ctypes.c_int)
         desc, pointers = ctypes.POINTER(RegionDesc), ctypes.POINTER(ctypes.c_void_p)
@@ -183,10 +220,23 @@ class PluginLibrary:
         """What the library was built from: version, cuda, kernel, attention, prologue, tensorrt.
 
         `attention` and `prologue` list compute architectures; `tensorrt` is the version of the
-        headers, or ``none`` when the library has no TensorRT plugin.
+        headers, or ``none`` when the library has no TensorRT plugin; `emulated` is ``yes`` when
+        the FP4 MMA is emulated.
         """
         words = self._build_info().decode().split()
         return dict(word.split("=", 1) for word in words)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the FP4 MMA is emulated: the same numbers, on compute capability 9.0."""
+        return self.build_info.get("emulated") == "yes"
+
+    @property
+    def compute_capabilities(self) -> tuple[str, ...]:
+        """Of the GPUs that run whole regions, as ``12.0``."""
+        listed = self.build_info.get("attention", "").split(",")
+        numbers = [int(name.rstrip("af")) for name in listed if name]
+        return tuple(f"{number // 10}.{number % 10}" for number in numbers)
 
     def check_device(self, device: int = 0) -> None:
         """Raise unless CUDA device `device` can run whole regions.
@@ -245,7 +295,10 @@ class PluginLibrary:
         workspace_bytes: int,
         stream: int,
     ) -> None:
-        """Only the first launch of `enqueue`; runs from compute capability 8.0 on."""
+        """Only the first launch of `enqueue`.
+
+        Runs from compute capability 8.0 on; that of an emulated library on 9.0.
+        """
         self._launch(self._prologue, region, inputs, outputs, workspace, workspace_bytes, stream)
 
     def enqueue_attention(
@@ -311,37 +364,3 @@ class PluginLibrary:
 
 def _addresses(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(addresses))(*addresses)
-
-
-def load_into_registry(trt: Any, path: Path | None = None) -> None:
-    """Register the plugin with a TensorRT module, so that parsers and runtimes know the node.
-
-    Do not call it with ``tensorrt_rtx`` in a process that parses ONNX there: its parser aborts on
-    a node whose creator is registered, because its networks take no plugins.
-
-    Args:
-        trt: the module ``tensorrt``, ``tensorrt_lean`` or ``tensorrt_rtx``.
-        path: the library; by default `find_library`.
-
-    Raises:
-        EnvironmentLacks: no library, or one that was built without TensorRT's headers.
-        BadInput: not a plugin library of this interface.
-    """
-    registry = trt.get_plugin_registry()
-    if registry.get_creator(*CREATOR) is not None:
-        return
-    library = PluginLibrary(path)
-    if library.build_info.get("tensorrt", "none") == "none":
-        raise EnvironmentLacks(
-            "the plugin library was built without TensorRT headers",
-            where=str(library.path),
-            fix="set TENSORRT_ROOT to a folder that has include/NvInferRuntime.h and build again",
-        )
-    if not registry.load_library(str(library.path.absolute())) or (
-        registry.get_creator(*CREATOR) is None
-    ):
-        raise EnvironmentLacks(
-            f"{trt.__name__} {trt.__version__} did not take the plugin library",
-            where=str(library.path),
-            fix="build it against the headers of that TensorRT",
-        )

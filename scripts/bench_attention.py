@@ -3,7 +3,8 @@
 
 Prints measured milliseconds, achieved bandwidth of the prologue and TOPS of the attention; with
 --json one object. Needs a CUDA GPU and the built plugin library. On a GPU without FP4 MMA only the
-prologue is timed.
+prologue is timed; on compute capability 9.0 --emulated times the emulated attention, whose speed
+says nothing of another GPU.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ def published_attention() -> Callable[..., torch.Tensor] | None:
     return call
 
 
-def measure(region: SageAttention3, repeats: int) -> dict[str, Any]:
+def measure(region: SageAttention3, repeats: int, emulated: bool) -> dict[str, Any]:
     """All figures of one region; times are measured, bytes and operations counted."""
-    library = PluginLibrary()
+    library = PluginLibrary(emulated=emulated)
     inputs = make_inputs(region)
     shape = (region.batch, region.length, region.attributes.num_heads * 128)
     out = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
@@ -92,6 +93,7 @@ def measure(region: SageAttention3, repeats: int) -> dict[str, Any]:
     torch_ms = milliseconds(lambda: torch_prologue(inputs, region), repeats)
     result: dict[str, Any] = {
         "kind": "measured",
+        "fp4_arithmetic": "emulated" if emulated else "of the GPU",
         "gpu": torch.cuda.get_device_name(),
         "prologue_ms": prologue_ms,
         "prologue_bytes": moved,
@@ -130,6 +132,7 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--emulated", action="store_true", help="with the emulated library")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     attributes = SageAttributes(options.heads, options.tokens)
@@ -137,7 +140,7 @@ def main() -> int:
     try:
         if not torch.cuda.is_available():
             raise EnvironmentLacks("no CUDA GPU", fix="run it on a machine that has one")
-        result = measure(region, options.repeats)
+        result = measure(region, options.repeats, options.emulated)
     except FastWanError as error:
         print(error, file=sys.stderr)
         return error.exit_code

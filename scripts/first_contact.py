@@ -3,11 +3,13 @@
 
     python3 scripts/first_contact.py -o measured.json [ITEM ...]
 
-Items: prologue (bit for bit, bandwidth), sanitizer, loop (three steps and the decoder as one CUDA
-graph), runtime (the same through the runtime's own device, session and kernels), decoder
-(832x480x81, parallel and streamed, eager and graphed), text (true length and padded, graphed),
-engines (TensorRT-RTX on this GPU, with --bundle). Each is independent; one that fails is recorded
-as failed and the exit status is 1. Every figure is measured on the GPU named in the file.
+Items: prologue (bit for bit, bandwidth), attention (against the reference at each boundary shape
+and at full size; needs a library that serves this GPU, on compute capability 9.0 the emulated one),
+sanitizer, loop (three steps and the decoder as one CUDA graph), runtime (the same through the
+runtime's own device, session and kernels), decoder (832x480x81, parallel and streamed, eager and
+graphed), text (true length and padded, graphed), engines (TensorRT-RTX on this GPU, with --bundle).
+Each is independent; one that fails is recorded as failed and the exit status is 1. Every figure is
+measured on the GPU named in the file.
 """
 
 from __future__ import annotations
@@ -62,9 +64,16 @@ def prologue(arguments: argparse.Namespace) -> Record:
     return {"tests": require(tests), "bench": json.loads(bench["output"])}
 
 
+def attention(arguments: argparse.Namespace) -> Record:
+    """The attention against the reference at each shape in both modes, captured, and timed."""
+    import contact_attention
+
+    return contact_attention.check()
+
+
 def sanitizer(arguments: argparse.Namespace) -> Record:
-    """memcheck, racecheck, synccheck and initcheck over the prologue."""
-    return require(command("bash", "scripts/sanitize_prologue.sh", seconds=540))
+    """memcheck, racecheck, synccheck and initcheck over the kernels."""
+    return require(command("bash", "scripts/sanitize_kernels.sh", seconds=540))
 
 
 def runtime(arguments: argparse.Namespace) -> Record:
@@ -88,7 +97,8 @@ def engines(arguments: argparse.Namespace) -> Record:
 
 
 ITEMS: dict[str, Callable[[argparse.Namespace], Record]] = {
-    item.__name__: item for item in (prologue, sanitizer, loop, runtime, decoder, text, engines)
+    item.__name__: item
+    for item in (prologue, attention, sanitizer, loop, runtime, decoder, text, engines)
 }
 
 

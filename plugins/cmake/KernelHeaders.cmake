@@ -58,7 +58,9 @@ function(_fastwan_download folder)
   endforeach()
 endfunction()
 
-set(_downloads ${CMAKE_CURRENT_BINARY_DIR}/kernel_headers)
+set(FASTWAN_HEADER_DOWNLOADS ${CMAKE_CURRENT_BINARY_DIR}/kernel_headers CACHE PATH
+    "where downloaded headers are kept")
+set(_downloads ${FASTWAN_HEADER_DOWNLOADS})
 set(_kernel_folder attn_qat_infer/blackwell)
 set(_cutlass_folder cutlass_library/source/include)
 _fastwan_from_environment(FASTWAN_KERNEL_INCLUDE)

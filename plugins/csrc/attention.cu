@@ -3,8 +3,21 @@
 // Its headers are used as published. Three things around them are ours: the launch, which checks
 // every call, sizes the grid from the device and writes [B, L, C] directly; the first tile of the
 // softmax (SoftmaxFused below); and shims/, in place of the PyTorch headers that params.h includes.
+//
+// With FASTWAN_EMULATED the same kernel runs on compute capability 9.0: the FP4 MMA and the
+// conversion to e2m1 are replaced by exact equivalents (emulated_attention.h), and TMA moves bytes
+// (emulated_tensor_map.h). Without it none of that is in the library.
 #include <cuda.h>
 #include <cutlass/cuda_host_adapter.hpp>
+
+#include "layout.h"
+
+#if FASTWAN_EMULATED
+#include "emulated_tensor_map.h"
+#define FASTWAN_DRIVER_CALL(function) ::fastwan::bytewise_##function
+#else
+#define FASTWAN_DRIVER_CALL(function) ::cutlass::call_##function
+#endif
 
 namespace fastwan {
 namespace {
@@ -23,7 +36,7 @@ inline CUresult record(CUresult result) {
 // CuTe only asserts that a descriptor could be made, and a release build drops the assertion.
 #undef CUTLASS_CUDA_DRIVER_WRAPPER_CALL
 #define CUTLASS_CUDA_DRIVER_WRAPPER_CALL(function) \
-  ([](auto... arguments) { return ::fastwan::record(::cutlass::call_##function(arguments...)); })
+  ([](auto... arguments) { return ::fastwan::record(FASTWAN_DRIVER_CALL(function)(arguments...)); })
 
 #define SoftmaxFused PublishedSoftmaxFused
 #include "softmax_fused.h"
@@ -51,7 +64,11 @@ struct SoftmaxFused : PublishedSoftmaxFused<Rows> {
 
 }  // namespace flash
 
+#if FASTWAN_EMULATED
+#include "emulated_attention.h"
+#else
 #include "kernel_traits.h"
+#endif
 #include "kernel_ws.h"
 #include "kernels.h"
 #include "status.h"
@@ -82,17 +99,19 @@ Mainloop::Params mainloop_parameters(fastwan_region_desc const& desc, int padded
   // A zero term that is added to the logits is loaded for every tile of keys; as one row a head it
   // is as small as the kernel's layout allows.
   int64_t const zero_head = padded, zero_batch = zero_head * heads;
+  // Elements from one row of k, and from one tile of v, to the next, in those of the row or tile.
+  int const apart = static_cast<int>(kPiecePitch / kPieceBytes);
   return Mainloop::to_underlying_arguments(
       {reinterpret_cast<Element const*>(b.q),
        {padded, dim, heads, batch},
        {dim, _1{}, head_stride, batch_stride},
        reinterpret_cast<Element const*>(b.k),
        {padded, dim, heads, batch},
-       {dim, _1{}, head_stride, batch_stride},
+       {apart * dim, _1{}, apart * head_stride, apart * batch_stride},
        {desc.num_tokens, dim, heads, batch},
        reinterpret_cast<Element const*>(b.v),
-       {dim, padded, heads, batch},
-       {padded, _1{}, head_stride, batch_stride},
+       {dim, apart * padded, heads, batch},
+       {apart * padded, _1{}, apart * head_stride, apart * batch_stride},
        reinterpret_cast<Scale const*>(b.q_scale),
        {padded, dim, heads, batch},
        reinterpret_cast<Scale const*>(b.k_scale),
@@ -137,10 +156,16 @@ fastwan_status attention_supported(int device) {
       status != FASTWAN_OK) {
     return status;
   }
-  if (major != 12 || minor > 1) {
-    return fail(FASTWAN_UNSUPPORTED_DEVICE,
-                "device %d has compute capability %d.%d; the FP4 attention needs 12.0 or 12.1",
-                device, major, minor);
+#if FASTWAN_EMULATED
+  bool const served = major == 9 && minor == 0;
+  char const* const needs = "the emulated FP4 attention needs 9.0";
+#else
+  bool const served = major == 12 && minor <= 1;
+  char const* const needs = "the FP4 attention needs 12.0 or 12.1";
+#endif
+  if (!served) {
+    return fail(FASTWAN_UNSUPPORTED_DEVICE, "device %d has compute capability %d.%d; %s", device,
+                major, minor, needs);
   }
   if (shared < kSharedBytes) {
     return fail(FASTWAN_UNSUPPORTED_DEVICE,

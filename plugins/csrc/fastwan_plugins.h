@@ -59,7 +59,9 @@ typedef struct {
 } fastwan_region_desc;
 
 /* Byte offsets of the packed operands in the workspace of a FASTWAN_REGION_SAGE_ATTENTION3;
- * Lp = num_tokens rounded up to 128. */
+ * Lp = num_tokens rounded up to 128. An emulated library has the same total, but its rows of k, and
+ * its pieces of v that hold a channel of 128 tokens, take turns: each has 64 bytes and lies 128 bytes
+ * after the last. */
 typedef struct {
   int64_t padded_tokens; /* Lp */
   int64_t q;             /* [B,H,Lp,64] e2m1 pairs */
@@ -73,7 +75,8 @@ typedef struct {
 } fastwan_sage_layout;
 
 FASTWAN_API int fastwan_interface_version(void);
-/* "name=value ..." of version, CUDA toolkit, kernel headers, architectures and TensorRT. */
+/* "name=value ..." of version, CUDA toolkit, kernel headers, architectures, TensorRT, and whether the
+ * library emulates the FP4 MMA (yes, no). */
 FASTWAN_API const char* fastwan_build_info(void);
 /* Why the last call of this thread failed; never null. */
 FASTWAN_API const char* fastwan_last_error(void);
@@ -87,7 +90,7 @@ FASTWAN_API int fastwan_region_enqueue(const fastwan_region_desc* desc, const vo
                            void* stream);
 
 /* The two launches of a FASTWAN_REGION_SAGE_ATTENTION3, for tests and measurements. The prologue
- * runs on every GPU from compute capability 8.0 on. */
+ * runs on every GPU from compute capability 8.0 on, that of an emulated library on 9.0 only. */
 FASTWAN_API int fastwan_sage_layout_of(const fastwan_region_desc* desc, fastwan_sage_layout* layout);
 FASTWAN_API int fastwan_sage_prologue_enqueue(const fastwan_region_desc* desc, const void* const* inputs,
                                   void* const* outputs, void* workspace, size_t workspace_bytes,
@@ -95,8 +98,8 @@ FASTWAN_API int fastwan_sage_prologue_enqueue(const fastwan_region_desc* desc, c
 FASTWAN_API int fastwan_sage_attention_enqueue(const fastwan_region_desc* desc, void* const* outputs,
                                    void* workspace, size_t workspace_bytes, void* stream);
 
-/* The small kernels of the denoise loop and the decoder; they run on every GPU from compute
- * capability 8.0 on, and nothing but elements is read. */
+/* The small kernels of the denoise loop and the decoder; they run where the prologue does, and
+ * nothing but elements is read. */
 #define FASTWAN_MAX_TERMS 8
 #define FASTWAN_MAX_SUMS 2
 

@@ -71,17 +71,36 @@ __device__ __forceinline__ float from_e4m3(uint32_t code) {
                    : __uint_as_float((code + (120u << 3)) << 20);
 }
 
+// e2m1 code of a value that is not negative, in the low four bits; above them lies anything.
+//
+// Let p be the value's power of two, at least 1. A multiple of p/2 is what e2m1 can hold there, and
+// the fp32 sum value + p * 2^22 is rounded to one, to even on a tie: it lies in the low bits of the
+// sum. Two codes for each power of two come from the sum's exponent, 22 bits higher. The 3 makes
+// the exponent's bias a multiple of 16.
+__device__ __forceinline__ uint32_t to_e2m1_unsigned(float value) {
+  float const limited = fminf(value, 6.0f);
+  float const power =
+      fmaxf(__uint_as_float(__float_as_uint(limited) & 0x7F800000u), 1.0f);
+  uint32_t const sum = __float_as_uint(__fmaf_rn(power, 4194304.0f + 3.0f, limited));
+  return sum + (sum >> 22);
+}
+
+// Eight such codes, first in the lowest nibble.
+__device__ __forceinline__ uint32_t to_e2m1x8_unsigned(float const (&values)[8]) {
+  uint32_t pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    pairs[i] = (to_e2m1_unsigned(values[2 * i]) & 0xFu) |
+               ((to_e2m1_unsigned(values[2 * i + 1]) << 4) & ~0xFu);
+  }
+  return __byte_perm(__byte_perm(pairs[0], pairs[1], 0x0040),
+                     __byte_perm(pairs[2], pairs[3], 0x0040), 0x5410);
+}
+
 #if !FASTWAN_HAS_E2M1
 // e2m1 code: nearest even, saturating at 6, sign kept.
 __device__ __forceinline__ uint32_t to_e2m1(float value) {
-  uint32_t const bits = __float_as_uint(value);
-  uint32_t magnitude = bits & 0x7FFFFFFFu;
-  magnitude = magnitude > 0x40C00000u ? 0x40C00000u : magnitude;  // 6.0
-  int const normal =
-      static_cast<int>((magnitude + 0x1FFFFFu + ((magnitude >> 22) & 1u)) >> 22) - 252;
-  int small = __float2int_rn(__uint_as_float(magnitude) * 2.0f);
-  small = small > 2 ? 2 : small;
-  return static_cast<uint32_t>(normal > small ? normal : small) | ((bits >> 28) & 8u);
+  return (to_e2m1_unsigned(fabsf(value)) & 7u) | ((__float_as_uint(value) >> 28) & 8u);
 }
 #endif
 

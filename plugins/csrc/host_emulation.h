@@ -49,10 +49,21 @@ inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline float __frsqrt_rn(float a) {
   return static_cast<float>(1.0 / std::sqrt(static_cast<double>(a)));
+}
+
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t select) {
+  uint64_t const bytes = (uint64_t{high} << 32) | low;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    uint64_t const from = (select >> (4 * i)) & 7u;
+    result |= static_cast<uint32_t>((bytes >> (8 * from)) & 0xFFu) << (8 * i);
+  }
+  return result;
 }
 
 namespace fastwan::emulation {
@@ -80,7 +91,7 @@ inline jmp_buf scheduler;
 inline int current = 0;
 inline Barrier block_barrier;
 inline Barrier warp_barriers[kThreads / kWarp];
-inline float exchange[kThreads];
+inline uint32_t exchange[kThreads];
 inline void (*body)(void const*) = nullptr;
 inline void const* argument = nullptr;
 
@@ -132,6 +143,16 @@ inline void run_block(void (*function)(void const*), void const* arguments) {
   }
 }
 
+// What thread `source` of this warp gives; every thread of the warp takes part.
+inline uint32_t exchanged(uint32_t value, int source) {
+  Barrier& barrier = warp_barriers[current / kWarp];
+  exchange[current] = value;
+  wait(barrier, kWarp);
+  uint32_t const received = exchange[source];
+  wait(barrier, kWarp);
+  return received;
+}
+
 }  // namespace fastwan::emulation
 
 inline Index blockIdx{0};
@@ -148,11 +169,10 @@ inline void __syncthreads() {
 
 inline float __shfl_xor_sync(unsigned, float value, int distance) {
   namespace e = fastwan::emulation;
-  e::Barrier& barrier = e::warp_barriers[e::current / e::kWarp];
-  int const lane = e::current;
-  e::exchange[lane] = value;
-  e::wait(barrier, e::kWarp);
-  float const received = e::exchange[lane ^ distance];
-  e::wait(barrier, e::kWarp);
-  return received;
+  return __uint_as_float(e::exchanged(__float_as_uint(value), e::current ^ distance));
+}
+
+inline uint32_t __shfl_sync(unsigned, uint32_t value, int source, int width) {
+  namespace e = fastwan::emulation;
+  return e::exchanged(value, e::current / width * width + source);
 }

@@ -6,9 +6,21 @@
 
 #include "fastwan_plugins.h"
 
+// 1 builds the library that emulates the FP4 MMA on compute capability 9.0.
+#ifndef FASTWAN_EMULATED
+#define FASTWAN_EMULATED 0
+#endif
+
 namespace fastwan {
 
 constexpr int64_t kAlignment = 1024;
+
+// A row of k, and the codes of one tile of tokens in a channel of v, are pieces of 64 bytes, one
+// after the other. The kernel steps through v by 128 elements for a tile; where TMA counts bytes,
+// tiles must be 128 bytes apart, and rows of k lie in the gaps. Both take as much memory.
+constexpr int64_t kPieceBytes = FASTWAN_HEAD_DIM / 2;
+static_assert(kPieceBytes == FASTWAN_TILE / 2);
+constexpr int64_t kPiecePitch = FASTWAN_EMULATED ? 2 * kPieceBytes : kPieceBytes;
 
 inline int64_t padded_tokens(int64_t tokens) {
   return (tokens + FASTWAN_TILE - 1) / FASTWAN_TILE * FASTWAN_TILE;
@@ -26,9 +38,14 @@ inline fastwan_sage_layout make_layout(fastwan_region_desc const& desc) {
   };
   layout.q = take(rows * (FASTWAN_HEAD_DIM / 2));
   layout.q_scale = take(rows * (FASTWAN_HEAD_DIM / 16));
-  layout.k = take(rows * (FASTWAN_HEAD_DIM / 2));
+  if (FASTWAN_EMULATED) {
+    layout.v = take(rows * kPiecePitch);
+    layout.k = layout.v + kPieceBytes;
+  } else {
+    layout.k = take(rows * kPiecePitch);
+  }
   layout.k_scale = take(rows * (FASTWAN_HEAD_DIM / 16));
-  layout.v = take(rows * (FASTWAN_HEAD_DIM / 2));
+  if (!FASTWAN_EMULATED) layout.v = take(rows * kPiecePitch);
   layout.v_scale = take(rows * (FASTWAN_HEAD_DIM / 16));
   layout.delta_s = take(rows * static_cast<int64_t>(sizeof(float)));
   layout.total = offset;

@@ -68,9 +68,24 @@ __device__ __forceinline__ int stored_key(int token) {
   return (token & ~31) | (token & 1) | (((token >> 3) & 3) << 1) | (((token >> 1) & 3) << 3);
 }
 
+// Where rows of codes and their scales go.
+struct Rows {
+  uint8_t* codes;
+  uint8_t* scales;
+  int64_t pitch;  // bytes from row to row of codes
+};
+
+__device__ __forceinline__ Rows query_rows(SageBuffers const& b) {
+  return {b.q, b.q_scale, kPieceBytes};
+}
+
+__device__ __forceinline__ Rows key_rows(SageBuffers const& b) {
+  return {b.k, b.k_scale, kPiecePitch};
+}
+
 // Four channels of a row quantised in groups of 16 (four lanes), and stored.
 __device__ __forceinline__ void store_row(Four const& value, int64_t head_row, int row, int lane,
-                                          uint8_t* codes, uint8_t* scales) {
+                                          Rows const& rows) {
   float amax = fmaxf(fmaxf(fabsf(value.x[0]), fabsf(value.x[1])),
                      fmaxf(fabsf(value.x[2]), fabsf(value.x[3])));
   amax = fmaxf(amax, __shfl_xor_sync(0xFFFFFFFFu, amax, 1));
@@ -79,11 +94,11 @@ __device__ __forceinline__ void store_row(Four const& value, int64_t head_row, i
   uint32_t const packed =
       to_e2m1x4(__fmul_rn(value.x[0], scale.inverse), __fmul_rn(value.x[1], scale.inverse),
                 __fmul_rn(value.x[2], scale.inverse), __fmul_rn(value.x[3], scale.inverse));
-  auto* out = reinterpret_cast<uint16_t*>(codes + (head_row + row) * (kHeadDim / 2));
+  auto* out = reinterpret_cast<uint16_t*>(rows.codes + (head_row + row) * rows.pitch);
   out[lane] = static_cast<uint16_t>(packed);
   if (lane % 4 == 0) {
     constexpr int kGroups = kHeadDim / 16;
-    scales[head_row * kGroups + scale_offset(row, lane / 4, kGroups)] =
+    rows.scales[head_row * kGroups + scale_offset(row, lane / 4, kGroups)] =
         static_cast<uint8_t>(scale.code);
   }
 }
@@ -93,8 +108,7 @@ template <int kMaxHeads>
 __device__ __forceinline__ void prepare_row(PrologueArguments const& p, uint16_t const* x,
                                             float scale, uint16_t const* bias,
                                             uint16_t const* weight, float2 cosine, float2 sine,
-                                            int batch, int row, int lane, uint8_t* codes,
-                                            uint8_t* scales) {
+                                            int batch, int row, int lane, Rows const& rows) {
   uint2 held[kMaxHeads];
   float sum[kLaneChannels] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
@@ -134,7 +148,7 @@ __device__ __forceinline__ void prepare_row(PrologueArguments const& p, uint16_t
            __fsub_rn(__fmul_rn(value.x[2], cosine.y), __fmul_rn(value.x[3], sine.y)),
            __fadd_rn(__fmul_rn(value.x[2], sine.y), __fmul_rn(value.x[3], cosine.y))}});
       int64_t const head_row = (int64_t{batch} * p.num_heads + head) * p.padded_tokens;
-      store_row(turned, head_row, row, lane, codes, scales);
+      store_row(turned, head_row, row, lane, rows);
     }
   }
 }
@@ -147,8 +161,8 @@ __device__ __forceinline__ void clear_row(PrologueArguments const& p, int batch,
   if (token < p.padded_tokens) {
     for (int head = 0; head < p.num_heads; ++head) {
       int64_t const head_row = (int64_t{batch} * p.num_heads + head) * p.padded_tokens;
-      store_row(zero, head_row, token, lane, b.q, b.q_scale);
-      store_row(zero, head_row, stored_key(token), lane, b.k, b.k_scale);
+      store_row(zero, head_row, token, lane, query_rows(b));
+      store_row(zero, head_row, stored_key(token), lane, key_rows(b));
     }
   }
   if (token < p.length) {
@@ -177,9 +191,9 @@ __device__ __forceinline__ void query_key_role(PrologueArguments const& p, int b
   float2 const cosine = reinterpret_cast<float2 const*>(b.rope_cos)[turn];
   float2 const sine = reinterpret_cast<float2 const*>(b.rope_sin)[turn];
   prepare_row<kMaxHeads>(p, x, b.qkv_scale[0], b.qkv_bias, b.q_norm, cosine, sine, batch, token,
-                         lane, b.q, b.q_scale);
+                         lane, query_rows(b));
   prepare_row<kMaxHeads>(p, x + channels, b.qkv_scale[1], b.qkv_bias + channels, b.k_norm, cosine,
-                         sine, batch, stored_key(token), lane, b.k, b.k_scale);
+                         sine, batch, stored_key(token), lane, key_rows(b));
 }
 
 __device__ __forceinline__ void value_role(PrologueArguments const& p, int block,
@@ -234,7 +248,8 @@ __device__ __forceinline__ void value_role(PrologueArguments const& p, int block
   }
   int const groups = p.padded_tokens / 16;
   int64_t const channel_row = (int64_t{batch} * p.num_heads + head) * kHeadDim;
-  uint8_t* out = b.v + (channel_row + channel) * (p.padded_tokens / 2) + first / 2 + half * 16;
+  uint8_t* out = b.v + (channel_row + channel) * (p.padded_tokens / FASTWAN_TILE) * kPiecePitch +
+                 first / FASTWAN_TILE * kPiecePitch + first % FASTWAN_TILE / 2 + half * 16;
   *reinterpret_cast<uint4*>(out) = make_uint4(words[0], words[1], words[2], words[3]);
   uint8_t* scales =
       b.v_scale + channel_row * groups + scale_offset(channel, first / 16 + half * 2, groups);

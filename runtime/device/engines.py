@@ -163,7 +163,7 @@ def open_engines(
     check_version(manifest.backend, manifest.versions.get(manifest.backend, ""), trt.__version__)
     check_target(manifest.target, device)
     if lookup(LIBRARIES, manifest.backend).plugins and BUNDLED in manifest.files:
-        from fastwan.plugins.loader import load_into_registry
+        from fastwan.plugins.registry import load_into_registry
 
         load_into_registry(trt, library_path(bundle))
     log = _logger(trt)

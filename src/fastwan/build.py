@@ -236,11 +236,11 @@ def plugin_library(attention: Attention, backend: Backend) -> Path | None:
     Raises:
         EnvironmentLacks: the engine cannot be built without it, or none lies where
             ``$FASTWAN_PLUGIN_LIBRARY`` says.
-        BadInput: it is no library for this machine.
+        BadInput: it is no library for this machine, or it emulates FP4.
     """
     if not attention.uses_library:
         return None
-    from fastwan.plugins.loader import LIBRARY_VARIABLE, check_elf, find_library
+    from fastwan.plugins.loader import LIBRARY_VARIABLE, check_elf, find_library, refuse_emulated
 
     try:
         library = find_library()
@@ -249,6 +249,7 @@ def plugin_library(attention: Attention, backend: Backend) -> Path | None:
             raise
         return None
     check_elf(library)
+    refuse_emulated(library)
     return library
 
 

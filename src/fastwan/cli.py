@@ -343,19 +343,20 @@ def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
 
 @main.command("build-plugin")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the library.")
+@click.option("--emulated", is_flag=True, help="Emulate FP4 on compute capability 9.0 instead.")
 @_json_option
 @_report_errors
-def build_plugin(output: Path | None, as_json: bool) -> None:
+def build_plugin(output: Path | None, emulated: bool, as_json: bool) -> None:
     """Compile libfastwan_plugins.so, the FP4 attention, with CMake and nvcc."""
     from fastwan.plugins.build import build_plugin as build
     from fastwan.plugins.build import plugin_report
 
-    report = plugin_report(build(output, progress=_progress()))
+    report = plugin_report(build(output, emulated=emulated, progress=_progress()))
     if as_json:
         _print_json(report)
         return
     tell(one_line(report.library))
-    if report.build["tensorrt"] == "none":
+    if report.build["tensorrt"] == "none" and not emulated:
         say(
             "without the TensorRT plugin: no headers were found. The tensorrt-rtx backend does not "
             "need it; for tensorrt set TENSORRT_ROOT and build again"

@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,6 +35,8 @@ NEEDED_DISK_BYTES = 15_000_000_000
 """Free disk that a full-size build wants: checkpoint, ONNX bundle, engines and their cache."""
 
 _LIBRARY = "plugin library"
+_EMULATED_LIBRARY = "emulated plugin library"
+_EMULATED_CAPABILITY = 90
 _GPU_VIDEO = "make a video on the GPU"
 _INSTALL = "pip install -c constraints.txt -e '.[dev]'"
 
@@ -104,7 +107,8 @@ def diagnose() -> list[Finding]:
     parts = [_python(), *map(_package, _PACKAGES)]
     parts += _guard("gpu", "CUDA device", _devices)
     parts += _guard("plugin", "plugin build", _plugin_build)
-    parts += _guard("plugin", _LIBRARY, _plugin_library)
+    for name, emulated in ((_LIBRARY, False), (_EMULATED_LIBRARY, True)):
+        parts += _guard("plugin", name, partial(_plugin_library, name, emulated))
     parts += _guard("storage", "cache", _storage)
     return parts + _abilities({part.name: part for part in parts})
 
@@ -186,18 +190,23 @@ def _plugin_build() -> Iterable[Finding]:
         yield Finding("plugin", item.name, status, detail, "" if item.found else item.fix)
 
 
-def _plugin_library() -> Iterable[Finding]:
+def _plugin_library(name: str, emulated: bool) -> Iterable[Finding]:
+    from fastwan.cuda_driver import compute_capability
     from fastwan.errors import EnvironmentLacks
     from fastwan.plugins.loader import INTERFACE_VERSION, PluginLibrary, find_library
 
     try:
-        path = find_library()
+        path = find_library(emulated=emulated)
     except EnvironmentLacks as error:
-        yield Finding("plugin", _LIBRARY, "optional", "not built", error.fix)
+        # The emulated library is of no use to a machine whose GPU it does not serve.
+        if not emulated or compute_capability() == _EMULATED_CAPABILITY:
+            yield Finding("plugin", name, "optional", "not built", error.fix)
         return
-    info = PluginLibrary(path).build_info
-    words = " ".join(f"{key}={value}" for key, value in info.items())
-    yield Finding("plugin", _LIBRARY, "ok", f"interface {INTERFACE_VERSION}, {words} ({path})")
+    library = PluginLibrary(path, emulated=emulated)
+    serves = ", ".join(library.compute_capabilities)
+    words = " ".join(f"{key}={value}" for key, value in library.build_info.items())
+    detail = f"serves compute capability {serves}; interface {INTERFACE_VERSION}, {words} ({path})"
+    yield Finding("plugin", name, "ok", detail)
 
 
 def _storage() -> Iterable[Finding]:
@@ -229,7 +238,10 @@ def _abilities(parts: dict[str, Finding]) -> list[Finding]:
     on_gpu = _guard("ability", _engines_name("tensorrt"), lambda: _builds("tensorrt"))
     cpu = _resting_on("make a video on the CPU", parts, _CPU_RUN, "the reference: slow, small")
     gpu = _guard("ability", _GPU_VIDEO, lambda: _gpu_run(parts))
-    tools = [part for part in parts.values() if part.group == "plugin" and part.name != _LIBRARY]
+    libraries = (_LIBRARY, _EMULATED_LIBRARY)
+    tools = [
+        part for part in parts.values() if part.group == "plugin" and part.name not in libraries
+    ]
     lacking = [part for part in tools if part.status == "missing"]
     plugin = _summed("build the attention plugin", lacking)
     return [export, *engines, *on_gpu, cpu, *gpu, plugin]

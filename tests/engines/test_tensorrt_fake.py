@@ -200,7 +200,7 @@ def test_the_plugin_library_is_loaded_before_parsing(
         assert (module, path) == (trt, library)
         trt.calls.append("load plugins")
 
-    monkeypatch.setattr("fastwan.plugins.loader.load_into_registry", load)
+    monkeypatch.setattr("fastwan.plugins.registry.load_into_registry", load)
     build(kit, tmp_path, model=with_attention(kit), plugin_library=library)
     assert trt.calls[0] == "load plugins"
     assert "parse(dit.onnx)" in trt.calls

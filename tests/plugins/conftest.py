@@ -15,7 +15,7 @@ import torch
 from fastwan.errors import FastWanError
 from fastwan.plugins import loader, reference
 from fastwan.plugins.build import SOURCE
-from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes, SageLayout
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,38 @@ def make_node() -> Callable[..., Node]:
     return random_node
 
 
-@pytest.fixture(scope="session")
-def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The prologue's device code compiled for the host."""
+def compiled_for_host(folder: Path, source: str, *definitions: str) -> ctypes.CDLL:
+    """Device code compiled for the host: ``csrc/<source>``."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
-    target = tmp_path_factory.mktemp("emulation") / "libemulation.so"
-    source = SOURCE / "csrc" / "emulate_prologue.cpp"
+    target = folder / "libemulation.so"
     # A contracted multiply-add would round once where the device rounds twice; a fortified longjmp
     # refuses to change stacks.
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra"]
     flags += ["-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
-    subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
+    path = SOURCE / "csrc" / source
+    subprocess.run([compiler, *flags, *definitions, str(path), "-o", str(target)], check=True)
     return ctypes.CDLL(str(target))
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The prologue's device code."""
+    return compiled_for_host(tmp_path_factory.mktemp("prologue"), "emulate_prologue.cpp")
+
+
+@pytest.fixture(scope="session")
+def emulation_for_hopper(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The prologue's device code as the emulated library has it."""
+    folder = tmp_path_factory.mktemp("emulated_prologue")
+    return compiled_for_host(folder, "emulate_prologue.cpp", "-DFASTWAN_EMULATED=1")
+
+
+@pytest.fixture(scope="session")
+def mma_emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The emulated MMA's device code."""
+    return compiled_for_host(tmp_path_factory.mktemp("mma"), "emulate_mma.cpp")
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +114,46 @@ def library_path() -> Path:
 @pytest.fixture(scope="session")
 def library(library_path: Path) -> loader.PluginLibrary:
     return loader.PluginLibrary(library_path)
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> loader.PluginLibrary:
+    """The built emulated library, as `loader.find_library` finds it."""
+    try:
+        path = loader.find_library(emulated=True)
+    except FastWanError as error:
+        pytest.skip(str(error))
+    return loader.PluginLibrary(path, emulated=True)
+
+
+@pytest.fixture(scope="session", params=["fp4", "emulated"])
+def each_library(request: pytest.FixtureRequest) -> loader.PluginLibrary:
+    """Each of the two libraries that is built."""
+    name = "emulated_library" if request.param == "emulated" else "library"
+    found: loader.PluginLibrary = request.getfixturevalue(name)
+    return found
+
+
+def stored_operands(
+    workspace: torch.Tensor, layout: SageLayout, shapes: reference.Operands, emulated: bool
+) -> reference.Operands:
+    """Packed operands in a workspace, as `Node.operands` has them.
+
+    Args:
+        workspace: uint8, on any device.
+        shapes: operands of the shapes to expect.
+        emulated: whether an emulated library laid them out: rows of k and pieces of v of 64 bytes
+            then lie 128 bytes apart.
+    """
+    parts = []
+    for name, like in zip(reference.Operands._fields, shapes, strict=True):
+        apart = 128 if emulated and name in ("k", "v") else 64
+        flat = workspace.as_strided((like.numel() // 64, 64), (apart, 1), getattr(layout, name))
+        parts.append(flat.reshape(like.shape).cpu())
+    return reference.Operands(*parts)
+
+
+@pytest.fixture(scope="session")
+def read_operands() -> Callable[..., reference.Operands]:
+    """`stored_operands`, as a fixture because test modules do not import one another."""
+    return stored_operands

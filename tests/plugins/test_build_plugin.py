@@ -35,7 +35,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("FASTWAN_KERNEL_INCLUDE", "FASTWAN_CUTLASS_INCLUDE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(build, "DEFAULT_NVCC", tmp_path / "none")
-    monkeypatch.setattr(loader, "build_folder", lambda: tmp_path / "build")
+    monkeypatch.setattr(loader, "build_folder", lambda **_: tmp_path / "build")
     return tools
 
 
@@ -133,7 +133,7 @@ def test_the_whole_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     missing = build.missing_for_build()
     if missing:
         pytest.skip("missing: " + ", ".join(item.name for item in missing))
-    monkeypatch.setattr(loader, "build_folder", lambda: tmp_path / "build")
+    monkeypatch.setattr(loader, "build_folder", lambda **_: tmp_path / "build")
     monkeypatch.delenv("TENSORRT_ROOT", raising=False)
     built = build.build_plugin(tmp_path / "out")
     assert built == tmp_path / "out" / loader.LIBRARY_NAME

@@ -12,6 +12,8 @@ import torch
 from fastwan.plugins import nvfp4, reference
 from fastwan.plugins.regions.sage_attention3 import SageLayout
 
+ReadOperands = Callable[..., reference.Operands]
+
 
 def addresses(tensors: tuple[torch.Tensor, ...]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
@@ -35,11 +37,13 @@ def emulate(emulation: ctypes.CDLL, node: Any) -> tuple[SageLayout, torch.Tensor
     return layout, workspace, out
 
 
-def check(emulation: ctypes.CDLL, node: Any) -> None:
+def check(
+    emulation: ctypes.CDLL, read_operands: ReadOperands, node: Any, emulated: bool = False
+) -> None:
     layout, workspace, out = emulate(emulation, node)
-    for name, expected in zip(reference.Operands._fields, node.operands(), strict=True):
-        begin = getattr(layout, name)
-        found = workspace[begin : begin + expected.numel()].view(expected.shape)
+    wanted = node.operands()
+    stored = read_operands(workspace, layout, wanted, emulated)
+    for name, found, expected in zip(reference.Operands._fields, stored, wanted, strict=True):
         wrong = (found != expected).sum().item()
         assert wrong == 0, f"{name}: {wrong} of {expected.numel()} bytes differ"
     region = node.region
@@ -53,9 +57,35 @@ def check(emulation: ctypes.CDLL, node: Any) -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("tokens", [1, 127, 128, 129, 200, 1560])
 def test_prologue_writes_the_bytes_of_the_reference(
-    emulation: ctypes.CDLL, make_node: Callable[..., Any], tokens: int, batch: int, heads: int
+    emulation: ctypes.CDLL,
+    make_node: Callable[..., Any],
+    read_operands: ReadOperands,
+    tokens: int,
+    batch: int,
+    heads: int,
 ) -> None:
-    check(emulation, make_node(batch, tokens, heads))
+    check(emulation, read_operands, make_node(batch, tokens, heads))
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "length"), [(1, 1, 2, 1), (2, 128, 3, 130), (2, 129, 2, 300)]
+)
+def test_prologue_of_the_emulated_library_writes_the_same_bytes_elsewhere(
+    emulation: ctypes.CDLL,
+    emulation_for_hopper: ctypes.CDLL,
+    make_node: Callable[..., Any],
+    read_operands: ReadOperands,
+    batch: int,
+    tokens: int,
+    heads: int,
+    length: int,
+) -> None:
+    node = make_node(batch, tokens, heads, length)
+    check(emulation_for_hopper, read_operands, node, emulated=True)
+    here, there = emulate(emulation_for_hopper, node)[0], emulate(emulation, node)[0]
+    assert here.total == there.total == node.region.workspace_bytes
+    assert here.k == here.v + 64
+    assert here.v_scale > here.k_scale >= here.v + 2 * 64 * batch * heads * here.padded_tokens
 
 
 @pytest.mark.parametrize(
@@ -66,22 +96,26 @@ def test_prologue_writes_the_bytes_of_the_reference(
 def test_rows_behind_the_last_token_do_not_matter(
     emulation: ctypes.CDLL,
     make_node: Callable[..., Any],
+    read_operands: ReadOperands,
     batch: int,
     tokens: int,
     heads: int,
     length: int,
 ) -> None:
-    check(emulation, make_node(batch, tokens, heads, length))
+    check(emulation, read_operands, make_node(batch, tokens, heads, length))
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-38, 1e-30, 1e-4, 3e3, 1e30])
 def test_small_and_large_values(
-    emulation: ctypes.CDLL, make_node: Callable[..., Any], factor: float
+    emulation: ctypes.CDLL,
+    make_node: Callable[..., Any],
+    read_operands: ReadOperands,
+    factor: float,
 ) -> None:
     node = make_node(1, 40, 2)
     node.tensors[0].mul_(factor)
     node.tensors[2].mul_(min(factor, 1e3))
-    check(emulation, node)
+    check(emulation, read_operands, node)
 
 
 def convert(function: Any, x: torch.Tensor) -> torch.Tensor:

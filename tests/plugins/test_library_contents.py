@@ -12,14 +12,19 @@ from typing import NamedTuple
 
 import pytest
 
-from fastwan.plugins.loader import PluginLibrary
+from fastwan.errors import BadInput
+from fastwan.plugins.loader import PluginLibrary, refuse_emulated
 
 EM_CUDA = 190
 EIATTR_FRAME_SIZE, EIATTR_REGCOUNT = 0x11, 0x2F
 
 # 8 warps split the 128 queries; a warp's MMA is 16 x 32 x 64, issued as four of 16 x 8 x 64:
-# QK^T and PV are 4 x 2 of them each.
+# QK^T and PV are 4 x 2 of them each. Emulated, each of the four is four of 16 x 8 x 16 in fp16.
 MMA_A_TILE = 64
+HALF_MMA_A_TILE = 4 * MMA_A_TILE
+FP4_MMA = "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"
+HALF_MMA = "HMMA.16816.F32"
+LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
 
 
 class Kernel(NamedTuple):
@@ -82,6 +87,11 @@ def compiled(library_path: Path) -> list[Kernel]:
     return kernels(library_path.read_bytes())
 
 
+@pytest.fixture(scope="module")
+def compiled_emulated(emulated_library: PluginLibrary) -> list[Kernel]:
+    return kernels(emulated_library.path.read_bytes())
+
+
 def nm(*arguments: str) -> str:
     tool = shutil.which("nm")
     if tool is None:
@@ -90,8 +100,9 @@ def nm(*arguments: str) -> str:
 
 
 def test_it_exports_the_interface_and_the_plugin_entry_points_only(
-    library: PluginLibrary,
+    each_library: PluginLibrary,
 ) -> None:
+    library = each_library
     lines = nm("-D", "--defined-only", str(library.path)).splitlines()
     exported = {line.split()[-1] for line in lines}
     expected = {
@@ -105,11 +116,11 @@ def test_it_exports_the_interface_and_the_plugin_entry_points_only(
     assert exported == expected
 
 
-def test_it_needs_neither_cuda_nor_tensorrt_libraries(library_path: Path) -> None:
+def test_it_needs_neither_cuda_nor_tensorrt_libraries(each_library: PluginLibrary) -> None:
     tool = shutil.which("readelf")
     if tool is None:
         pytest.skip("readelf is not installed")
-    command = [tool, "-d", str(library_path)]
+    command = [tool, "-d", str(each_library.path)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", text))
     allowed = {"libstdc++.so.6", "libgcc_s.so.1", "libc.so.6", "libm.so.6", "libdl.so.2"}
@@ -120,7 +131,9 @@ def test_it_needs_neither_cuda_nor_tensorrt_libraries(library_path: Path) -> Non
 
 def test_it_says_what_it_was_built_from(library: PluginLibrary) -> None:
     info = library.build_info
-    assert set(info) == {"version", "cuda", "kernel", "attention", "prologue", "tensorrt"}
+    expected = {"version", "cuda", "kernel", "attention", "prologue", "tensorrt", "emulated"}
+    assert set(info) == expected
+    assert info["emulated"] == "no"
     assert info["kernel"] == "0.3.5"
     assert {"120a", "121a"} <= set(info["attention"].split(","))
     assert {"80", "90", "120a", "121a"} <= set(info["prologue"].split(","))
@@ -163,13 +176,13 @@ def instructions(library: Path, architecture: str) -> list[tuple[int, str]]:
     return [(int(address, 16), line) for address, line in lines]
 
 
-def inner_loop(code: list[tuple[int, str]]) -> list[str]:
+def inner_loop(code: list[tuple[int, str]], mma: str, count: int) -> list[str]:
     """Instructions of the loop over tiles of keys: the one that holds the MMAs of one tile."""
     for address, line in code:
         jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", line)
         if jump and int(jump[1], 16) < address:
             body = [text for at, text in code if int(jump[1], 16) <= at <= address]
-            if sum("OMMA" in text for text in body) == MMA_A_TILE:
+            if sum(mma in text for text in body) == count:
                 return body
     raise AssertionError("no loop with the MMAs of one tile")
 
@@ -179,8 +192,48 @@ def test_the_inner_loop_is_fp4_mma_without_local_memory(
     library_path: Path, architecture: str
 ) -> None:
     code = instructions(library_path, architecture)
-    mma = [line for _, line in code if "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X" in line]
+    assert not [line for _, line in code if "HMMA" in line]
+    mma = [line for _, line in code if FP4_MMA in line]
     assert len(mma) == 2 * MMA_A_TILE  # once for the last tile, which is masked, once in the loop
-    body = inner_loop(code)
-    assert not [line for line in body if re.search(r"\b(LDL|STL|HMMA|QMMA)\b", line)]
+    body = inner_loop(code, FP4_MMA, MMA_A_TILE)
+    assert not [line for line in body if LOCAL_MEMORY.search(line) or "QMMA" in line]
     assert len(body) < 1200
+
+
+def test_an_emulated_library_is_for_compute_capability_9_0_alone(
+    emulated_library: PluginLibrary, compiled_emulated: list[Kernel], library: PluginLibrary
+) -> None:
+    info = emulated_library.build_info
+    assert info["emulated"] == "yes"
+    with pytest.raises(BadInput, match="emulates FP4"):
+        refuse_emulated(emulated_library.path)
+    refuse_emulated(library.path)
+    assert (info["attention"], info["prologue"], info["tensorrt"]) == ("90a", "90", "none")
+    assert emulated_library.compute_capabilities == ("9.0",)
+    names = [kernel.name for kernel in compiled_emulated]
+    assert any("compute_attn_ws" in name for name in names)
+    assert any("prologue_kernel" in name for name in names)
+    assert {kernel.architecture for kernel in compiled_emulated} == {90}
+    # PTX would be compiled for any later GPU.
+    ptx = b".address_size 64"
+    assert ptx in library.path.read_bytes()
+    assert ptx not in emulated_library.path.read_bytes()
+
+
+def test_the_emulated_attention_fits_its_registers(compiled_emulated: list[Kernel]) -> None:
+    (attention,) = (kernel for kernel in compiled_emulated if "compute_attn_ws" in kernel.name)
+    assert attention.registers == 168
+    assert attention.stack_bytes <= 8  # one word
+    others = [kernel for kernel in compiled_emulated if kernel is not attention]
+    assert others
+    assert {kernel.stack_bytes for kernel in others} == {0}
+
+
+def test_the_inner_loop_of_the_emulated_attention(emulated_library: PluginLibrary) -> None:
+    code = instructions(emulated_library.path, "sm_90a")
+    assert not [line for _, line in code if "OMMA" in line or "QMMA" in line]
+    mma = [line for _, line in code if HALF_MMA in line]
+    assert len(mma) == 2 * HALF_MMA_A_TILE
+    body = inner_loop(code, HALF_MMA, HALF_MMA_A_TILE)
+    assert len([line for line in body if LOCAL_MEMORY.search(line)]) <= 2  # that word
+    assert len(body) < 4000  # twice as many where A is widened for each of its uses

@@ -33,7 +33,7 @@ def compile_library(folder: Path, source: str) -> Path:
     return path
 
 
-def complete_library(interface: int, version: str = loader.LIBRARY_VERSION) -> str:
+def complete_library(interface: int, version: str = loader.LIBRARY_VERSION, info: str = "") -> str:
     """C source of a library that has every function and does nothing."""
     names = ("device_supported", "region_workspace_bytes", "sage_layout_of", "region_enqueue")
     names += ("sage_prologue_enqueue", "sage_attention_enqueue")
@@ -41,7 +41,8 @@ def complete_library(interface: int, version: str = loader.LIBRARY_VERSION) -> s
     return (
         f"int fastwan_interface_version(void) {{ return {interface}; }}\n{stubs}"
         'const char* fastwan_last_error(void) { return "none"; }\n'
-        f'const char* fastwan_build_info(void) {{ return "version={version} tensorrt=none"; }}\n'
+        "const char* fastwan_build_info(void) "
+        f'{{ return "version={version} tensorrt=none{info}"; }}\n'
     )
 
 
@@ -57,6 +58,24 @@ def test_a_library_of_another_interface_is_refused(tmp_path: Path) -> None:
     path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION + 1))
     with pytest.raises(BadInput, match=r"has interface 2, this package needs 1.*build-plugin"):
         PluginLibrary(path)
+
+
+def test_a_library_that_emulates_is_taken_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    source = complete_library(loader.INTERFACE_VERSION, info=" attention=90a emulated=yes")
+    emulated = compile_library(tmp_path, source)
+    with pytest.raises(BadInput, match="emulates FP4; asked for is one that runs FP4 on the GPU"):
+        PluginLibrary(emulated)
+    for wanted in (True, None):
+        library = PluginLibrary(emulated, emulated=wanted)
+        assert library.emulated
+        assert library.compute_capabilities == ("9.0",)
+    (tmp_path / "fp4").mkdir()
+    source = complete_library(loader.INTERFACE_VERSION, info=" attention=120a,121a emulated=no")
+    real = compile_library(tmp_path / "fp4", source)
+    with pytest.raises(BadInput, match="runs FP4 on the GPU; asked for is one that emulates"):
+        PluginLibrary(real, emulated=True)
+    assert not PluginLibrary(real).emulated
+    assert PluginLibrary(real).compute_capabilities == ("12.0", "12.1")
 
 
 def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -125,14 +144,15 @@ def test_the_library_is_found_by_variable_and_in_the_build_folder(
     named, built = tmp_path / "named.so", tmp_path / loader.LIBRARY_NAME
     named.touch()
     built.touch()
-    monkeypatch.setattr(loader, "build_folder", lambda: tmp_path)
+    monkeypatch.setattr(loader, "build_folder", lambda **_: tmp_path)
     monkeypatch.setenv(loader.LIBRARY_VARIABLE, str(named))
     assert loader.find_library() == named
     monkeypatch.delenv(loader.LIBRARY_VARIABLE)
     assert loader.find_library() == built
 
 
-def test_workspace_is_the_operands_and_little_else(library: PluginLibrary) -> None:
+def test_workspace_is_the_operands_and_little_else(each_library: PluginLibrary) -> None:
+    library = each_library
     rows = 12 * 32768
     operands = 3 * rows * (64 + 8)
     zeros = rows * 4
@@ -140,7 +160,7 @@ def test_workspace_is_the_operands_and_little_else(library: PluginLibrary) -> No
     assert operands + zeros <= library.workspace_bytes(REGION) < operands + zeros + 8192
     layout = library.layout(REGION)
     assert layout.padded_tokens == 32768
-    assert layout.total == library.workspace_bytes(REGION)
+    assert layout.total == library.workspace_bytes(REGION) == REGION.workspace_bytes
 
 
 @pytest.mark.parametrize(

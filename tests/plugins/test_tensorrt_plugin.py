@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import importlib
 trt = importlib.import_module(sys.argv[1])
-from fastwan.plugins.loader import CREATOR, load_into_registry
+from fastwan.plugins.registry import CREATOR, load_into_registry
 logger = trt.Logger(trt.Logger.ERROR)
 load_into_registry(trt, Path(sys.argv[2]))
 load_into_registry(trt, Path(sys.argv[2]))
@@ -58,7 +58,7 @@ import sys
 from onnx import TensorProto, helper
 import tensorrt_rtx as trt
 from pathlib import Path
-from fastwan.plugins.loader import load_into_registry
+from fastwan.plugins.registry import load_into_registry
 
 def value(name, kind, shape):
     return helper.make_tensor_value_info(name, kind, shape)

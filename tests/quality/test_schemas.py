@@ -73,7 +73,7 @@ def outputs(
     info = SimpleNamespace(build_info={"tensorrt": "none"})
     monkeypatch.setattr("fastwan.build.build_engine", lambda *_: bundle.manifest)
     monkeypatch.setattr("fastwan.plugins.build.build_plugin", lambda *_, **__: library)
-    monkeypatch.setattr("fastwan.plugins.loader.PluginLibrary", lambda _: info)
+    monkeypatch.setattr("fastwan.plugins.loader.PluginLibrary", lambda *_, **__: info)
     lines = {
         "make-checkpoint": ["--size", "tiny", "--no-text-encoder", str(tmp_path / "checkpoint")],
         "build-engine": ["--checkpoint", "unused", "-o", path],

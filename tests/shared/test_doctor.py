@@ -51,7 +51,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
             Requirement("TensorRT headers", "/usr/include", False, "set TENSORRT_ROOT"),
         ],
         find_library=lambda: tmp_path / "lib.so",
-        library=lambda path: SimpleNamespace(build_info={"cuda": "13.0"}),
+        find_emulated=lambda: tmp_path / "emulated.so",
+        library=lambda path: SimpleNamespace(
+            build_info={"cuda": "13.0"},
+            compute_capabilities=("9.0",) if path.stem == "emulated" else ("12.0", "12.1"),
+        ),
         free=10**12,
     )
 
@@ -68,8 +72,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
         "fastwan.engines.backend.load_backend": backend,
         "fastwan.cuda_driver.compute_capability": lambda: here.capability,
         "fastwan.plugins.build.requirements": lambda: here.requirements,
-        "fastwan.plugins.loader.PluginLibrary": lambda path: here.library(path),
-        "fastwan.plugins.loader.find_library": lambda: here.find_library(),
+        "fastwan.plugins.loader.PluginLibrary": lambda path, emulated: here.library(path),
+        "fastwan.plugins.loader.find_library": lambda emulated: (
+            here.find_emulated() if emulated else here.find_library()
+        ),
         "fastwan.cuda_driver.cuda_device_count": lambda: here.devices,
         "fastwan.runtime.device.choice.resolve_device": lambda name: here.gpu_run(name),
         "fastwan.doctor.shutil.disk_usage": lambda path: SimpleNamespace(free=here.free),
@@ -236,6 +242,25 @@ def test_the_plugin_library_is_loaded(machine: Machine) -> None:
     assert found[PLUGIN].status == "ok"
     machine.find_library = lacking("the plugin library is missing")
     assert by_name(diagnose())["plugin library"].status == "optional"
+
+
+def test_each_library_says_which_gpus_it_serves(machine: Machine) -> None:
+    found = by_name(diagnose())
+    assert "serves compute capability 12.0, 12.1;" in found["plugin library"].detail
+    assert "serves compute capability 9.0;" in found["emulated plugin library"].detail
+
+
+@pytest.mark.parametrize(("capability", "wanted"), [(90, True), (120, False), (None, False)])
+def test_the_emulated_library_is_asked_for_on_hopper_alone(
+    machine: Machine, capability: int | None, wanted: bool
+) -> None:
+    machine.find_emulated = lacking("the emulated plugin library is missing")
+    machine.capability = capability
+    found = by_name(diagnose())
+    assert ("emulated plugin library" in found) is wanted
+    assert found["plugin library"].status == found[PLUGIN].status == "ok"
+    if wanted:
+        assert found["emulated plugin library"].status == "optional"
 
 
 def test_the_cache_is_measured_and_tried(

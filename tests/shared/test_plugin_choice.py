@@ -42,11 +42,26 @@ def test_a_damaged_library_is_refused_before_it_is_packed(
             chosen()
 
 
+@pytest.mark.parametrize("emulated", ["yes", "no"])
+def test_a_library_that_emulates_is_refused_before_it_is_packed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulated: str
+) -> None:
+    library = tmp_path / "plugins.so"
+    build_info = f"version=0.1.0 tensorrt=none emulated={emulated}".encode()
+    library.write_bytes(system_library().read_bytes() + build_info)
+    monkeypatch.setenv("FASTWAN_PLUGIN_LIBRARY", str(library))
+    if emulated == "no":
+        assert chosen() == library
+    else:
+        with pytest.raises(BadInput, match=r"emulates FP4 for compute capability 9\.0"):
+            chosen()
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_library_that_was_named_must_be_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: bool
 ) -> None:
-    monkeypatch.setattr(loader, "build_folder", lambda: tmp_path)
+    monkeypatch.setattr(loader, "build_folder", lambda **_: tmp_path)
     if named:
         monkeypatch.setenv("FASTWAN_PLUGIN_LIBRARY", str(tmp_path / "absent.so"))
         with pytest.raises(EnvironmentLacks, match="FASTWAN_PLUGIN_LIBRARY"):

@@ -1,0 +1,205 @@
+"""The attention node on the GPU at hand against its reference: an item of first_contact.py."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_attention import make_inputs
+from cuda_timing import capture, milliseconds
+from figure_sources import sources
+
+from fastwan.errors import EnvironmentLacks
+from fastwan.plugins import reference
+from fastwan.plugins.loader import PluginLibrary
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
+
+FULL = (1, 32760, 12, 32768)
+SHAPES = (
+    (1, 1, 12, 1), (2, 127, 12, 127), (1, 128, 12, 128), (2, 129, 3, 256), (1, 200, 12, 207),
+    (1, 1560, 12, 1664), (1, 4095, 12, 4096), FULL,
+)  # fmt: skip
+"""Batch, tokens, heads, rows: each side of a tile of 128, padded and unpadded, and 832x480x81."""
+
+BOUNDARIES = range(1, 130)
+"""Numbers of tokens that are all compared: each place in a tile of keys, and one key behind it."""
+BOUNDARY_HEADS, BOUNDARY_ROWS = 12, 136
+REPEATS = 20
+
+LIMITS = {"emulated": 2e-4, "of the GPU": 2e-2}
+"""Largest relative L2 difference from the reference."""
+
+
+def library_of_this_gpu() -> PluginLibrary:
+    """The library that serves this GPU, FP4 before emulated.
+
+    Raises:
+        EnvironmentLacks: none does, or it is not built.
+    """
+    reasons = []
+    for emulated in (False, True):
+        try:
+            library = PluginLibrary(emulated=emulated)
+            library.check_device(torch.cuda.current_device())
+            return library
+        except EnvironmentLacks as error:
+            reasons.append(error.what)
+    raise EnvironmentLacks("; ".join(reasons), fix="fastwan-export build-plugin [--emulated]")
+
+
+class Node:
+    """One region with random inputs on the GPU; rows behind its tokens hold NaN."""
+
+    def __init__(self, library: PluginLibrary, region: SageAttention3) -> None:
+        self.library, self.region = library, region
+        self.inputs = make_inputs(region)
+        self.inputs[0][:, region.attributes.num_tokens :] = float("nan")
+        shape = (region.batch, region.length, region.channels)
+        self.out = torch.full(shape, 7.0, dtype=torch.bfloat16, device="cuda")
+        size = library.workspace_bytes(region)
+        self.workspace = torch.full((size,), 0xA5, dtype=torch.uint8, device="cuda")
+
+    def run(self) -> torch.Tensor:
+        stream = torch.cuda.current_stream().cuda_stream
+        addresses, size = [x.data_ptr() for x in self.inputs], self.workspace.numel()
+        self.library.enqueue(
+            self.region, addresses, [self.out.data_ptr()], self.workspace.data_ptr(), size, stream
+        )
+        return self.out
+
+    def run_attention(self) -> None:
+        stream = torch.cuda.current_stream().cuda_stream
+        at, size = self.workspace.data_ptr(), self.workspace.numel()
+        self.library.enqueue_attention(self.region, [self.out.data_ptr()], at, size, stream)
+
+    def expected(self) -> torch.Tensor:
+        attributes = self.region.attributes
+        return reference.attention_node(
+            *self.inputs,
+            num_heads=attributes.num_heads,
+            num_tokens=attributes.num_tokens,
+            eps=attributes.eps,
+            softmax_scale=attributes.softmax_scale,
+            exact_max=attributes.exact_max,
+        )
+
+
+def compare(node: Node) -> dict[str, Any]:
+    """The output against the reference on the same GPU."""
+    found, expected = node.run(), node.expected()
+    tokens = node.region.attributes.num_tokens
+    difference = found.float() - expected.float()
+    return {
+        "batch": node.region.batch,
+        "tokens": tokens,
+        "heads": node.region.attributes.num_heads,
+        "rows": node.region.length,
+        "exact_max": node.region.attributes.exact_max,
+        "relative_l2": float(difference.norm() / expected.float().norm()),
+        "largest_difference": float(difference.abs().max()),
+        "share_of_equal_elements": float((found == expected)[:, :tokens].float().mean()),
+        "padding_is_zero": bool((found[:, tokens:] == 0).all()),
+    }
+
+
+def require(records: list[dict[str, Any]], limit: float) -> None:
+    """Hold every comparison to the limit; all of them are printed before.
+
+    Raises:
+        AssertionError: one is further away than `limit`, or its padding is not zero.
+    """
+    wrong = [
+        record
+        for record in records
+        if not (record["relative_l2"] < limit and record["padding_is_zero"])
+    ]
+    if wrong:
+        raise AssertionError(f"{len(wrong)} of {len(records)} comparisons fail: {wrong}")
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The furthest of `BOUNDARIES`."""
+    shares = [record["share_of_equal_elements"] for record in records]
+    return {
+        "tokens": f"{BOUNDARIES[0]} .. {BOUNDARIES[-1]}, all",
+        "heads": BOUNDARY_HEADS,
+        "rows": BOUNDARY_ROWS,
+        "exact_max": records[0]["exact_max"],
+        "compared": len(records),
+        "largest_relative_l2": max(record["relative_l2"] for record in records),
+        "smallest_share_of_equal_elements": min(shares),
+        "padding_is_zero": all(record["padding_is_zero"] for record in records),
+    }
+
+
+def replay(node: Node) -> dict[str, Any]:
+    """The node as a CUDA graph against the node enqueued, and device memory before and after.
+
+    Raises:
+        AssertionError: they differ, or a call took memory.
+    """
+    direct = node.run().clone()
+    torch.cuda.synchronize()
+    free, _ = torch.cuda.mem_get_info()
+    node.run()
+    torch.cuda.synchronize()
+    taken = free - torch.cuda.mem_get_info()[0]
+    graph, _ = capture(node.run)
+    equal = True
+    for _ in range(3):
+        node.out.fill_(7.0)
+        node.workspace.fill_(0xA5)
+        graph.replay()
+        equal = equal and torch.equal(node.out, direct)
+    if taken or not equal:
+        raise AssertionError(f"a call took {taken} bytes; replays identical: {equal}")
+    return {"bytes_taken_by_a_call": taken, "replays_identical_to_enqueued": equal}
+
+
+def measure(node: Node) -> dict[str, Any]:
+    """Capture and replay, and times."""
+    attention_ms = milliseconds(node.run_attention, REPEATS)
+    return {
+        **replay(node),
+        "attention_ms": attention_ms,
+        "attention_tops": node.region.operations() / attention_ms / 1e9,
+        "node_ms": milliseconds(node.run, REPEATS),
+    }
+
+
+def check() -> dict[str, Any]:
+    """Every shape in both modes, then capture, replay and times at full size.
+
+    Raises:
+        AssertionError: the output is not that of the reference.
+    """
+    library = library_of_this_gpu()
+    arithmetic = "emulated" if library.emulated else "of the GPU"
+    compared, boundaries, shapes, modes = [], [], [], {}
+    swept = [(1, tokens, BOUNDARY_HEADS, BOUNDARY_ROWS) for tokens in BOUNDARIES]
+    for exact_max in (False, True):
+        records = []
+        for batch, tokens, heads, rows in (*swept, *SHAPES):
+            attributes = SageAttributes(heads, tokens, exact_max=exact_max)
+            node = Node(library, SageAttention3(batch, rows, attributes))
+            records.append(compare(node))
+        boundaries.append(summary(records[: len(swept)]))
+        shapes += records[len(swept) :]
+        compared += records
+        modes["exact" if exact_max else "published"] = measure(node)
+        print(boundaries[-1], *shapes[-len(SHAPES) :], modes, sep="\n", flush=True)
+    require(compared, LIMITS[arithmetic])
+    return {
+        "fp4_arithmetic": arithmetic,
+        "limit_of_relative_l2": LIMITS[arithmetic],
+        "boundaries": boundaries,
+        "shapes": shapes,
+        "full_size": {"shape": FULL, "times": f"median of {REPEATS}", "maxima": modes},
+        "library": {
+            "build": library.build_info,
+            "sha256": hashlib.sha256(Path(library.path).read_bytes()).hexdigest(),
+        },
+        "sources": sources(),
+    }

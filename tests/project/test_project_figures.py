@@ -1,0 +1,78 @@
+"""Committed figures of the attention: of the sources as they are, and as the pages tell them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def figure_sources(root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "figure_sources", root / "scripts" / "figure_sources.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def records(root: Path) -> dict[str, dict[str, Any]]:
+    """Items of the committed records that say what they were made from, by file and item."""
+    found = {}
+    for path in sorted((root / "benchmarks").glob("*.json")):
+        for name, item in json.loads(path.read_text(encoding="utf-8"))["items"].items():
+            if "sources" in item:
+                found[f"{path.name}: {name}"] = item
+    return found
+
+
+def test_no_figure_is_older_than_its_sources(
+    records: dict[str, dict[str, Any]], figure_sources: ModuleType
+) -> None:
+    assert records
+    now = figure_sources.sources()
+    stale = [name for name, record in records.items() if record["sources"] != now]
+    assert stale == [], "run scripts/first_contact.py on such a GPU again"
+
+
+@pytest.mark.parametrize("change", ["content", "name", "added", "removed", "none"])
+def test_each_change_of_a_source_is_seen(
+    tmp_path: Path, figure_sources: ModuleType, root: Path, change: str
+) -> None:
+    folder = tmp_path / "plugins"
+    shutil.copytree(root / "plugins", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shim = next(path for path in sorted((folder / "csrc" / "shims").rglob("*")) if path.is_file())
+    if change == "content":
+        shim.write_bytes(shim.read_bytes() + b" ")
+    elif change == "name":
+        shim.rename(shim.with_name("renamed.h"))
+    elif change == "added":
+        shim.with_name("added.h").touch()
+    elif change == "removed":
+        shim.unlink()
+    else:
+        (folder / "loader.py").touch()
+    assert (figure_sources.sources(folder) == figure_sources.sources()) is (change == "none")
+
+
+def test_the_figures_pass_their_limits(records: dict[str, dict[str, Any]]) -> None:
+    for record in records.values():
+        assert record["passed"]
+        swept, single = record["boundaries"], record["shapes"]
+        assert {item["exact_max"] for item in swept} == {False, True}
+        assert {item["exact_max"] for item in single if item["tokens"] == 32760} == {False, True}
+        furthest = [item["largest_relative_l2"] for item in swept]
+        furthest += [item["relative_l2"] for item in single]
+        assert max(furthest) < record["limit_of_relative_l2"]
+        for times in record["full_size"]["maxima"].values():
+            assert times["replays_identical_to_enqueued"]
+            assert times["bytes_taken_by_a_call"] == 0
