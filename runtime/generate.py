@@ -61,7 +61,7 @@ def generate(
             their outputs: ``x_0.mp4``, ``x_1.mp4``.
         output: ``x.mp4``, a folder, or ``folder/name_%04d.png``.
         seed: of the noise of every video; None draws a fresh one, which the report tells.
-        device: "auto", "cpu" or "cuda", see `FastWanPipeline.from_bundle`.
+        device: "auto", "cpu", "cuda" or "emulated", see `FastWanPipeline.from_bundle`.
         frames_dir: folder for PNG frames beside an mp4.
         sampler: one of the bundle's; by default the first.
         warmup: videos of each prompt that are made before and neither measured nor written.

@@ -62,10 +62,10 @@ class LikeDiffusers:
 
     @property
     def device(self) -> torch.device:
-        """What runs: "cpu" or "cuda"; `choice` says why."""
+        """What runs, the CPU or a GPU; `choice` says why and how."""
         import torch
 
-        return torch.device(self.choice.name)
+        return torch.device("cpu" if self.choice.name == "cpu" else "cuda")
 
     @property
     def dtype(self) -> torch.dtype:

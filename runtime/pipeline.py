@@ -84,11 +84,12 @@ class FastWanPipeline(LikeDiffusers):
         threads: int = 1,
         prompt_cache: Path | str | None = None,
     ) -> Self:
-        """Open a bundle on "auto", "cpu" or "cuda".
+        """Open a bundle on "auto", "cpu", "cuda" or "emulated".
 
         Args:
             path: folder that ``build-engine`` wrote.
-            device: "auto" takes a GPU that can run the engines, and the CPU without one.
+            device: "auto" takes a GPU that can run the engines, and the CPU without one;
+                "emulated" computes a Blackwell GPU's numbers on a Hopper GPU.
             threads: CPU threads inside an operator; another number may change the last bits.
             prompt_cache: folder that keeps the embeddings of prompts.
 

@@ -13,13 +13,12 @@ from fastwan.hub.ids import is_repo_id
 from fastwan.runtime.batch import UnknownArgument
 from fastwan.runtime.components import Components
 from fastwan.runtime.cpu.components import CpuComponents
-from fastwan.runtime.device.choice import DeviceChoice, resolve_device
+from fastwan.runtime.device.choice import DEVICES, DeviceChoice, resolve_device
 from fastwan.runtime.like_diffusers import check_dtype
 from fastwan.runtime.model.checks import shown
 
 _NO_EFFECT = ("low_cpu_mem_usage", "use_safetensors")
 _OF_THE_HUB = ("revision", "local_files_only")
-_DEVICES = ("auto", "cpu", "cuda")
 
 
 def bundle_folder(name: Path | str, options: Mapping[str, Any]) -> Path:
@@ -75,11 +74,11 @@ def device_of(device: str, options: Mapping[str, Any]) -> str:
         )
     if where is None:
         return device
-    if where not in _DEVICES:
+    if where not in DEVICES:
         raise BadInput(
             f"device_map {shown(where)} divides a model, a bundle runs on one device",
             where="device_map",
-            fix="one of " + ", ".join(_DEVICES),
+            fix="one of " + ", ".join(DEVICES),
         )
     return str(where)
 
@@ -88,7 +87,8 @@ def open_components(bundle: Bundle, device: str, threads: int) -> tuple[DeviceCh
     """Components of a bundle on a device, and why it is that one.
 
     Args:
-        device: "cpu", "cuda", or "auto" for a GPU that can run the engines, else the CPU.
+        device: "cpu", "cuda", "emulated", or "auto" for a GPU that can run the engines, else the
+            CPU.
         threads: see `fastwan.runtime.cpu.executor.OnnxRuntimeExecutor`.
 
     Raises:
@@ -96,6 +96,11 @@ def open_components(bundle: Bundle, device: str, threads: int) -> tuple[DeviceCh
         EnvironmentLacks: the device cannot be used.
     """
     choice = resolve_device(device)
+    if choice.name == "emulated":
+        from fastwan.runtime.device.components import DeviceComponents
+        from fastwan.runtime.emulated.platform import emulated_platform
+
+        return choice, DeviceComponents(bundle, emulated_platform())
     if choice.name == "cuda":
         from fastwan.runtime.device.components import DeviceComponents
         from fastwan.runtime.device.platforms import cuda_platform

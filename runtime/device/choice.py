@@ -8,6 +8,12 @@ from typing import Literal
 from fastwan.cuda_driver import cuda_device_count
 from fastwan.errors import BadInput, EnvironmentLacks
 
+DEVICES = ("auto", "cpu", "cuda", "emulated")
+EMULATED = (
+    "emulated: the numbers of a Blackwell GPU's FP4 arithmetic, by other instructions; its times "
+    "say nothing of that GPU's"
+)
+
 
 @dataclass(frozen=True)
 class DeviceChoice:
@@ -17,22 +23,26 @@ class DeviceChoice:
         note: why "auto" became what it is; empty where the device was asked for by name.
     """
 
-    name: Literal["cpu", "cuda"]
+    name: Literal["cpu", "cuda", "emulated"]
     note: str = ""
 
 
 def resolve_device(requested: str) -> DeviceChoice:
-    """Resolve "auto", "cpu" or "cuda".
+    """Resolve "auto", "cpu", "cuda" or "emulated"; "auto" is never the last.
 
     Raises:
         BadInput: another name.
-        EnvironmentLacks: "cuda" where no CUDA device is visible.
+        EnvironmentLacks: "cuda" or "emulated" where no CUDA device is visible.
     """
-    if requested not in ("auto", "cpu", "cuda"):
-        raise BadInput(f"unknown device {requested!r}", where="device", fix="auto, cpu or cuda")
+    if requested not in DEVICES:
+        raise BadInput(
+            f"unknown device {requested!r}", where="device", fix="one of " + ", ".join(DEVICES)
+        )
     if requested == "cpu":
         return DeviceChoice("cpu")
     if cuda_device_count():
+        if requested == "emulated":
+            return DeviceChoice("emulated", EMULATED)
         return DeviceChoice("cuda")
     if requested == "auto":
         return DeviceChoice("cpu", "no CUDA device is visible: running the CPU reference")

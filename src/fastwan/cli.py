@@ -255,7 +255,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--frames", type=click.Path(path_type=Path), help="Folder for PNG frames.")
 @click.option("--seed", type=int, default=1024, show_default=True)
 @click.option(
-    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu", "emulated"]),
+    default="auto",
+    show_default=True,
+    help="emulated: a Blackwell GPU's numbers on a Hopper GPU, and not its speed.",
 )
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Default: the bundle's.")
 @click.option("--warmup", type=int, default=0, show_default=True, help="Unmeasured videos before.")
@@ -325,15 +329,27 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
 @click.option(
     "--checkpoint", help="Compare the weights with this checkpoint, not with recorded digests."
 )
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "emulated"]),
+    default="cpu",
+    show_default=True,
+    help="emulated: the full size too, on a Hopper GPU.",
+)
+@click.option("--picture", type=click.Path(path_type=Path), help="PNG of what FP4 changes.")
 @_json_option
 @_report_errors
-def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
+def verify(
+    bundle: Path, checkpoint: str | None, device: str, picture: Path | None, as_json: bool
+) -> int:
     """Hold BUNDLE against the reference; exit 4 if a limit is passed."""
     require_address_space()
     from fastwan.quality.verify.report import render
     from fastwan.quality.verify.run import verify_bundle
 
-    report = verify_bundle(bundle, checkpoint=checkpoint, progress=_progress())
+    report = verify_bundle(
+        bundle, checkpoint=checkpoint, device=device, picture=picture, progress=_progress()
+    )
     if as_json:
         _print_json(report)
     else:

@@ -23,6 +23,8 @@ of the GPU; derived from bytes, operations and a table of rates."""
 T = TypeVar("T")
 Measured = Annotated[T, Field(json_schema_extra={"label": "measured"})]
 """A figure that was counted, timed or read from a file, or several in one object."""
+Emulated = Annotated[T, Field(json_schema_extra={"label": "emulated"})]
+"""A figure of what a Blackwell GPU computes, got by other instructions."""
 Predicted = Annotated[T, Field(json_schema_extra={"label": "predicted"})]
 """A figure that a model gives, or several in one object."""
 

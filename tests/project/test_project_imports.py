@@ -135,6 +135,10 @@ MAY_IMPORT = {
         "fastwan.runtime.components", "fastwan.runtime.text", "fastwan.runtime.timings",
         "fastwan.plugins",
     },
+    "runtime/emulated": {
+        "fastwan.runtime.recording", "fastwan.runtime.device", "fastwan.runtime.emulated",
+        "fastwan.plugins",
+    },
     "runtime/cpu": {
         "fastwan.runtime.model", "fastwan.runtime.cpu", "fastwan.runtime.components",
         "fastwan.runtime.text", "fastwan.runtime.timings",
@@ -220,6 +224,7 @@ def test_every_folder_with_a_rule_has_files(folder: str, root: Path) -> None:
         ("runtime/recording/x.py", "fastwan.runtime.device.cuda", "fastwan.runtime.model.dit"),
         ("runtime/device/x.py", "fastwan.runtime.cpu.executor", "fastwan.runtime.components"),
         ("runtime/device/x.py", "fastwan.runtime.outputs", "fastwan.runtime.recording.record"),
+        ("runtime/emulated/x.py", "fastwan.runtime.pipeline", "fastwan.runtime.device.session"),
         ("runtime/cpu/x.py", "fastwan.runtime.device.session", "fastwan.runtime.model.dit"),
         ("engines/x.py", "fastwan.export.quantize", "fastwan.export.passes.split_dit"),
         ("engines/x.py", "fastwan.export.weights", "fastwan.export.recipes"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import computed_field, field_validator
 
 from fastwan.errors import EnvironmentLacks, FastWanError
-from fastwan.schema import BundleFacts, Label, Record, Report
+from fastwan.schema import BundleFacts, Emulated, Label, Record, Report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,6 +44,45 @@ class Check(Record):
         return self.value is not None and self.limit is not None and 0 <= self.value <= self.limit
 
 
+class BlockFigure(Record):
+    """One block of the transformer in the first step, on the hidden states it was given there."""
+
+    block: int
+    to_module: Emulated[float]
+    """Relative L2 difference of its hidden states to the torch module's, quantised."""
+    fp4: Emulated[float]
+    """What FP4 changes: the difference to the module without activation quantisers and with exact
+    attention, over the change that the block makes (L2)."""
+
+
+class StepFigure(Record):
+    """One denoising step, for the latents it was given."""
+
+    step: int
+    timestep: int
+    to_module: Emulated[float]
+    """Relative L2 difference of the velocity to the torch module's, quantised."""
+    fp4: Emulated[float]
+    """The same to the module without activation quantisers and with exact attention."""
+
+
+class FP4Comparison(Record):
+    """What FP4 activations and FP4 attention make of a video, over the bundle's own weights."""
+
+    blocks: tuple[BlockFigure, ...]
+    steps: tuple[StepFigure, ...]
+    psnr: Emulated[float] | None
+    """Of the frames to those without them, each from the same noise its own way, in dB; null where
+    they are equal or the bundle has no decoder."""
+    ssim: Emulated[float] | None
+    """Likewise, structural similarity as of Wang et al. 2004."""
+
+    @field_validator("psnr", "ssim")
+    @classmethod
+    def _finite(cls, figure: float | None) -> float | None:
+        return figure if figure is not None and math.isfinite(figure) else None
+
+
 class VerifyReport(Report):
     """Outcome of all checks of a bundle."""
 
@@ -51,6 +90,10 @@ class VerifyReport(Report):
     schema_version: Literal[1] = 1
     bundle: BundleFacts
     checks: tuple[Check, ...]
+    fp4: FP4Comparison | None = None
+    """Of ``--device emulated``."""
+    unchecked: tuple[str, ...] = ()
+    """What the device cannot show."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -116,7 +159,22 @@ def render(report: VerifyReport) -> RenderableType:
         table.add_row(*(Text(text) for text in texts), style=style)
     failed = [check.name for check in report.checks if not check.passed]
     verdict = f"failed: {', '.join(failed)}" if failed else f"{len(report.checks)} checks passed"
-    return Group(table, Text(verdict if report.checks else "no checks"))
+    lines = [Text(verdict if report.checks else "no checks")]
+    if report.fp4 is not None:
+        lines.append(Text(_fp4_line(report.fp4)))
+    lines += [Text(f"not checked: {each}") for each in report.unchecked]
+    return Group(table, *lines)
+
+
+def _fp4_line(fp4: FP4Comparison) -> str:
+    """What FP4 makes of the video in a line."""
+    blocks = [figure.fp4 for figure in fp4.blocks]
+    parts = [f"steps {', '.join(f'{figure.fp4:.2g}' for figure in fp4.steps)}"]
+    if blocks:
+        parts.append(f"blocks {min(blocks):.2g} to {max(blocks):.2g}")
+    if fp4.psnr is not None and fp4.ssim is not None:
+        parts.append(f"frames {fp4.psnr:.1f} dB, SSIM {fp4.ssim:.3f}")
+    return f"FP4 against bf16 and exact attention (emulated): {'; '.join(parts)}"
 
 
 def _shown(figure: float | None) -> str:

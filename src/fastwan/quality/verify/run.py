@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastwan.bundle import open_bundle
+from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet, stage
 from fastwan.quality.verify import graphs, linears, steps, weights
 from fastwan.quality.verify.components import Runtime, check_decoder, check_text_encoder
@@ -27,9 +28,11 @@ def verify_bundle(
     *,
     checkpoint: str | None = None,
     taehv: Path | None = None,
+    device: str = "cpu",
+    picture: Path | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Hold a bundle against the reference, on a CPU.
+    """Hold a bundle against the reference, on a CPU and, if asked, at its full size on a GPU.
 
     A check that fails does not raise. If a file differs from its hash nothing else is parsed, and
     every other check has failed as well.
@@ -40,12 +43,24 @@ def verify_bundle(
             revision is taken at the commit that the manifest names. Its weights are then quantised
             anew; without it the digests in the manifest are trusted.
         taehv: weight file of the decoder, where the checkpoint has none.
+        device: "cpu", or "emulated" for the bundle's own size too, on a GPU that emulates FP4.
+        picture: with "emulated", a PNG of a frame beside the same one without FP4 beside their
+            difference.
 
     Raises:
         BadInput: no bundle there, its manifest is not one of this tool, or the checkpoint cannot
             be opened.
-        EnvironmentLacks: a package is missing, or the hub cannot be reached.
+        EnvironmentLacks: a package or the GPU is missing, or the hub cannot be reached.
     """
+    if device not in ("cpu", "emulated"):
+        raise BadInput(f"unknown device {device!r}", where="--device", fix="cpu or emulated")
+    if picture is not None and device == "cpu":
+        raise BadInput("no picture is made on the CPU", where="--picture", fix="--device emulated")
+    setting = None
+    if device == "emulated":
+        from fastwan.quality.emulated.run import cuda_setting
+
+        setting = cuda_setting()
     bundle = open_bundle(path, sizes=False)
     opened = None
     if checkpoint is not None:
@@ -60,7 +75,20 @@ def verify_bundle(
             revision=origin.commit if origin is not None and same else None,
             model=bundle.manifest.onnx.model.name,
         )
-    return run_checks(Subject(bundle, opened), progress=progress)
+    subject = Subject(bundle, opened)
+    report = run_checks(subject, progress=progress)
+    if setting is None or not report.checks[0].passed:
+        return report
+    from fastwan.quality.emulated.run import check_full_size
+
+    full = check_full_size(subject, setting, picture=picture, progress=progress or Quiet())
+    return report.model_copy(
+        update={
+            "checks": (*report.checks, *full.checks),
+            "fp4": full.fp4,
+            "unchecked": full.unchecked,
+        }
+    )
 
 
 def run_checks(

@@ -1,0 +1,45 @@
+"""A Hopper GPU in place of a bundle's target, with the target's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fastwan.bundle import Bundle
+from fastwan.errors import EnvironmentLacks
+from fastwan.runtime.device.session import Platform
+from fastwan.runtime.recording.machine import DeviceEngine
+
+
+def emulated_platform() -> Platform:
+    """The first visible GPU, if it has compute capability 9.0.
+
+    Engines are computed by torch from the exported graphs, see `TorchEngine`; regions are the
+    plugin library's own kernels, with the FP4 MMA replaced by an exact equivalent. Session, memory
+    plan, player and graph are those of a Blackwell GPU.
+
+    Raises:
+        EnvironmentLacks: no such GPU, no torch with CUDA, or no emulated plugin library.
+    """
+    import torch
+
+    from fastwan.plugins.loader import PluginLibrary
+    from fastwan.runtime.device.cuda import CudaDevice
+    from fastwan.runtime.device.kernels import PluginKernels
+
+    if not torch.cuda.is_available():
+        raise EnvironmentLacks(
+            f"torch {torch.__version__} has no CUDA", where="torch", fix="install one that has"
+        )
+    library = PluginLibrary(emulated=True)
+    device = CudaDevice()
+    library.check_device()
+    # What is computed here must not be taken for what a Blackwell GPU gave, or this one in bf16.
+    device.info = replace(device.info, name=f"{device.info.name}, FP4 emulated")
+
+    def engines(bundle: Bundle) -> Mapping[str, DeviceEngine]:
+        from fastwan.runtime.emulated.engines import open_emulated
+
+        return open_emulated(bundle, torch.device("cuda", 0))
+
+    return Platform(device, PluginKernels(library), engines)

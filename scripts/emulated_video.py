@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""A whole video of a bundle on a Hopper GPU, with Blackwell's numbers: evidence for benchmarks/.
+
+    python3 scripts/emulated_video.py BUNDLE -o benchmarks/h100_video.json [--verify]
+
+Plays the bundle's own size as one CUDA graph several times and call by call once: the frames must
+be the same, and nothing may be allocated meanwhile. With --verify, the checks of the full size that
+`verify --device emulated` makes follow, without those that need no GPU. Times are those of the
+emulation, not of a Blackwell GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from figure_sources import ROOT, VIDEO, sources
+
+from fastwan.bundle import Bundle, open_bundle
+from fastwan.files import sha256_file
+from fastwan.plugins.loader import PluginLibrary
+from fastwan.progress import Quiet
+from fastwan.quality.emulated.run import check_full_size, cuda_setting
+from fastwan.quality.verify.subject import Subject
+from fastwan.runtime.device.session import Session
+from fastwan.runtime.emulated.platform import emulated_platform
+from fastwan.runtime.model.noise import DEFAULT_SEED, draw
+from fastwan.runtime.model.samplers import schedule_of
+
+Record = dict[str, Any]
+VIDEOS = 5
+_QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks_event_reasons.active"
+
+
+def ask_smi() -> str:
+    """What nvidia-smi says of the first GPU."""
+    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader", "-i", "0"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commit() -> str:
+    """Of the checkout, or as the environment says where there is no history."""
+    named = os.environ.get("FASTWAN_COMMIT")
+    if named:
+        return named
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def prompt_embeds(bundle: Bundle, session: Session) -> np.ndarray:
+    """Made-up embeddings of a short prompt."""
+    shape = session.recording.prompt_embeds.shape
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    values[:, 40:] = 0
+    return np.asarray(values.numpy())
+
+
+def play(bundle: Bundle) -> Record:
+    """Videos as one launch each, and one call by call."""
+    platform = emulated_platform()
+    before = platform.device.free_bytes()
+    session = Session(platform, bundle, schedule_of(bundle.manifest.sampler_spec()))
+    begin = time.monotonic()
+    player = session.load()
+    loaded = time.monotonic() - begin
+    session.prepare(prompt_embeds(bundle, session))
+    generator = torch.Generator().manual_seed(DEFAULT_SEED)
+    noises = draw(session.recording.latents.shape, session.recording.schedule, generator)
+    first = session.video(noises).copy()
+    free = platform.device.free_bytes()
+    seconds, stages, hashes = [], [], []
+    for _ in range(VIDEOS):
+        begin = time.monotonic()
+        frames = session.video(noises)
+        seconds.append(time.monotonic() - begin)
+        stages.append(session.milliseconds())
+        hashes.append(hashlib.sha256(frames.tobytes()).hexdigest())
+    for tensor, noise in zip(session.recording.noises, noises, strict=True):
+        player.memory.write(tensor, noise)
+    player.enqueue(session.recording.video)
+    player.synchronize()
+    assert session.recording.frames is not None
+    eager = player.memory.view(session.recording.frames)
+    record = {
+        "gpu": platform.device.info.name,
+        "frames": list(first.shape),
+        "frames_sha256": hashes[0],
+        "videos_identical": set(hashes) == {hashlib.sha256(first.tobytes()).hexdigest()},
+        "call_by_call_identical": bool(np.array_equal(eager, first)),
+        "one_graph": session.eager_reason == "",
+        "bytes_taken_by_videos": free - platform.device.free_bytes(),
+        "bytes_in_use": before - platform.device.free_bytes(),
+        "bytes_planned": session.plan.total,
+        "load_seconds": round(loaded, 2),
+        "video_seconds": [round(each, 4) for each in seconds],
+        "median_stage_ms": {
+            name: round(float(np.median([each[name] for each in stages])), 3) for name in stages[0]
+        },
+        "mean_level": float(first.mean()),
+    }
+    record["passed"] = bool(
+        record["videos_identical"]
+        and record["call_by_call_identical"]
+        and record["one_graph"]
+        and record["bytes_taken_by_videos"] == 0
+    )
+    session.close()
+    return record
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--verify", action="store_true")
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    bundle = open_bundle(arguments.bundle)
+    model, library = bundle.manifest.onnx.model, PluginLibrary(emulated=True)
+    record: Record = {
+        "machine": {
+            "nvidia_smi": {"query": _QUERY, "value": ask_smi()},
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "commit": commit(),
+            "kind": "emulated",
+        },
+        "items": {
+            "video": {
+                "sources": sources(ROOT, VIDEO),
+                "library": {
+                    "build": library.build_info,
+                    "sha256": sha256_file(library.path),
+                },
+                "bundle": {
+                    "model": model.name,
+                    "recipe": model.recipe,
+                    "attention": bundle.manifest.attention,
+                    "size": f"{model.shape.width}x{model.shape.height}x{model.shape.num_frames}",
+                    "tokens": model.shape.num_tokens,
+                    "components": list(bundle.manifest.components),
+                    "sampler": bundle.manifest.sampler_spec().name,
+                    "dit_data_sha256": bundle.manifest.files["onnx/dit.data"].sha256,
+                    "weights": "synthetic",
+                },
+                **play(bundle),
+            }
+        },
+    }
+    passed = record["items"]["video"]["passed"]
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    if arguments.verify:
+        begin = time.monotonic()
+        result = check_full_size(
+            Subject(bundle), cuda_setting(), picture=arguments.picture, progress=Quiet()
+        )
+        good = result.fp4 is not None and all(check.passed for check in result.checks)
+        record["items"]["verify"] = {
+            "sources": sources(ROOT, VIDEO),
+            "seconds": round(time.monotonic() - begin, 1),
+            "checks": [check.model_dump() for check in result.checks],
+            "fp4": None if result.fp4 is None else result.fp4.model_dump(),
+            "unchecked": list(result.unchecked),
+            "passed": good,
+        }
+        passed = passed and good
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

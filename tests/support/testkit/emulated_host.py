@@ -1,0 +1,95 @@
+"""The emulated platform in host memory: torch on the CPU, regions by their references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastwan.bundle import Bundle
+from fastwan.plugins.regions.base import RegionOp
+from fastwan.quality.emulated.watch import reference_of
+from fastwan.runtime.device.null import NullDevice, NullEngine, NullKernels
+from fastwan.runtime.device.session import Platform
+from fastwan.runtime.emulated.engines import Torch, TorchEngine, open_emulated
+from fastwan.runtime.emulated.fp4 import Operand
+from testkit.host_device import HostDevice, HostKernels
+
+CPU = torch.device("cpu")
+
+
+class LateEngine(NullEngine):
+    """A `TorchEngine` that runs when its stream does."""
+
+    def __init__(self, device: HostDevice, name: str, bundle: Bundle, engine: TorchEngine) -> None:
+        super().__init__(device, name, bundle.manifest.engines[name])
+        self._engine = engine
+
+    @property
+    def operands(self) -> dict[str, Operand]:
+        return self._engine.operands
+
+    def enqueue(
+        self,
+        bindings: Mapping[str, Any],
+        scratch: int,
+        scratch_bytes: int,
+        stream: int,
+        profile: int = 0,
+    ) -> None:
+        recorder = NullDevice()
+        NullEngine(recorder, self._name, self._record).enqueue(
+            bindings, scratch, scratch_bytes, stream, profile
+        )
+        (call,) = recorder.calls
+        bound = dict(bindings)
+        host: Any = self._device
+        host.submit(call, lambda: self._engine.enqueue(bound, scratch, scratch_bytes, 0, profile))
+
+
+class ReferenceKernels(HostKernels):
+    """Regions computed by their references."""
+
+    def region(
+        self,
+        region: RegionOp,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        recorder = NullDevice()
+        NullKernels(recorder).region(region, inputs, outputs, workspace, workspace_bytes, stream)
+        (call,) = recorder.calls
+        self._submit(call, lambda: self.compute(region, inputs, outputs))
+
+    def compute(self, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Write what the region makes of its inputs."""
+        given, out = self.tensors(region, inputs, outputs)
+        out.copy_(reference_of(region)(*given))
+
+    def tensors(
+        self, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Inputs and output of a region, over the memory itself."""
+        at = Torch(CPU)
+        specs = zip((*region.inputs, *region.outputs), (*inputs, *outputs), strict=True)
+        *given, out = (
+            at.tensor(address, tuple(map(int, spec.shape)), spec.dtype) for spec, address in specs
+        )
+        return given, out
+
+
+def emulated_host_platform(device: HostDevice, kernels: ReferenceKernels | None = None) -> Platform:
+    """A platform like `emulated_platform` without a GPU."""
+    return Platform(
+        device,
+        kernels or ReferenceKernels(device),
+        lambda bundle: {
+            name: LateEngine(device, name, bundle, engine)
+            for name, engine in open_emulated(bundle, CPU).items()
+        },
+    )
