@@ -46,7 +46,7 @@ class Request:
 
     Raises:
         BadInput: neither or both of prompt and embeddings, a prompt that is no text, a seed or a
-            generator that cannot be used, or an unknown output type.
+            generator that cannot be used, a sampler that is no name, or an unknown output type.
     """
 
     prompt: str | None = None
@@ -71,7 +71,9 @@ class Request:
             object.__setattr__(self, "seed", seed_of(self.seed))
         else:
             check_generator(self.generator)
-        if self.output_type not in OUTPUT_TYPES:
+        if self.sampler is not None and not isinstance(self.sampler, str):
+            raise BadInput(f"sampler is {shown(self.sampler)}, not a name", where="sampler")
+        if not isinstance(self.output_type, str) or self.output_type not in OUTPUT_TYPES:
             raise BadInput(
                 f"unknown output_type {shown(self.output_type)}",
                 where="output_type",

@@ -12,6 +12,7 @@ import torch
 
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint.safetensors_io import TensorFile
+from fastwan.files import is_plain_file
 from fastwan.strict_json import read_json
 
 _INDEX = re.compile(r".*\.safetensors\.index(\.\w+)?\.json")  # with or without a variant
@@ -225,7 +226,7 @@ def open_store(path: Path) -> TensorStore:
     Raises:
         BadInput: not there, of another kind, or damaged.
     """
-    if not path.is_file():
+    if not is_plain_file(path):
         raise BadInput("weight file is missing", where=str(path))
     if _INDEX.fullmatch(path.name):
         return _open_sharded(path)
@@ -255,7 +256,7 @@ def _open_sharded(index: Path) -> TensorStore:
                 where=f"{index}: {name}",
             )
         if shard not in shards:
-            if not (index.parent / shard).is_file():
+            if not is_plain_file(index.parent / shard):
                 raise BadInput("shard is missing", where=str(index.parent / shard))
             shards[shard] = TensorFile(index.parent / shard)
     entries: dict[str, tuple[_Source, str]] = {}

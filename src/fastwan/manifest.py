@@ -344,7 +344,9 @@ class Manifest(_Record):
         Raises:
             BadInput: the model was not trained for it; the message lists those there are.
         """
-        return lookup({spec.name: spec for spec in self.samplers}, name or self.sampler)
+        return lookup(
+            {spec.name: spec for spec in self.samplers}, self.sampler if name is None else name
+        )
 
 
 def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
