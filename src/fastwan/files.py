@@ -80,6 +80,8 @@ def confined_file(
     *folders, name = pure.parts
     try:
         os.lstat(folder / relative)
+    except ValueError:  # a NUL in it
+        raise BadInput("file is missing", where=where) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise BadInput("file is missing", where=where) from None
