@@ -312,7 +312,7 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
     from fastwan.quality.bench import bench as run
     from fastwan.quality.bench_report import render
 
-    text = typed_text(prompt or DEFAULT_PROMPT, "--prompt")
+    text = typed_text(DEFAULT_PROMPT if prompt is None else prompt, "--prompt")
     report = run(bundle, prompt=text, progress=_progress(), **options)
     if as_json:
         _print_json(report)
