@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,9 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # torch warns of what it then refuses.
+            with warnings.catch_warnings(action="ignore"):
+                state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a hostile file can make the unpickler raise anything
             raise BadInput(
                 f"cannot be loaded with weights_only=True: {str(error).splitlines()[0][:160]}"
