@@ -6,67 +6,38 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import ml_dtypes
 import numpy as np
 import torch
+from fuzz_caches import LOG, Harness, Parse, Wrong, engine_cache, export_cache, prompt_cache
 from safetensors.torch import save_file
 
-from fastwan.cache_entry import RECORD, Record
-from fastwan.engines.backend import BuiltEngine
-from fastwan.engines.cache import EngineCache
+from fastwan.config import COMPONENTS, SAMPLERS, DiTConfig
 from fastwan.engines.layer_json import layer_from_json
 from fastwan.engines.layers import parse_layers
 from fastwan.errors import BadInput
-from fastwan.export.cache import ExportCache
-from fastwan.export.checkpoint.configs import (
-    read_dit_config,
-    read_model_index,
-    read_text_encoder_config,
-)
+from fastwan.export.checkpoint.configs import read_dit_config, read_text_encoder_config
+from fastwan.export.checkpoint.folders import open_folder
+from fastwan.export.checkpoint.identity import origin_claims, own_claims, tell_model
+from fastwan.export.checkpoint.model_index import MODEL_INDEX, ModelIndex, read_model_index
+from fastwan.export.checkpoint.names import expected_dit_tensors
 from fastwan.export.checkpoint.safetensors_io import TensorFile
-from fastwan.export.checkpoint.store import open_folder, open_store
+from fastwan.export.checkpoint.scheduler import SCHEDULER_CONFIG, read_scheduler
+from fastwan.export.checkpoint.single_file import open_single_file
+from fastwan.export.checkpoint.store import open_store
 from fastwan.hub.ids import parse_id
-from fastwan.manifest import LAYERS, MANIFEST, Manifest, OnnxManifest, TensorSpec, parse_manifest
+from fastwan.manifest import LAYERS, MANIFEST, Manifest, OnnxManifest, parse_manifest
 from fastwan.onnx_guard import checked_model
 from fastwan.ownership import RECORD as OWNERSHIP
 from fastwan.ownership import prove
 from fastwan.plugins.loader import check_elf
 from fastwan.quality.baseline import compare, read_baseline
 from fastwan.quality.bench import bench
-from fastwan.runtime.prompt_cache import PromptCache
 from fastwan.runtime.request import Request
 from fastwan.runtime.seal import is_sealed, seal
 from fastwan.strict_json import parse_json
-
-Parse = Callable[[bytes], object]
-
-LOG = (
-    "Layers:\nName: a/MatMul_myl0_1 [profile 1], LayerType: gemm, Inputs: [ { Name: {x, y}, "
-    "Dimensions: [1,-1,256], Strides: [1,1], StrideOrder: [1,0], Datatype: FP4E2M1, Format: "
-    "(Arbitrary) Format } ], Constants: [], Outputs: [ { Name: out [0], Dimensions: [1,128,512], "
-    "Strides: [1,1], StrideOrder: [1,0], Datatype: BFloat16, Format: (Arbitrary) Format }], "
-    "TacticName: __myelin, StreamId: 0, Metadata: [ONNX Layer: a[0]/MatMul]\x1f[ONNX Layer: c]__g\n"
-    "Name: b_myl0_2, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , "
-    "StreamId: 0, Metadata: \n\nI/O Tensors:\n"
-)
-_KEY = "ab" * 32
-_SHAPE = (1, 4, 8)
-
-
-class Wrong(Exception):
-    """A cache gave what was not stored."""
-
-
-@dataclass(frozen=True)
-class Harness:
-    """A parser, and an input that it takes."""
-
-    valid: bytes
-    parse: Parse
 
 
 def harnesses(checkpoint: Path, bundle: Path, work: Path) -> dict[str, Harness]:
@@ -78,10 +49,12 @@ def harnesses(checkpoint: Path, bundle: Path, work: Path) -> dict[str, Harness]:
             path.write_bytes(data)
             return read(path)
 
+        (work / name).parent.mkdir(exist_ok=True)
+
         return run
 
     def config(name: str, read: Callable[[Path], object]) -> Harness:
-        return Harness((checkpoint / name).read_bytes(), at_path(f"{Path(name).stem}.json", read))
+        return Harness((checkpoint / name).read_bytes(), at_path(name, read))
 
     manifest = _small_manifest(json.loads((bundle / MANIFEST).read_bytes()))
     graph = min(bundle.rglob("*.onnx"), key=lambda path: path.stat().st_size)
@@ -107,9 +80,16 @@ def harnesses(checkpoint: Path, bundle: Path, work: Path) -> dict[str, Harness]:
         "ONNX guard": Harness(
             graph.read_bytes(), lambda data: checked_model(data, graph.parent, "input")
         ),
-        "transformer config": config("transformer/config.json", read_dit_config),
+        "transformer config": config(
+            "transformer/config.json", lambda path: read_dit_config(path, [])
+        ),
         "text encoder config": config("text_encoder/config.json", read_text_encoder_config),
-        "model index": config("model_index.json", read_model_index),
+        "model index": config(
+            MODEL_INDEX, lambda path: read_model_index(path.parent, COMPONENTS, [])
+        ),
+        "scheduler": config(SCHEDULER_CONFIG, _scheduler),
+        "single file": _single_file(work),
+        "model card": Harness(_CARD, at_path("README.md", _claims)),
         "layer log": Harness(
             LOG.encode(), lambda data: parse_layers([data.decode(errors="replace")], "dit", 2)
         ),
@@ -120,13 +100,31 @@ def harnesses(checkpoint: Path, bundle: Path, work: Path) -> dict[str, Harness]:
         "ownership record": _ownership(work / "owned"),
         "video seal": _sealed(work / "sealed.mp4", at_path),
         "library": Harness(_ELF, at_path("lib.so", check_elf)),
-        "export cache": _export_cache(work / "exports"),
-        "engine cache": _engine_cache(work / "engines", work / "plan"),
-        "prompt cache": _prompt_cache(work / "prompts"),
+        "export cache": export_cache(work / "exports"),
+        "engine cache": engine_cache(work / "engines", work / "plan"),
+        "prompt cache": prompt_cache(work / "prompts"),
     }
 
 
 _ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00" + bytes(44)
+
+
+_CARD = b"""---
+license: apache-2.0
+base_model:
+- Wan-AI/Wan2.1-T2V-1.3B
+---
+
+# FastWan-QAD-1.3B
+
+A model.
+"""
+
+
+def _claims(path: Path) -> object:
+    model = "owner/FastWan-QAD-1.3B"
+    claims = (*own_claims(model, path.parent), *origin_claims(path.parent, "", ()))
+    return tell_model(claims[:1], claims, [])
 
 
 def _json(value: object) -> bytes:
@@ -156,6 +154,27 @@ def _tensors(path: Path) -> list[torch.Tensor]:
     return [file.read(name) for name in file.names]
 
 
+def _scheduler(path: Path) -> object:
+    scheduler = read_scheduler(path.parents[1], ModelIndex(), [])
+    return scheduler and scheduler.sampler(SAMPLERS["unipc"], [])
+
+
+def _single_file(work: Path) -> Harness:
+    config = DiTConfig(num_layers=1, num_heads=1, ffn_dim=16, text_dim=16, freq_dim=16)
+    path = work / "single.safetensors"
+    shapes = expected_dit_tensors(config)
+    save_file({name: torch.zeros(shape).bfloat16() for name, shape in shapes.items()}, path)
+    # Its values decide nothing, so only the header is damaged.
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+
+    def read(data: bytes) -> object:
+        path.write_bytes(data + content[end:])
+        return open_single_file(path, [])
+
+    return Harness(content[:end], read)
+
+
 def _index(shard: Path, folder: Path) -> Harness:
     folder.mkdir()
     (folder / "model-1.safetensors").write_bytes(shard.read_bytes())
@@ -164,7 +183,7 @@ def _index(shard: Path, folder: Path) -> Harness:
 
     def read(data: bytes) -> object:
         (folder / "model.safetensors.index.json").write_bytes(data)
-        return open_folder(folder, "model")
+        return open_folder(folder, "model", [])
 
     return Harness(text, read)
 
@@ -209,101 +228,6 @@ def _sealed(path: Path, at_path: Callable[..., Parse]) -> Harness:
             raise Wrong("a seal holds for other bytes")
 
     return Harness(valid, at_path("v.mp4", check))
-
-
-def _signed(data: bytes, sign: bool) -> bytes:
-    """A record, half of the times with its hash made right, so that what is behind it is met."""
-    try:
-        return Record(**json.loads(data)["record"]).encoded() if sign else data
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return data
-
-
-def _entry(folder: Path) -> tuple[Path, bytes, dict[str, bytes]]:
-    """Folder, record and other files of the only entry of a cache."""
-    (record,) = folder.rglob(RECORD)
-    files = {each.name: each.read_bytes() for each in record.parent.iterdir() if each != record}
-    return record.parent, record.read_bytes(), files
-
-
-def _restore(entry: Path, files: dict[str, bytes]) -> None:
-    """Put an entry back, which a miss has removed."""
-    entry.mkdir(exist_ok=True)
-    for name, content in files.items():
-        (entry / name).write_bytes(content)
-
-
-def _expect_hit(found: object, expected: bool) -> None:
-    if expected and found is None:
-        raise Wrong("the cache misses what was stored")
-
-
-def _export_cache(root: Path) -> Harness:
-    cache = ExportCache(root, max_bytes=1 << 30)
-    stored = {"weight": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "s": torch.ones(1)}
-    cache.put_tensors(_KEY, stored, {"kind": "linear"})
-    entry, valid, files = _entry(root)
-
-    def read(data: bytes) -> None:
-        sign = bool(len(data) % 2)
-        _restore(entry, files | {RECORD: _signed(data, sign)})
-        found = cache.tensors(_KEY)
-        _expect_hit(found, data == valid)
-        if sign or found is None:
-            return  # what is signed anew was never stored by this tool
-        same = found[0].keys() == stored.keys() and all(
-            torch.equal(found[0][name], tensor) for name, tensor in stored.items()
-        )
-        if not same:
-            raise Wrong("the export cache gave other tensors")
-
-    return Harness(valid, read)
-
-
-def _engine_cache(root: Path, plan: Path) -> Harness:
-    cache = EngineCache(root, max_bytes=1 << 30)
-    specs = (TensorSpec(name="x", dtype="bfloat16", shape=(1, "n", 8)),)
-    layers = parse_layers([LOG], "dit", 2)
-    built = BuiltEngine(
-        plan=memoryview(b"plan"), layers=layers, scratch_bytes=8, inputs=specs, outputs=specs
-    )
-    cache.put(_KEY, built)
-    entry, valid, files = _entry(root)
-
-    def read(data: bytes) -> None:
-        sign = bool(len(data) % 2)
-        _restore(entry, files | {RECORD: _signed(data, sign)})
-        found = cache.copy(_KEY, plan)
-        _expect_hit(found, data == valid)
-        if found is None and plan.exists():
-            raise Wrong("a plan lies there after a miss")
-        if found is not None and not sign and (found.layers, found.inputs) != (layers, specs):
-            raise Wrong("the engine cache gave another engine")
-        plan.unlink(missing_ok=True)
-
-    return Harness(valid, read)
-
-
-class _Encoder:
-    shape = _SHAPE
-    dtype = np.dtype(ml_dtypes.bfloat16)
-
-    def encode(self, prompt: str) -> np.ndarray[Any, Any]:
-        return np.full(self.shape, 0.5, self.dtype)
-
-
-def _prompt_cache(root: Path) -> Harness:
-    encoder = _Encoder()
-    PromptCache("encoder", root).get("a red fox", encoder)
-    entry, valid, files = _entry(root)
-
-    def read(data: bytes) -> None:
-        _restore(entry, files | {RECORD: _signed(data, bool(len(data) % 2))})
-        found = PromptCache("encoder", root, capacity=0).get("a red fox", encoder)
-        if not np.array_equal(found, encoder.encode("")):
-            raise Wrong("the prompt cache gave other embeddings")
-
-    return Harness(valid, read)
 
 
 _POOL: tuple[Any, ...] = (

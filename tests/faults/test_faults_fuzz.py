@@ -12,7 +12,8 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAMES = (
     "safetensors", "sharded index", "state dict", "strict JSON", "manifest", "ONNX manifest",
-    "ONNX guard", "transformer config", "text encoder config", "model index", "layer log",
+    "ONNX guard", "transformer config", "text encoder config", "model index", "scheduler",
+    "single file", "model card", "layer log",
     "layer records", "baseline", "request", "hub id", "ownership record", "video seal", "library",
     "export cache", "engine cache", "prompt cache",
 )  # fmt: skip
