@@ -29,6 +29,7 @@ DIT = BUILD.replace("text_encoder", "dit")
 DECODER = BUILD.replace("text_encoder", "decoder")
 INDEX = "ck/model_index.json"
 CONFIG = "ck/transformer/config.json"
+SCHEDULER = "ck/scheduler/scheduler_config.json"
 WEIGHTS = "ck/transformer/diffusion_pytorch_model.safetensors"
 TEXT_CONFIG = "ck/text_encoder/config.json"
 TEXT = "ck/text_encoder/model.safetensors"
@@ -106,8 +107,19 @@ FAULTS = (
            edit(INDEX, "_fastwan_shape.height", 16_000_000), "M"),
     _fault("frames in quotes", DIT, "num_frames",
            edit(INDEX, "_fastwan_shape.num_frames", "9"), "M"),
-    _fault("a sibling by its name", DIT, "SA2",
+    _fault("a sibling by its name", BUILD.replace("--model FastWan-QAD-1.3B ", ""), "SA2",
            edit(INDEX, "_name_or_path", "FastVideo/FastWan-QAD-1.3B-SA2")),
+    _fault("another solver", DIT, "DDIMScheduler",
+           both(edit(SCHEDULER, "_class_name", "DDIMScheduler"),
+                edit(INDEX, "scheduler", ["diffusers", "DDIMScheduler"]))),
+    _fault("another prediction", DIT, "prediction_type|epsilon",
+           edit(SCHEDULER, "prediction_type", "epsilon")),
+    _fault("a shift in words", DIT, "shift", edit(SCHEDULER, "flow_shift", "three"), "M"),
+    _fault("a shift of a million", DIT, "shift", edit(SCHEDULER, "flow_shift", 1e6), "M"),
+    _fault("a second transformer", DIT, "transformer_2",
+           edit(INDEX, "transformer_2", ["diffusers", "WanTransformer3DModel"])),
+    _fault("a transformer of another class", DIT, "FluxTransformer2DModel",
+           edit(INDEX, "transformer", ["diffusers", "FluxTransformer2DModel"])),
     _fault("layers without end", DIT, "num_layers", edit(CONFIG, "num_layers", 10**9), "M"),
     _fault("no layers", DIT, "num_layers", edit(CONFIG, "num_layers", 0), "M"),
     _fault("layers in quotes", DIT, "num_layers", edit(CONFIG, "num_layers", "2"), "M"),
@@ -153,6 +165,7 @@ FAULTS = (
     _fault("no tokenizer", BUILD, r"tokenizer\.json", gone("ck/tokenizer")),
     _fault("spiece alone", BUILD, r"tokenizer\.json",
            both(gone(TOKENIZER), put("ck/tokenizer/spiece.model")), "H"),
+    _fault("a tokenizer that is a bracket", BUILD, "tokenizer", put(TOKENIZER, "{"), "M"),
     _fault("a tokenizer that is a pipe", BUILD, "tokenizer", pipe(TOKENIZER), "M"),
     _fault("no decoder", DECODER, "taew2_1", gone(TAEHV)),
     _fault("a decoder cut off", DECODER, "taew2_1", cut(TAEHV, 1000)),

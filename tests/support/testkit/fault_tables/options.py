@@ -5,7 +5,10 @@ from __future__ import annotations
 from testkit.fault_tables.bundles import BENCH, PLAY
 from testkit.faults import Fault
 
-BUILD = "fastwan-export build-engine --checkpoint ck --components text_encoder -o out --json"
+BUILD = (
+    "fastwan-export build-engine --checkpoint ck --model FastWan-QAD-1.3B "
+    "--components text_encoder -o out --json"
+)
 MAKE = "fastwan-export make-checkpoint new --size tiny"
 
 
@@ -49,7 +52,7 @@ FAULTS = (
     _build("--checkpoint owner/../name", "D", "does not exist|not a model"),
     _build("--checkpoint owner/name@..", "D", "does not exist|not a model"),
     _build("--checkpoint owner/never-fetched", "D", "owner/never-fetched", 3),
-    _build("--checkpoint ''", "D", "checkpoint"),
+    _build("--checkpoint ''", "D", r"model_index\.json"),
     _build(f"--checkpoint {'x' * 5000}", "D", "x"),
     _play("--seed -1", "M", "seed -1"),
     _play("--seed 18446744073709551616", "M", "seed"),
