@@ -78,6 +78,7 @@ def test_a_fault_is_refused_or_survived(
         assert snapshot(folder) == before
     assert len(lines) == bool(row.words), outcome.err
     assert re.search(row.words, "".join(lines))
+    assert re.search(row.tells, outcome.out)
     row.check(folder)
 
 

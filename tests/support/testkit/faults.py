@@ -49,6 +49,7 @@ class Fault:
         twin: the same command without the fault, where the fault is in the command or `variables`.
         before: makes what the twin has, too.
         variables: of the environment.
+        tells: pattern of what is printed all the same.
         apart: run it in a process of its own, through bash.
         check: looks at the folder afterwards.
     """
@@ -62,6 +63,7 @@ class Fault:
     twin: str = ""
     before: Plant = nothing
     variables: Mapping[str, str] = field(default_factory=dict)
+    tells: str = ""
     apart: bool = False
     check: Plant = nothing
 

@@ -6,6 +6,7 @@ from testkit.fault_tables.bundles import INSPECT, PLAY
 from testkit.fault_tables.options import BUILD, MAKE
 from testkit.faults import Fault, gone, pipe, put
 
+TABLES = "fastwan-export inspect b"
 NO_HOME = "env -u HOME -u XDG_CACHE_HOME -u FASTWAN_CACHE_DIR"
 
 
@@ -49,6 +50,12 @@ FAULTS = (
            f"set -o pipefail; {INSPECT} | cat >/dev/null", "I"),
     _apart("a prompt that is not UTF-8", PLAY.replace("'a red fox'", "$'\\xff\\xfe'"), 2,
            "UTF-8|not valid", PLAY, "I"),
+    Fault("a terminal of no columns", "O", TABLES, 0, "", variables={"COLUMNS": "0"},
+          tells="kernels"),
+    Fault("a terminal of one column", "O", TABLES, 0, "", variables={"COLUMNS": "1"},
+          tells="kernels"),
+    Fault("a terminal of columns in words", "O", TABLES, 0, "", variables={"COLUMNS": "many"},
+          tells="kernels"),
     _apart("no home", f"{NO_HOME} {MAKE}", 0, "", MAKE),
     _apart("files of a megabyte at most", f"ulimit -f 1024; {MAKE}", 3, "File too large",
            f"ulimit -f 1048576; {MAKE}"),
