@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fastwan.errors import EnvironmentLacks
+from fastwan.outputs import OutputFile
 from fastwan.plugins import loader
 from fastwan.progress import Progress, Quiet
 from fastwan.schema import FigureReport, Measured
@@ -198,9 +199,13 @@ def build_plugin(
         Path of the library.
 
     Raises:
+        BadInput: `output` cannot be written.
         EnvironmentLacks: a tool is missing (all that are missing are named), or the build failed.
     """
     progress = progress or Quiet()
+    name = loader.EMULATED_LIBRARY_NAME if emulated else loader.LIBRARY_NAME
+    if output is not None:
+        OutputFile(output / name, lambda _: True)  # what cannot be written is said before the work
     missing = missing_for_build()
     if missing:
         raise EnvironmentLacks(
@@ -230,7 +235,7 @@ def build_plugin(
     _run(
         ["cmake", "--build", str(folder), "--parallel", "2"], log, progress, "build plugin library"
     )
-    library = folder / (loader.EMULATED_LIBRARY_NAME if emulated else loader.LIBRARY_NAME)
+    library = folder / name
     loader.PluginLibrary(library, emulated=emulated)
     return library if output is None else _install(library, output)
 

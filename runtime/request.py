@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from fastwan.errors import BadInput
 from fastwan.runtime.model.checks import shown
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.noise import DEFAULT_SEED, check_generator, seed_of
+from fastwan.runtime.model.prompt import check_prompt
 from fastwan.runtime.outputs import OUTPUT_TYPES, OutputType
 
 if TYPE_CHECKING:
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 
 StepCallback = Callable[[int, int, "torch.Tensor"], "dict[str, Any] | None"]
 """(step, timestep, latents after it, fp32) -> {"latents": ...} to go on with, or None."""
-
-LONGEST_PROMPT = 100_000
-"""Characters. The model reads 512 tokens; beyond this a file was passed by mistake."""
-
-_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
-"""Unicode's categories of control and format characters and of white space."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +40,7 @@ class Request:
 
     Raises:
         BadInput: neither or both of prompt and embeddings, a prompt that is no text, a seed or a
-            generator that cannot be used, or an unknown output type.
+            generator that cannot be used, a sampler that is no name, or an unknown output type.
     """
 
     prompt: str | None = None
@@ -71,7 +65,9 @@ class Request:
             object.__setattr__(self, "seed", seed_of(self.seed))
         else:
             check_generator(self.generator)
-        if self.output_type not in OUTPUT_TYPES:
+        if self.sampler is not None and not isinstance(self.sampler, str):
+            raise BadInput(f"sampler is {shown(self.sampler)}, not a name", where="sampler")
+        if not isinstance(self.output_type, str) or self.output_type not in OUTPUT_TYPES:
             raise BadInput(
                 f"unknown output_type {shown(self.output_type)}",
                 where="output_type",
@@ -82,34 +78,3 @@ class Request:
     def decoded(self) -> bool:
         """Whether frames are wanted, and not latents."""
         return self.output_type != "latent"
-
-
-def check_prompt(prompt: object) -> None:
-    """Refuse a prompt that says nothing or that no tokenizer can read.
-
-    Raises:
-        BadInput: not a string, blank, not Unicode, or longer than `LONGEST_PROMPT`.
-    """
-    if not isinstance(prompt, str):
-        raise BadInput(
-            f"prompt is {shown(prompt)}, not one string",
-            where="prompt",
-            fix="give a string, or call the pipeline with a list of strings",
-        )
-    if len(prompt) > LONGEST_PROMPT:
-        raise BadInput(
-            f"prompt has {len(prompt):,} characters, {LONGEST_PROMPT:,} at most",
-            where="prompt",
-            fix="shorten it; the model reads its first tokens only",
-        )
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(
-            f"prompt is not valid text: character {error.start + 1} is half of a surrogate pair, "
-            "or a byte that is not UTF-8",
-            where="prompt",
-            fix="pass it in UTF-8",
-        ) from error
-    if all(unicodedata.category(each) in _UNSEEN for each in prompt):
-        raise BadInput("prompt is blank", where="prompt", fix="describe the video")

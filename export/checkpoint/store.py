@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint.safetensors_io import TensorFile
+from fastwan.files import is_plain_file
 from fastwan.strict_json import read_json
 
 _INDEX = re.compile(r".*\.safetensors\.index(\.\w+)?\.json")  # with or without a variant
@@ -56,7 +58,9 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # torch warns of what it then refuses.
+            with warnings.catch_warnings(action="ignore"):
+                state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a hostile file can make the unpickler raise anything
             raise BadInput(
                 f"cannot be loaded with weights_only=True: {str(error).splitlines()[0][:160]}"
@@ -225,7 +229,7 @@ def open_store(path: Path) -> TensorStore:
     Raises:
         BadInput: not there, of another kind, or damaged.
     """
-    if not path.is_file():
+    if not is_plain_file(path):
         raise BadInput("weight file is missing", where=str(path))
     if _INDEX.fullmatch(path.name):
         return _open_sharded(path)
@@ -255,7 +259,7 @@ def _open_sharded(index: Path) -> TensorStore:
                 where=f"{index}: {name}",
             )
         if shard not in shards:
-            if not (index.parent / shard).is_file():
+            if not is_plain_file(index.parent / shard):
                 raise BadInput("shard is missing", where=str(index.parent / shard))
             shards[shard] = TensorFile(index.parent / shard)
     entries: dict[str, tuple[_Source, str]] = {}

@@ -101,7 +101,7 @@ def kernels_key(bundle: Bundle, version: str, device: DeviceInfo) -> str:
         "gpu": device.name,
         "compute_capability": device.compute_capability,
         "driver": device.driver,
-        **{name: manifest.files[engine.file].sha256 for name, engine in manifest.engines.items()},
+        **{name: manifest.engine_record(each).sha256 for name, each in manifest.engines.items()},
     }
     content = "\n".join(f"{name}={value}" for name, value in parts.items())
     return hashlib.sha256(content.encode()).hexdigest()

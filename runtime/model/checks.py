@@ -16,27 +16,37 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 """Beyond it a number becomes Inf where a model takes it as bfloat16."""
 
+_TOO_LARGE = 1 << 128
+
 
 def integer(value: object, name: str, fix: str = "") -> int:
-    """A Python, numpy or torch integer as an `int`.
+    """A Python, numpy or torch integer as an `int`, of 128 bits at most.
 
     Args:
         name: of the argument, for the error.
 
     Raises:
-        BadInput: another type, `bool` and `float` included.
+        BadInput: another type, `bool` and `float` included, or a larger one.
     """
     if not isinstance(value, bool):
         try:
-            return operator.index(value)  # type: ignore[arg-type]
+            number = operator.index(value)  # type: ignore[arg-type]
         except TypeError:
             pass
+        else:
+            if abs(number) < _TOO_LARGE:
+                return number
+            # Python refuses to print thousands of digits.
+            raise BadInput(f"{name} has too many digits", where=name, fix=fix)
     raise BadInput(f"{name} is {shown(value)}, not an integer", where=name, fix=fix)
 
 
 def shown(value: object, longest: int = 60) -> str:
     """`value` and its type for an error, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # of a class of the caller's, or an integer of thousands of digits
+        text = "a value that cannot be shown"
     text = text if len(text) <= longest else f"{text[:longest]}..."
     return f"{text} ({type(value).__name__})"
 

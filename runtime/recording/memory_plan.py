@@ -124,9 +124,9 @@ def plan(recording: Recording) -> MemoryPlan:
     host = dict.fromkeys(buffer for buffer in lives if buffer.space == "host")
     host[recording.latents.buffer] = None
     scratch, workspace = _scratch(recording)
-    engines = recording.manifest.engines.values()
+    manifest = recording.manifest
     return MemoryPlan(
-        weights=sum(recording.manifest.files[engine.file].bytes for engine in engines),
+        weights=sum(manifest.engine_record(each).bytes for each in manifest.engines.values()),
         scratch=scratch,
         workspace=workspace,
         arena=max((offset + aligned(b.size) for b, offset in offsets.items()), default=0),

@@ -89,10 +89,17 @@ def _show_warning(
         _show_other_warning(message, category, filename, lineno, file, line)
 
 
+_NARROWEST, _WIDTH = 20, 80
+"""Columns below which no table can be read, and those that are used then."""
+
+
 def _print_rich(text: RenderableType) -> None:
     from rich.console import Console as RichConsole
 
-    RichConsole(file=cast("IO[str]", Stdout()), highlight=False).print(text)
+    console = RichConsole(file=cast("IO[str]", Stdout()), highlight=False)
+    if console.width < _NARROWEST:  # as where COLUMNS is 0: nothing would be shown
+        console.width = _WIDTH
+    console.print(text)
 
 
 def _progress() -> Progress:
@@ -316,7 +323,7 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
     from fastwan.quality.bench import bench as run
     from fastwan.quality.bench_report import render
 
-    text = typed_text(prompt or DEFAULT_PROMPT, "--prompt")
+    text = typed_text(DEFAULT_PROMPT if prompt is None else prompt, "--prompt")
     report = run(bundle, prompt=text, progress=_progress(), **options)
     if as_json:
         _print_json(report)

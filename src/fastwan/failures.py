@@ -35,6 +35,7 @@ _MACHINE = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
+    errno.EFBIG,
     errno.EMFILE,
     errno.ENFILE,
     errno.EIO,
@@ -101,7 +102,7 @@ def _of_system(error: OSError) -> FastWanError:
             "no folder for temporary files can be written",
             fix="set TMPDIR to one, or free some space",
         )
-    where = str(error.filename or "no file")
+    where = str(error.filename or "")
     if error.errno in _MACHINE:
         return EnvironmentLacks(what, where=where)
     return BadInput(what, where=where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -42,6 +43,20 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
+def is_plain_file(path: Path) -> bool:
+    """Whether a regular file, or a link to one, is there; False for a name that none can have.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
 def confined_file(
     folder: Path, relative: str, *, shown: str = "", hard_links: bool = False
 ) -> Path:
@@ -63,6 +78,13 @@ def confined_file(
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in relative:
         raise BadInput("path points outside its folder", where=where)
     *folders, name = pure.parts
+    try:
+        os.lstat(folder / relative)
+    except ValueError:  # a NUL in it
+        raise BadInput("file is missing", where=where) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise BadInput("file is missing", where=where) from None
     path = folder
     for part in folders:
         path = path / part

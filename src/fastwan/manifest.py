@@ -338,13 +338,26 @@ class Manifest(_Record):
             raise ValueError(f"sampler {self.sampler!r} is not one of {names}")
         return self
 
+    def engine_record(self, engine: Engine) -> FileRecord:
+        """Hash and size of an engine's file.
+
+        Raises:
+            BadInput: the manifest does not list it.
+        """
+        try:
+            return self.files[engine.file]
+        except KeyError:
+            raise BadInput("file is not listed in the manifest", where=engine.file) from None
+
     def sampler_spec(self, name: str | None = None) -> SamplerSpec:
         """The sampler of that name, by default the bundle's own.
 
         Raises:
             BadInput: the model was not trained for it; the message lists those there are.
         """
-        return lookup({spec.name: spec for spec in self.samplers}, name or self.sampler)
+        return lookup(
+            {spec.name: spec for spec in self.samplers}, self.sampler if name is None else name
+        )
 
 
 def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:

@@ -148,6 +148,8 @@ def checked_model(
         model.ParseFromString(data)
     except (DecodeError, RecursionError, ValueError):
         raise BadInput("not an ONNX file", where=where, fix="export it again") from None
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise BadInput("an ONNX file with text that is not UTF-8", where=where)
     if not model.HasField("graph") or not model.opset_import:
         raise BadInput("an ONNX file without graph or opset", where=where)
     domains = {opset.domain for opset in model.opset_import}
@@ -165,6 +167,23 @@ def checked_model(
         else:
             _check_embedded(tensor, where)
     return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """Every name of a graph; protobuf hands out bytes for one that is not UTF-8."""
+    graph = model.graph
+    for value in (*model.opset_import, *model.functions):
+        yield value.domain
+    for value in (*graph.input, *graph.output, *graph.value_info, *model.functions):
+        yield value.name
+    for node in all_nodes(model):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+    for tensor in all_tensors(model):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
 
 
 def external_range(

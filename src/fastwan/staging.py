@@ -3,14 +3,16 @@
 A staging folder lies beside its target, so that publishing is a rename. It holds a lock file that
 its owner keeps locked while it lives. The lock file also names the folder that it was made for by
 device and inode: a folder is removed as a leftover only if this tool made exactly this folder and
-nobody holds its lock.
+nobody holds its lock, or if there is nothing in it yet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -36,6 +38,7 @@ OLD = "old"
 TOOL = "fastwan-export"
 
 _LIMIT = 4096
+_NAME = re.compile(re.escape(PREFIX) + "[0-9a-f]{16}")
 
 
 class Staging:
@@ -51,13 +54,23 @@ class Staging:
         Raises:
             OSError: `parent` cannot be written.
         """
+        while not self._begin(parent):
+            pass  # another run took it for a leftover before it was locked
+
+    def _begin(self, parent: Path) -> bool:
+        """Make and lock a folder; False where it went at once."""
         self.folder = parent / f"{PREFIX}{secrets.token_hex(8)}"
         self.folder.mkdir(mode=0o755)
         self._descriptor = -1
         self._left = False
+        self._noted = 0
         try:
             self._descriptor = _locked(self.folder / LOCK)
             self.note()
+            return True
+        except (FileNotFoundError, BlockingIOError):
+            self.remove()
+            return False
         except BaseException:
             self.remove()
             raise
@@ -66,10 +79,10 @@ class Staging:
         """Write the lock file anew: whose folder it is, and `facts` that a recovery needs."""
         found = self.folder.stat()
         record = {"tool": TOOL, "device": found.st_dev, "inode": found.st_ino, **facts}
-        content = json.dumps(record).encode()
+        # Never shorter than before: one call writes it whole, wherever a kill comes.
+        content = json.dumps(record).encode().ljust(self._noted)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
-        os.write(self._descriptor, content)
-        os.ftruncate(self._descriptor, len(content))
+        self._noted = os.write(self._descriptor, content)
 
     def release(self) -> None:
         """Give up the lock; what is left of the folder is a leftover from here on."""
@@ -84,7 +97,7 @@ class Staging:
     def remove(self) -> None:
         """Delete the folder and all that is in it."""
         if not self._left:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _delete(self.folder)
         self.release()
 
 
@@ -169,9 +182,19 @@ def _sweep_one(folder: Path) -> None:
         if not stat.S_ISDIR(found.st_mode):
             return
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if _NAME.fullmatch(folder.name):
+            with contextlib.suppress(OSError):  # not empty, or being made at this moment
+                folder.rmdir()
+        return
     except OSError:
-        return  # not ours, or being made at this moment
+        return  # not ours
     try:
+        if _is_unsigned(folder, descriptor):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_unsigned(folder, descriptor):  # still, now that nobody else can sign
+                _delete(folder)
+            return
         record = _record(descriptor)
         if record.get("tool") != TOOL or (record.get("device"), record.get("inode")) != (
             found.st_dev,
@@ -182,11 +205,33 @@ def _sweep_one(folder: Path) -> None:
         _put_back(folder, record.get("target"))
         if is_held(folder / OLD):
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        _delete(folder)
     except OSError:
         return  # its owner lives
     finally:
         os.close(descriptor)
+
+
+def _is_unsigned(folder: Path, descriptor: int) -> bool:
+    """Whether a folder is a staging folder by its name, and holds an empty lock file alone."""
+    lock = os.fstat(descriptor)
+    named = _NAME.fullmatch(folder.name) is not None
+    empty = stat.S_ISREG(lock.st_mode) and lock.st_size == 0
+    return named and empty and os.listdir(folder) == [LOCK]
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, its lock file last: what a kill leaves can be told until then."""
+    with contextlib.suppress(OSError):
+        for each in os.scandir(folder):
+            if each.is_dir(follow_symlinks=False):
+                shutil.rmtree(each.path, ignore_errors=True)
+            elif each.name != LOCK:
+                os.unlink(each.path)
+    with contextlib.suppress(OSError):
+        if os.listdir(folder) in ([], [LOCK]):
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _put_back(folder: Path, name: object) -> None:
@@ -208,8 +253,22 @@ def _record(descriptor: int) -> dict[str, object]:
 
 
 def _locked(path: Path) -> int:
+    """A new lock file, locked.
+
+    Raises:
+        BlockingIOError, FileNotFoundError: a sweep has it, or removed it.
+        OSError: it cannot be made.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-    if sys.platform != "win32":
-        with contextlib.suppress(OSError):  # a file system without locks keeps its leftovers
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:  # a file system without locks keeps its leftovers
+                if error.errno == errno.EWOULDBLOCK:
+                    raise
+        os.stat(path)  # a sweep that was quicker has removed it
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor

@@ -19,8 +19,8 @@ def known(names: Collection[str], name: str, kind: str = "name") -> str:
     Raises:
         BadInput: it is not; the message lists those there are.
     """
-    if name not in names:
-        raise BadInput(f"unknown {kind} {name!r}", fix="one of " + ", ".join(names))
+    if not isinstance(name, str) or name not in names:
+        raise BadInput(f"unknown {kind} {name!r:.80}", fix="one of " + ", ".join(names))
     return name
 
 

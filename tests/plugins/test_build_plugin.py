@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastwan.errors import EnvironmentLacks
+from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins import build, loader
 
 
@@ -49,6 +49,17 @@ def test_all_that_is_missing_is_named_at_once(bare: Path) -> None:
     assert names == ["C++ compiler", "CMake", "ninja or make", "CUDA compiler"]
     with pytest.raises(EnvironmentLacks, match=r"CMake, ninja or make.*CUDA toolkit 12\.8"):
         build.build_plugin()
+
+
+@pytest.mark.usefixtures("bare")
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    with pytest.raises(EnvironmentLacks, match="cannot build"):
+        build.build_plugin(tmp_path / "folder")
+    with pytest.raises(BadInput, match="output cannot be written"):
+        build.build_plugin(mine)
+    assert mine.read_text() == "mine"
 
 
 def test_kernel_headers_need_pip_or_a_place(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,10 @@ from fastwan.bundle import open_bundle
 from fastwan.cli import main
 from fastwan.content_cache import ContentCache
 from fastwan.errors import BadInput, FastWanWarning
+from fastwan.runtime.model.prompt import LONGEST_PROMPT
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.prompt_cache import PromptCache
-from fastwan.runtime.request import LONGEST_PROMPT, Request
+from fastwan.runtime.request import Request
 
 SHAPE = (1, 2, 4)
 

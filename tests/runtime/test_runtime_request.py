@@ -141,6 +141,9 @@ def test_closing_gives_the_devices_memory_back(recorded: FastWanPipeline) -> Non
         ({"prompt": "a", "prompt_embeds": np.zeros((1, 2, 8))}, "either prompt or prompt_embeds"),
         ({"prompt": ["a"]}, "one string"),
         ({"prompt": "a", "output_type": "gif"}, "output_type 'gif'"),
+        ({"prompt": "a", "output_type": np.zeros(2)}, "unknown output_type"),
+        ({"prompt": "a", "sampler": ["unipc"]}, "sampler is .* not a name"),
+        ({"prompt": "a", "seed": 10**5000}, "seed has too many digits"),
     ],
 )
 def test_a_request_is_checked_when_it_is_made(fields: dict[str, Any], message: str) -> None:

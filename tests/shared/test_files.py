@@ -171,6 +171,8 @@ def test_every_way_out_is_refused(folder: Path, relative: str, message: str) -> 
 def test_a_message_calls_the_folder_what_the_caller_calls_it(folder: Path) -> None:
     with pytest.raises(BadInput) as refused:
         confined_file(folder, "absent", shown="my bundle")
+    with pytest.raises(BadInput, match="file is missing"):
+        confined_file(folder, "x" * 5000)
     assert refused.value.where == "my bundle/absent"
 
 

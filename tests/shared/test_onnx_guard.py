@@ -111,6 +111,22 @@ def test_a_location_outside_the_folder_is_refused_wherever_it_stands(
         check(place(external(location)), folder)
 
 
+@pytest.mark.parametrize("name", [b"w.data", b"e", b"Identity"])
+def test_text_that_is_not_utf8_is_refused(folder: Path, name: bytes) -> None:
+    model = in_graph(external())
+    model.graph.node.append(oh.make_node("Identity", ["w"], ["e"]))
+    data = model.SerializeToString()
+    checked_model(data, folder, "g.onnx")
+    with pytest.raises(BadInput, match="not UTF-8"):
+        checked_model(data.replace(name, b"\xff" * len(name)), folder, "g.onnx")
+
+
+@pytest.mark.parametrize("location", ["w.data\0", "x" * 5000])
+def test_a_location_that_no_file_can_have_is_of_a_missing_one(folder: Path, location: str) -> None:
+    with pytest.raises(BadInput, match="file is missing"):
+        checked_model(in_graph(external(location)).SerializeToString(), folder, "g.onnx")
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_hard_link_is_read_where_its_hash_was_checked(folder: Path, listed: bool) -> None:
     names = {"hardlink"} if listed else None

@@ -109,6 +109,12 @@ def _other_tool(folder: Path) -> None:
 
 def _no_lock(folder: Path) -> None:
     (folder / LOCK).unlink()
+    (folder / "mine").write_text("x")
+
+
+def _empty_lock(folder: Path) -> None:
+    (folder / LOCK).write_text("")
+    (folder / "mine").write_text("x")
 
 
 def _pipe(folder: Path) -> None:
@@ -124,13 +130,58 @@ def _other_name(folder: Path) -> None:
     folder.rename(folder.with_name("mine"))
 
 
-@pytest.mark.parametrize("change", [_copied, _other_tool, _no_lock, _pipe, _garbage, _other_name])
+@pytest.mark.parametrize(
+    "change", [_copied, _other_tool, _no_lock, _empty_lock, _pipe, _garbage, _other_name]
+)
 def test_a_folder_that_is_not_proven_stays(tmp_path: Path, change: object) -> None:
     folder = released(tmp_path)
     assert callable(change)
     change(folder)
     sweep(tmp_path)
     assert len(names(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_folder_whose_owner_was_killed_before_it_signed_goes(
+    tmp_path: Path, locked: bool
+) -> None:
+    folder = released(tmp_path)
+    (folder / LOCK).unlink()
+    if locked:
+        (folder / LOCK).touch()
+    sweep(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_taken_for_a_leftover_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, swept = Path.mkdir, []
+
+    def make_and_sweep(path: Path, mode: int = 0o777) -> None:
+        make(path, mode)
+        if not swept:
+            swept.append(path.name)
+            sweep(tmp_path)
+
+    monkeypatch.setattr(Path, "mkdir", make_and_sweep)
+    stage = Staging(tmp_path)
+    assert names(tmp_path) == [stage.folder.name]
+    assert swept != [stage.folder.name]
+    sweep(tmp_path)
+    assert names(tmp_path) == [stage.folder.name]
+    stage.remove()
+
+
+def test_a_lock_file_is_whole_at_every_moment(tmp_path: Path) -> None:
+    stage = Staging(tmp_path)
+    stage.note(target="a folder with a long name")
+    long = (stage.folder / LOCK).read_bytes()
+    stage.note()
+    assert len((stage.folder / LOCK).read_bytes()) == len(long)
+    stage.release()
+    sweep(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_a_link_to_a_staging_folder_is_not_followed(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from fastwan.runtime.device.choice import resolve_device
 from fastwan.runtime.device.null import Call, NullDevice
 from fastwan.runtime.device.platforms import cuda_platform, null_platform
 from fastwan.runtime.device.session import Session
+from fastwan.runtime.model.prompt import check_prompt
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.schema import BundleFacts
@@ -60,8 +61,8 @@ def bench(
         limit: share by which a figure may be larger than the baseline's.
 
     Raises:
-        BadInput: no bundle, a number that is none of its option, or a baseline that is no report
-            or of another kind. All but the last is told before anything is measured.
+        BadInput: no bundle, a number that is none of its option, a blank prompt, or a baseline that
+            is no report or of another kind. All but the last is told before anything is measured.
         EnvironmentLacks: "cuda" cannot be used.
         SlowerThanBaseline: names the figures; carries no report.
     """
@@ -69,6 +70,7 @@ def bench(
         if not least <= value <= MAX_RUNS:
             raise BadInput(f"{value} is not within {least} .. {MAX_RUNS:,}", where=option)
     check_limit(limit)
+    check_prompt(prompt)
     before = None if baseline is None else read_baseline(baseline)
     bundle = open_bundle(path)
     schedule = schedule_of(bundle.manifest.sampler_spec(sampler))

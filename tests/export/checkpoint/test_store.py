@@ -82,6 +82,12 @@ def test_an_index_must_stay_in_its_folder(tmp_path: Path, shard: Any) -> None:
         open_store(_shard(tmp_path / "inner", {"b": shard}))
 
 
+def test_a_name_that_no_file_can_have_is_of_a_missing_shard(tmp_path: Path) -> None:
+    assert len(open_store(_shard(tmp_path / "inner"))) == 3
+    with pytest.raises(BadInput, match="shard is missing"):
+        open_store(_shard(tmp_path / "inner", {"b": f"{'x' * 5000}.safetensors"}))
+
+
 def test_symbolic_links_are_followed(tmp_path: Path) -> None:
     index = _shard(tmp_path / "inner")
     blob = (index.parent / "model-2.safetensors").rename(tmp_path / "blob")
