@@ -312,6 +312,38 @@ def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> int:
     return 0 if report.passed else 4
 
 
+@main.command("selftest")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", default="selftest", type=click.Path(path_type=Path), metavar="FOLDER"
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "emulated", "host"]),
+    default="auto",
+    show_default=True,
+    help="auto: the GPU, or host, what can be proven without one.",
+)
+@_force_option
+@_json_option
+@_report_errors
+def selftest(bundle: Path, output: Path, as_json: bool, **options: Any) -> int:
+    """Go from the driver to a video with BUNDLE in stages, up to the first that fails.
+
+    Exits 3 if it stops because the environment lacks something, 4 if a result is wrong.
+    """
+    require_address_space()
+    from fastwan.quality.selftest.markdown import render
+    from fastwan.quality.selftest.stages import selftest as run
+
+    report = run(bundle, output, progress=_progress(), **options)
+    if as_json:
+        print_json(report)
+    else:
+        tell(render(report))
+    return report.exit_code
+
+
 @main.command("build-plugin")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the library.")
 @click.option("--emulated", is_flag=True, help="Emulate FP4 on compute capability 9.0 instead.")
