@@ -22,26 +22,7 @@ from cuda_timing import milliseconds
 from fastwan.errors import EnvironmentLacks, FastWanError
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
-
-
-def make_inputs(region: SageAttention3) -> tuple[torch.Tensor, ...]:
-    """Random inputs of the node on the GPU."""
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    channels = region.attributes.num_heads * 128
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, device="cuda")
-
-    angle = normal(region.length, 64)
-    return (
-        normal(region.batch, region.length, 3 * channels).bfloat16(),
-        torch.ones(3, device="cuda"),
-        normal(3 * channels).bfloat16(),
-        normal(channels).bfloat16(),
-        normal(channels).bfloat16(),
-        angle.cos(),
-        angle.sin(),
-    )
+from fastwan.quality.selftest.regions import node_inputs
 
 
 def torch_prologue(
@@ -76,7 +57,7 @@ def published_attention() -> Callable[..., torch.Tensor] | None:
 def measure(region: SageAttention3, repeats: int, emulated: bool) -> dict[str, Any]:
     """All figures of one region; times are measured, bytes and operations counted."""
     library = PluginLibrary(emulated=emulated)
-    inputs = make_inputs(region)
+    inputs = node_inputs(region, "cuda")
     shape = (region.batch, region.length, region.attributes.num_heads * 128)
     out = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
     size = library.workspace_bytes(region)

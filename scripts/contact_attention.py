@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_attention import make_inputs
 from cuda_timing import capture, milliseconds
 from figure_sources import sources
 
 from fastwan.errors import EnvironmentLacks
-from fastwan.plugins import reference
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
+from fastwan.quality.selftest.engine_references import attend
+from fastwan.quality.selftest.regions import LIMITS, node_inputs
 
 FULL = (1, 32760, 12, 32768)
 SHAPES = (
@@ -27,9 +27,6 @@ BOUNDARIES = range(1, 130)
 """Numbers of tokens that are all compared: each place in a tile of keys, and one key behind it."""
 BOUNDARY_HEADS, BOUNDARY_ROWS = 12, 136
 REPEATS = 20
-
-LIMITS = {"emulated": 2e-4, "of the GPU": 2e-2}
-"""Largest relative L2 difference from the reference."""
 
 
 def library_of_this_gpu() -> PluginLibrary:
@@ -54,8 +51,7 @@ class Node:
 
     def __init__(self, library: PluginLibrary, region: SageAttention3) -> None:
         self.library, self.region = library, region
-        self.inputs = make_inputs(region)
-        self.inputs[0][:, region.attributes.num_tokens :] = float("nan")
+        self.inputs = node_inputs(region, "cuda")
         shape = (region.batch, region.length, region.channels)
         self.out = torch.full(shape, 7.0, dtype=torch.bfloat16, device="cuda")
         size = library.workspace_bytes(region)
@@ -75,15 +71,7 @@ class Node:
         self.library.enqueue_attention(self.region, [self.out.data_ptr()], at, size, stream)
 
     def expected(self) -> torch.Tensor:
-        attributes = self.region.attributes
-        return reference.attention_node(
-            *self.inputs,
-            num_heads=attributes.num_heads,
-            num_tokens=attributes.num_tokens,
-            eps=attributes.eps,
-            softmax_scale=attributes.softmax_scale,
-            exact_max=attributes.exact_max,
-        )
+        return attend(self.region, self.inputs)
 
 
 def compare(node: Node) -> dict[str, Any]:
@@ -190,10 +178,11 @@ def check() -> dict[str, Any]:
         compared += records
         modes["exact" if exact_max else "published"] = measure(node)
         print(boundaries[-1], *shapes[-len(SHAPES) :], modes, sep="\n", flush=True)
-    require(compared, LIMITS[arithmetic])
+    limit = LIMITS["emulated" if library.emulated else "cuda"]
+    require(compared, limit)
     return {
         "fp4_arithmetic": arithmetic,
-        "limit_of_relative_l2": LIMITS[arithmetic],
+        "limit_of_relative_l2": limit,
         "boundaries": boundaries,
         "shapes": shapes,
         "full_size": {"shape": FULL, "times": f"median of {REPEATS}", "maxima": modes},

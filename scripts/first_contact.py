@@ -7,9 +7,9 @@ Items: prologue (bit for bit, bandwidth), attention (against the reference at ea
 and at full size; needs a library that serves this GPU, on compute capability 9.0 the emulated one),
 sanitizer, loop (three steps and the decoder as one CUDA graph), runtime (the same through the
 runtime's own device, session and kernels), decoder (832x480x81, parallel and streamed, eager and
-graphed), text (true length and padded, graphed), engines (TensorRT-RTX on this GPU, with --bundle).
-Each is independent; one that fails is recorded as failed and the exit status is 1. Every figure is
-measured on the GPU named in the file.
+graphed), text (true length and padded, graphed). What a bundle does on a GPU is for
+`fastwan-export selftest`. Each item is independent; one that fails is recorded as failed and the
+exit status is 1. Every figure is measured on the GPU named in the file.
 """
 
 from __future__ import annotations
@@ -87,18 +87,8 @@ def runtime(arguments: argparse.Namespace) -> Record:
     return {"kernels": require(tests), **device_runtime.check()}
 
 
-def engines(arguments: argparse.Namespace) -> Record:
-    """Whether TensorRT-RTX loads and runs the engines of --bundle on this GPU."""
-    import rtx_engines
-
-    if arguments.bundle is None:
-        raise ValueError("name a bundle with --bundle")
-    return rtx_engines.check(arguments.bundle)
-
-
 ITEMS: dict[str, Callable[[argparse.Namespace], Record]] = {
-    item.__name__: item
-    for item in (prologue, attention, sanitizer, loop, runtime, decoder, text, engines)
+    item.__name__: item for item in (prologue, attention, sanitizer, loop, runtime, decoder, text)
 }
 
 
@@ -121,7 +111,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("items", nargs="*", metavar="ITEM", help=", ".join(ITEMS))
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--bundle", type=Path, help="engines to load, for the item engines")
     parser.add_argument("--trace", type=Path, help="profiler trace of the graph's replays")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.items if name not in ITEMS]:
@@ -130,7 +119,7 @@ def main() -> int:
         print("error: no CUDA GPU: this script measures on one", file=sys.stderr)
         return 3
     record: Record = {"machine": machine(), "items": {}}
-    names = arguments.items or [name for name in ITEMS if name != "engines" or arguments.bundle]
+    names = arguments.items or list(ITEMS)
     failed = False
     for name in names:
         try:

@@ -166,19 +166,49 @@ def open_engines(
         from fastwan.plugins.registry import load_into_registry
 
         load_into_registry(trt, library_path(bundle))
-    log = _logger(trt)
-    runtime = trt.Runtime(log)
-    engines = {}
-    for name, record in manifest.engines.items():
-        engine = runtime.deserialize_cuda_engine(bundle.read(record.file))
+    loader = _Loader(manifest.backend)
+    fix = f"it was built for {manifest.target}; this is {device.name}"
+    return {
+        name: loader.load(name, record, bundle.read(record.file), cache, fix)
+        for name, record in manifest.engines.items()
+    }
+
+
+def open_built(
+    backend: str, name: str, record: Engine, plan: bytes, cache: RuntimeCache | None = None
+) -> TensorRTEngine:
+    """One engine that was built here and is of no bundle.
+
+    Args:
+        record: its inputs and outputs.
+        plan: the serialised engine.
+
+    Raises:
+        EnvironmentLacks: a missing package, or an engine that does not load on this GPU.
+    """
+    return _Loader(backend).load(name, record, plan, cache, "")
+
+
+class _Loader:
+    """Loads engines of a backend, which share its runtime and its log."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._trt = _module(backend)
+        self._log = _logger(self._trt)
+        self._runtime = self._trt.Runtime(self._log)
+
+    def load(
+        self, name: str, record: Engine, plan: bytes, cache: RuntimeCache | None, fix: str
+    ) -> TensorRTEngine:
+        engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EnvironmentLacks(
-                f"{manifest.backend} cannot load the engine {name}: {log.last}",
+                f"{self._backend} cannot load the engine {name}: {self._log.last}",
                 where=record.file,
-                fix=f"it was built for {manifest.target}; this is {device.name}",
+                fix=fix,
             )
-        engines[name] = TensorRTEngine(trt, runtime, engine, name, record, log, cache)
-    return engines
+        return TensorRTEngine(self._trt, self._runtime, engine, name, record, self._log, cache)
 
 
 def runtime_cache(bundle: Bundle, device: DeviceInfo) -> RuntimeCache | None:

@@ -6,9 +6,9 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ParamSpec, TextIO, cast
+from typing import Any, ParamSpec
 
 import click
 
@@ -22,16 +22,20 @@ from fastwan.config import (
     SAMPLERS,
     TARGETS,
 )
-from fastwan.console import Stdout, one_line, require_stdout, say, tell, typed_text
-from fastwan.errors import FastWanWarning
+from fastwan.console import (
+    one_line,
+    print_json,
+    print_rich,
+    require_stdout,
+    say,
+    show_warning,
+    tell,
+    typed_text,
+)
 from fastwan.failures import OneLineGroup, explain, fail, require_address_space
 from fastwan.progress import Console, Progress, Quiet
 from fastwan.signals import end_cleanly_on_signals
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from fastwan.schema import Report
+from fastwan.tables import described
 
 P = ParamSpec("P")
 
@@ -67,51 +71,11 @@ def _report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
     return run
 
 
-def _print_json(report: Report) -> None:
-    tell(report.to_json())
-
-
-_show_other_warning = warnings.showwarning
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print this tool's warnings as one line each, like its errors; leave those of libraries."""
-    if issubclass(category, FastWanWarning):
-        say(f"warning: {message}")
-    else:
-        _show_other_warning(message, category, filename, lineno, file, line)
-
-
-_NARROWEST, _WIDTH = 20, 80
-"""Columns below which no table can be read, and those that are used then."""
-
-
-def _print_rich(text: RenderableType) -> None:
-    from rich.console import Console as RichConsole
-
-    console = RichConsole(file=cast("IO[str]", Stdout()), highlight=False)
-    if console.width < _NARROWEST:  # as where COLUMNS is 0: nothing would be shown
-        console.width = _WIDTH
-    console.print(text)
-
-
 def _progress() -> Progress:
     if os.environ.get("FASTWAN_QUIET"):
         return Quiet()
     _State.display = Console()
     return _State.display
-
-
-def _described(table: Mapping[str, str]) -> str:
-    """The rows of a table as help."""
-    return "; ".join(f"{name}: {text}" for name, text in table.items()) + "."
 
 
 _force_option = click.option(
@@ -130,7 +94,7 @@ def main(debug: bool) -> None:
     5 slower than the baseline, 1 unexpected, 130 interrupted, 143 and 129 ended by a signal.
     """
     _State.debug = debug
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     end_cleanly_on_signals()
 
 
@@ -162,7 +126,7 @@ def make_checkpoint(
         progress=_progress(),
     )
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         size_mb = report.bytes / 1e6
         tell(one_line(f"{output}: {report.parameters:,} parameters, {size_mb:,.1f} MB"))
@@ -179,12 +143,12 @@ def make_checkpoint(
     type=click.Choice(list(BACKENDS)),
     default="tensorrt-rtx",
     show_default=True,
-    help=_described(BACKENDS),
+    help=described(BACKENDS),
 )
 @click.option(
     "--attention",
     type=click.Choice(list(ATTENTIONS)),
-    help=f"Default: the model's own. {_described(ATTENTIONS)}",
+    help=f"Default: the model's own. {described(ATTENTIONS)}",
 )
 @click.option(
     "--sampler",
@@ -202,7 +166,7 @@ def make_checkpoint(
     default="bf16",
     show_default=True,
     help=(
-        f"{_described(RECIPES)} nvfp4 halves the memory of the encoder; its activations were not "
+        f"{described(RECIPES)} nvfp4 halves the memory of the encoder; its activations were not "
         "tuned for it."
     ),
 )
@@ -226,7 +190,7 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
     manifest = build(spec, _progress())
     report = build_report(inspect_bundle(open_bundle(spec.output)), manifest)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     linears = sum(part.linears for part in report.components.values())
     fp4 = sum(part.fp4_linears for part in report.components.values())
@@ -250,9 +214,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
     report = inspect_bundle(open_bundle(bundle))
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
-        _print_rich(render(report))
+        print_rich(render(report))
 
 
 @main.command("generate")
@@ -292,7 +256,7 @@ def generate(
     prompts = [typed_text(each, "prompt") for each in prompt]
     result = run(bundle, prompts, output, frames_dir=frames, progress=_progress(), **options)
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     for video in result.videos:
         path = video.video or video.frames_dir
@@ -326,7 +290,7 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
     text = typed_text(DEFAULT_PROMPT if prompt is None else prompt, "--prompt")
     report = run(bundle, prompt=text, progress=_progress(), **options)
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         tell(render(report))
 
@@ -358,10 +322,42 @@ def verify(
         bundle, checkpoint=checkpoint, device=device, picture=picture, progress=_progress()
     )
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
-        _print_rich(render(report))
+        print_rich(render(report))
     return 0 if report.passed else 4
+
+
+@main.command("selftest")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", default="selftest", type=click.Path(path_type=Path), metavar="FOLDER"
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "emulated", "host"]),
+    default="auto",
+    show_default=True,
+    help="auto: the GPU, or host, what can be proven without one.",
+)
+@_force_option
+@_json_option
+@_report_errors
+def selftest(bundle: Path, output: Path, as_json: bool, **options: Any) -> int:
+    """Go from the driver to a video with BUNDLE in stages, up to the first that fails.
+
+    Exits 3 if it stops because the environment lacks something, 4 if a result is wrong.
+    """
+    require_address_space()
+    from fastwan.quality.selftest.markdown import render
+    from fastwan.quality.selftest.stages import selftest as run
+
+    report = run(bundle, output, progress=_progress(), **options)
+    if as_json:
+        print_json(report)
+    else:
+        tell(render(report))
+    return report.exit_code
 
 
 @main.command("build-plugin")
@@ -376,7 +372,7 @@ def build_plugin(output: Path | None, emulated: bool, as_json: bool) -> None:
 
     report = plugin_report(build(output, emulated=emulated, progress=_progress()))
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     tell(one_line(report.library))
     if report.build["tensorrt"] == "none" and not emulated:
@@ -395,9 +391,9 @@ def doctor(as_json: bool) -> None:
 
     findings = diagnose()
     if as_json:
-        _print_json(DoctorReport(findings=tuple(findings)))
+        print_json(DoctorReport(findings=tuple(findings)))
     else:
-        _print_rich(render(findings))
+        print_rich(render(findings))
 
 
 if __name__ == "__main__":

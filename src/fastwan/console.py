@@ -12,11 +12,17 @@ import os
 import re
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
-from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.errors import BadInput, EnvironmentLacks, FastWanWarning
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fastwan.schema import Report
 
 MAX_LINE = 2000
 """Characters of a message; the middle of a longer one is left out."""
@@ -166,3 +172,40 @@ def typed_text(argument: str, where: str) -> str:
         return os.fsencode(argument).decode()
     except UnicodeError:
         raise BadInput("not UTF-8", where=where, fix="type it on a UTF-8 terminal") from None
+
+
+def print_json(report: Report) -> None:
+    """Write a report to stdout as one JSON object."""
+    tell(report.to_json())
+
+
+_NARROWEST, _WIDTH = 20, 80
+"""Columns below which no table can be read, and those that are used then."""
+
+
+def print_rich(text: RenderableType) -> None:
+    """Write tables to stdout."""
+    from rich.console import Console
+
+    console = Console(file=cast("IO[str]", Stdout()), highlight=False)
+    if console.width < _NARROWEST:  # as where COLUMNS is 0: nothing would be shown
+        console.width = _WIDTH
+    console.print(text)
+
+
+_show_other_warning = warnings.showwarning
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print this tool's warnings as one line each, like its errors; leave those of libraries."""
+    if issubclass(category, FastWanWarning):
+        say(f"warning: {message}")
+    else:
+        _show_other_warning(message, category, filename, lineno, file, line)

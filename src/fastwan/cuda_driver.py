@@ -1,4 +1,4 @@
-"""Which CUDA devices there are, asked of the driver itself: no GPU build of a package is needed."""
+"""CUDA devices and driver, asked of the driver itself: no GPU build of a package is needed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def cuda_device_count() -> int:
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def driver_cuda_version() -> str | None:
+    """Version of CUDA that the driver knows, e.g. "13.0"; None without a driver."""
+    driver = _driver()
+    version = ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def compute_capability(device: int = 0) -> int | None:

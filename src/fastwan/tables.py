@@ -51,3 +51,8 @@ def implementation(
             f"nothing implements the {kind} {name!r}", fix="one of " + ", ".join(objects)
         )
     return objects[name]
+
+
+def described(table: Mapping[str, str]) -> str:
+    """The rows of a table as help."""
+    return "; ".join(f"{name}: {text}" for name, text in table.items()) + "."

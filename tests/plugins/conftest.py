@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 
 from fastwan.errors import FastWanError
 from fastwan.plugins import loader, reference
-from fastwan.plugins.build import SOURCE
-from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes, SageLayout
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes, SageTensors
+from fastwan.quality.selftest.regions import compile_for_host, expected_operands, stored_operands
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,7 @@ class Node:
 
     def operands(self) -> reference.Operands:
         """What the prologue has to write, computed on the CPU."""
-        region = self.region
-        rows = reference.prologue(
-            *self.tensors,
-            num_heads=region.attributes.num_heads,
-            num_tokens=region.attributes.num_tokens,
-            eps=region.attributes.eps,
-        )
-        return reference.pack_operands(*(x[:, : region.attributes.num_tokens] for x in rows))
+        return expected_operands(self.region, SageTensors(*self.tensors))
 
 
 def random_node(batch: int, tokens: int, heads: int, length: int | None = None) -> Node:
@@ -70,17 +62,9 @@ def make_node() -> Callable[..., Node]:
 
 def compiled_for_host(folder: Path, source: str, *definitions: str) -> ctypes.CDLL:
     """Device code compiled for the host: ``csrc/<source>``."""
-    compiler = shutil.which("g++")
-    if compiler is None:
+    if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    target = folder / "libemulation.so"
-    # A contracted multiply-add would round once where the device rounds twice; a fortified longjmp
-    # refuses to change stacks.
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra"]
-    flags += ["-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
-    path = SOURCE / "csrc" / source
-    subprocess.run([compiler, *flags, *definitions, str(path), "-o", str(target)], check=True)
-    return ctypes.CDLL(str(target))
+    return compile_for_host(folder, source, *definitions)
 
 
 @pytest.fixture(scope="session")
@@ -132,25 +116,6 @@ def each_library(request: pytest.FixtureRequest) -> loader.PluginLibrary:
     name = "emulated_library" if request.param == "emulated" else "library"
     found: loader.PluginLibrary = request.getfixturevalue(name)
     return found
-
-
-def stored_operands(
-    workspace: torch.Tensor, layout: SageLayout, shapes: reference.Operands, emulated: bool
-) -> reference.Operands:
-    """Packed operands in a workspace, as `Node.operands` has them.
-
-    Args:
-        workspace: uint8, on any device.
-        shapes: operands of the shapes to expect.
-        emulated: whether an emulated library laid them out: rows of k and pieces of v of 64 bytes
-            then lie 128 bytes apart.
-    """
-    parts = []
-    for name, like in zip(reference.Operands._fields, shapes, strict=True):
-        apart = 128 if emulated and name in ("k", "v") else 64
-        flat = workspace.as_strided((like.numel() // 64, 64), (apart, 1), getattr(layout, name))
-        parts.append(flat.reshape(like.shape).cpu())
-    return reference.Operands(*parts)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def records(root: Path) -> dict[str, dict[str, Any]]:
     """Items of the committed records that say what they were made from, by file and item."""
     found = {}
     for path in sorted((root / "benchmarks").glob("*.json")):
-        for name, item in json.loads(path.read_text(encoding="utf-8"))["items"].items():
+        for name, item in json.loads(path.read_text(encoding="utf-8")).get("items", {}).items():
             if "sources" in item:
                 found[f"{path.name}: {name}"] = item
     return found

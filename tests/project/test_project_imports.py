@@ -18,7 +18,8 @@ ABSENT = [
 HEAVY = [*ABSENT, "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "safetensors"]
 FOLDERS = ("export", "engines", "runtime", "plugins")
 SUBCOMMANDS = (
-    "make-checkpoint", "build-engine", "inspect", "generate", "verify", "build-plugin", "doctor",
+    "make-checkpoint", "build-engine", "inspect", "generate", "verify", "selftest", "build-plugin",
+    "doctor",
 )  # fmt: skip
 
 IMPORT_ALL = """

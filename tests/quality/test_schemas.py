@@ -94,7 +94,7 @@ def outputs(
 def test_commands_keep_to_their_schemas_and_a_lost_field_breaks_them(
     outputs: dict[str, str], validator: Callable[[str], Draft202012Validator]
 ) -> None:
-    assert set(outputs) == set(REPORTS) - {"generate"}
+    assert set(outputs) == set(REPORTS) - {"generate", "selftest"}  # they have tests of their own
     for command, text in outputs.items():
         check = validator(command)
         printed = json.loads(text)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastwan import cuda_driver
-from fastwan.cuda_driver import compute_capability, cuda_device_count
+from fastwan.cuda_driver import compute_capability, cuda_device_count, driver_cuda_version
 
 
 def put(pointer: Any, value: int) -> int:
@@ -22,6 +22,7 @@ def working() -> SimpleNamespace:
     capabilities = {0: {75: 12, 76: 1}, 1: {75: 9, 76: 0}}
     return SimpleNamespace(
         cuInit=lambda flags: 0,
+        cuDriverGetVersion=lambda version: put(version, 13020),
         cuDeviceGetCount=lambda count: put(count, 2),
         cuDeviceGet=lambda handle, index: put(handle, index) if index < 2 else 101,
         cuDeviceGetAttribute=lambda value, attribute, handle: put(
@@ -40,6 +41,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_devices_are_counted_and_told_apart(driver: SimpleNamespace) -> None:
     assert cuda_device_count() == 2
     assert [compute_capability(), compute_capability(1), compute_capability(2)] == [121, 90, None]
+
+
+def test_the_driver_tells_its_version(driver: SimpleNamespace) -> None:
+    assert driver_cuda_version() == "13.2"
+    driver.cuDriverGetVersion = refused
+    assert driver_cuda_version() is None
 
 
 def refused(*_: object) -> int:
@@ -71,4 +78,4 @@ def test_without_a_driver_there_is_no_device(
     monkeypatch: pytest.MonkeyPatch, library: Callable[[str], SimpleNamespace]
 ) -> None:
     monkeypatch.setattr(cuda_driver.ctypes, "CDLL", library)
-    assert (cuda_device_count(), compute_capability()) == (0, None)
+    assert (cuda_device_count(), compute_capability(), driver_cuda_version()) == (0, None, None)

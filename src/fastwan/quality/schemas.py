@@ -18,6 +18,7 @@ from fastwan.export.checkpoint.synthetic import CheckpointReport
 from fastwan.plugins.build import PluginReport
 from fastwan.quality.bench_report import BenchReport
 from fastwan.quality.inspection import BuildReport, InspectReport
+from fastwan.quality.selftest.report import SelftestReport
 from fastwan.quality.verify.report import VerifyReport
 from fastwan.runtime.report import GenerateReport
 from fastwan.schema import Report
@@ -26,7 +27,7 @@ REPORTS: dict[str, type[Report]] = {
     report.model_fields["kind"].default: report
     for report in (
         CheckpointReport, BuildReport, InspectReport, GenerateReport, BenchReport, VerifyReport,
-        PluginReport, DoctorReport,
+        SelftestReport, PluginReport, DoctorReport,
     )
 }  # fmt: skip
 """By command; the name is also the report's ``kind``."""

@@ -15,7 +15,7 @@ import pytest
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import SAMPLERS
 from fastwan.content_cache import ContentCache
-from fastwan.errors import FastWanWarning
+from fastwan.errors import EnvironmentLacks, FastWanWarning
 from fastwan.runtime.device import engines as trt_executor
 from fastwan.runtime.device import runtime_cache
 from fastwan.runtime.device.components import DeviceComponents
@@ -270,6 +270,30 @@ def test_engines_of_rtx_are_opened_with_one_cache_and_no_compiling_beside_a_vide
         assert config.dynamic_shapes_kernel_specialization_strategy == "none"
         assert config.cuda_graph_strategy == "disabled"
         assert config.cache is fake.configs[0].native
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_an_engine_of_no_bundle_is_opened_as_those_of_a_bundle_are(
+    bundle: Any, root: Path, monkeypatch: pytest.MonkeyPatch, loads: bool
+) -> None:
+    opened = open_bundle(bundle.root)
+    fake = FakeRtx(opened)
+    if not loads:
+        monkeypatch.setattr(fake, "_engine", lambda _plan: None)
+    monkeypatch.setattr(trt_executor, "_module", lambda _backend: fake)
+    cache = RuntimeCache(ContentCache("runtime", root), KEY)
+    record = opened.manifest.engines["dit"]
+
+    def open_one() -> Any:
+        return trt_executor.open_built("tensorrt-rtx", "dit", record, b"engine dit", cache)
+
+    if loads:
+        open_one()
+        (config,) = fake.configs
+        assert (config.strategy, config.cuda_graph_strategy) == ("user", "disabled")
+    else:
+        with pytest.raises(EnvironmentLacks, match="tensorrt-rtx cannot load the engine dit"):
+            open_one()
 
 
 def test_only_rtx_compiles_here(

@@ -169,11 +169,15 @@ class HostDevice(NullDevice):
 
 
 class HostEngine(NullEngine):
-    """A graph of the bundle in ONNX Runtime over the addresses it is given."""
+    """A graph of the bundle in ONNX Runtime over the addresses it is given.
 
-    def __init__(self, device: HostDevice, name: str, bundle: Bundle) -> None:
+    Args:
+        graph: with inputs, outputs and `run`; by default the CPU graph of that name.
+    """
+
+    def __init__(self, device: HostDevice, name: str, bundle: Bundle, graph: Any = None) -> None:
         super().__init__(device, name, bundle.manifest.engines[name])
-        self._graph = cpu_executor(bundle, name)
+        self._graph = cpu_executor(bundle, name) if graph is None else graph
 
     def enqueue(
         self,

@@ -27,12 +27,13 @@ class MemoryExecutor(OnnxRuntimeExecutor):
     Args:
         model: of standard operators; the locations of its external data are absolute.
         folder: where the external data lies.
+        threads: see `OnnxRuntimeExecutor`.
 
     Raises:
         BadInput: ONNX Runtime cannot load the graph.
     """
 
-    def __init__(self, model: ir.Model, folder: Path) -> None:
+    def __init__(self, model: ir.Model, folder: Path, *, threads: int = 1) -> None:
         strip(model)
         proto = ir.to_proto(model)
         for tensor in all_tensors(proto):
@@ -44,6 +45,7 @@ class MemoryExecutor(OnnxRuntimeExecutor):
             name=str(model.graph.name),
             folder=folder,
             fold_constants=False,
+            threads=threads,
         )
 
 

@@ -1,0 +1,1 @@
+"""``selftest``: from the driver to a video in stages, each proven before the next is tried."""
