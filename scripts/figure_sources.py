@@ -16,7 +16,12 @@ DEFINITIONS = ("reference.py", "packing.py", "nvfp4.py", "CMakeLists.txt", "cmak
 VIDEO = (
     *(f"plugins/{name}" for name in DEFINITIONS),
     "runtime/emulated/*.py",
-    "runtime/model/**/*.py",
+    "runtime/model/decode.py",
+    "runtime/model/dit.py",
+    "runtime/model/loop.py",
+    "runtime/model/noise.py",
+    "runtime/model/schedule.py",
+    "runtime/model/samplers/*.py",
     "runtime/recording/executor.py",
     "runtime/recording/operations.py",
     "runtime/recording/record.py",

@@ -20,8 +20,9 @@ from fastwan.bundle import Bundle, open_bundle
 from fastwan.plugins import nvfp4
 from fastwan.plugins.regions.base import RegionOp
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageLayout
+from fastwan.quality.emulated.watch import reference_of
 from fastwan.quality.selftest import probe
-from fastwan.quality.selftest.engine_references import EngineReferences, attend
+from fastwan.quality.selftest.engine_references import EngineReferences
 from fastwan.quality.selftest.machine import Driver, Machine
 from fastwan.quality.selftest.memory import to_numpy, to_torch
 from fastwan.quality.selftest.regions import expected_operands
@@ -124,7 +125,7 @@ class FakeKernels(HostKernels):
         (call,) = recorder.calls
 
         def run() -> None:
-            made = to_numpy(self._faults.attention(attend(region, tensors(region, inputs))))
+            made = to_numpy(self._faults.attention(reference_of(region)(*tensors(region, inputs))))
             at(outputs[0], "bfloat16", made.size)[:] = made.reshape(-1)
 
         self._submit(call, run)

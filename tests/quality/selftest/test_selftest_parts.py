@@ -199,7 +199,6 @@ def test_memory_of_a_stage_is_given_back() -> None:
 
 @pytest.mark.trt
 def test_the_linear_of_a_hopper_gpu_computes_the_reference(tiny: Any) -> None:
-    pytest.importorskip("fastwan.runtime.emulated.engines")
     from fastwan.engines.plan import serialized
     from fastwan.quality.selftest.gemm import build_linear, hold
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fastwan.bundle import Bundle
+from fastwan.errors import BadInput
 from fastwan.plugins import reference
 from fastwan.plugins.regions.base import RegionOp
 from fastwan.plugins.regions.sage_attention3 import SageAttention3
@@ -115,9 +116,13 @@ def compare_region(
 
 
 def reference_of(region: RegionOp) -> Callable[..., Tensor]:
-    """What a region computes, in torch."""
+    """What a region computes, in torch: a function of its inputs to its output.
+
+    Raises:
+        BadInput: a kind of region that has no reference.
+    """
     if not isinstance(region, SageAttention3):
-        raise TypeError(f"no reference of {region}")
+        raise BadInput(f"no reference of {region}", where="manifest.json")
     attributes = region.attributes
 
     def attention(*tensors: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from functools import cached_property
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastwan.engines.backend import load_backend
 from fastwan.engines.plan import GraphPart, plan_dit
@@ -20,9 +19,8 @@ from fastwan.export.dit_onnx import CPU_REFERENCE_TOKENS
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.manifest import Region
-from fastwan.plugins import reference
 from fastwan.plugins.regions import region_op
-from fastwan.plugins.regions.sage_attention3 import SageAttention3
+from fastwan.quality.emulated.watch import reference_of
 from fastwan.quality.selftest.memory import to_numpy, to_torch
 from fastwan.quality.verify.executor import MemoryExecutor
 from fastwan.quality.verify.subject import Subject
@@ -136,21 +134,6 @@ def _launch(region: Region, values: dict[str, Array]) -> None:
     specs = {spec.name: spec for spec in region.tensors}
     for node in region.nodes:
         op = region_op(node, specs)
-        if not isinstance(op, SageAttention3):
-            raise BadInput(f"no reference of {node.op}", where="manifest.json")
         on = "cuda" if torch.cuda.is_available() else "cpu"
-        made = attend(op, tuple(to_torch(values[name]).to(on) for name in node.inputs))
+        made = reference_of(op)(*(to_torch(values[name]).to(on) for name in node.inputs))
         values[node.outputs[0]] = to_numpy(made.cpu())
-
-
-def attend(region: SageAttention3, inputs: tuple[Tensor, ...]) -> Tensor:
-    """What a region has to write, [B, L, C] bf16, on the device of its inputs."""
-    attributes = region.attributes
-    return reference.attention_node(
-        *inputs,
-        num_heads=attributes.num_heads,
-        num_tokens=attributes.num_tokens,
-        eps=attributes.eps,
-        softmax_scale=attributes.softmax_scale,
-        exact_max=attributes.exact_max,
-    )

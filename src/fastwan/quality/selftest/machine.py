@@ -213,8 +213,9 @@ def _torch_with_cuda(_: Bundle) -> dict[str, str]:
 
 
 def _emulated_platform(_: Bundle) -> Platform:
-    made: Platform = import_module("fastwan.runtime.emulated.platform").emulated_platform()
-    return made
+    from fastwan.runtime.emulated.platform import emulated_platform
+
+    return emulated_platform()
 
 
 def emulated_linear(_: Bundle, probe: Probe, device: str = "cuda:0") -> DeviceEngine:
@@ -222,15 +223,15 @@ def emulated_linear(_: Bundle, probe: Probe, device: str = "cuda:0") -> DeviceEn
     import torch
 
     from fastwan.onnx_guard import BundleGraph, checked_model
+    from fastwan.runtime.emulated.engines import Torch, TorchEngine
+    from fastwan.runtime.emulated.graph import TorchGraph
 
-    engines = import_module("fastwan.runtime.emulated.engines")
     model = checked_model(probe.model, probe.folder, "probe")
     source = BundleGraph(model, probe.model, probe.folder, "probe")
-    where, record = engines.Torch(torch.device(device)), engine_record(probe.built)
+    where, record = Torch(torch.device(device)), engine_record(probe.built)
     with where.on(0):
-        graph = engines.TorchGraph(source, ["x"], ["y"], where.device)
-    made: DeviceEngine = engines.TorchEngine(where, "probe", record, graph)
-    return made
+        graph = TorchGraph(source, ["x"], ["y"], where.device)
+    return TorchEngine(where, "probe", record, graph)
 
 
 def _host() -> Machine:

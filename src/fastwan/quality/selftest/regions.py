@@ -21,8 +21,8 @@ from fastwan.plugins.regions.sage_attention3 import (
     SageLayout,
     SageTensors,
 )
+from fastwan.quality.emulated.watch import reference_of
 from fastwan.quality.selftest.context import Context, Outcome, Skip, StageFailure
-from fastwan.quality.selftest.engine_references import attend
 from fastwan.quality.selftest.memory import GARBAGE, Scratch, to_numpy, to_torch
 from fastwan.quality.selftest.report import Figure
 
@@ -202,7 +202,7 @@ def _difference(context: Context, region: SageAttention3) -> float:
         out, workspace = scratch.space(_output_bytes(region)), scratch.space(size)
         context.platform.kernels.region(region, addresses, [out], workspace, size, scratch.stream)
         found = to_torch(scratch.get(out, shape, "bfloat16")).float()
-    expected = attend(region, inputs).float().cpu()
+    expected = reference_of(region)(*inputs).float().cpu()
     if bool((found[:, region.attributes.num_tokens :] != 0).any()):
         return float("inf")
     difference = float((found - expected).norm() / expected.norm())
