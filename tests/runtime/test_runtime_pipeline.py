@@ -204,7 +204,7 @@ def test_a_bundle_of_an_older_schema_is_refused_in_one_line(bundle: Any) -> None
 
 
 def test_an_unknown_device_is_refused(bundle: Any) -> None:
-    with pytest.raises(BadInput, match="auto, cpu or cuda"):
+    with pytest.raises(BadInput, match="one of auto, cpu, cuda, emulated"):
         FastWanPipeline.from_bundle(bundle.root, "tpu")
 
 
