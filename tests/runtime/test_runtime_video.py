@@ -55,6 +55,22 @@ def test_same_frames_give_the_same_mp4_bytes(tmp_path: Path) -> None:
     assert b"Lavf" not in a
 
 
+def test_frames_with_texture_give_one_mp4_however_often_they_are_encoded(tmp_path: Path) -> None:
+    """Small or smooth frames do so whatever the encoder's options."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    random, height, width = np.random.default_rng(0), 96, 160
+    coarse = random.integers(0, 255, (12, 20, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    grain = random.integers(0, 9, (9, height, width, 3), np.uint8)
+    made = set()
+    for index in range(60):
+        output = parse_output(tmp_path / f"{index}.mp4")
+        with open_output(output, height=height, width=width) as put:
+            for step, noise in enumerate(grain):
+                put(np.roll(coarse, 3 * step, 1) + noise)
+        made.add(output.path.read_bytes())
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize("name", ["frames", "frames/shot_%03d.png"])
 def test_images_hold_the_exact_pixels(tmp_path: Path, name: str) -> None:
     frames = gradient(3)
