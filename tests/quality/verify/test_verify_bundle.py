@@ -23,7 +23,7 @@ from fastwan.quality.verify.subject import Subject
 from fastwan.schema import BundleFacts
 
 EXPECTED = {
-    "integrity", "fp4_graph", "fp4_engines", "weights_bit_exact", "attention_nodes",
+    "integrity", "fp4_graph", "fp4_engines", "weights_bit_exact", "attention_nodes", "engine_plan",
     "packing_bit_exact", "quantizer_recipe", "quantizer_bit_exact", "graph_fp32", "graph_bf16",
     "cpu_reference", "sampler", "decoder", "text_encoder", "step_0", "step_1", "step_2", "frames",
 }  # fmt: skip

@@ -141,6 +141,36 @@ def test_a_bf16_gemm_in_the_layer_records_fails_fp4_engines(mutant: Any) -> None
     assert mutant.failing(*CHEAP) == {"fp4_engines"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_tokens", 1), ("exact_max", 1), ("softmax_scale", 0.08), ("num_tokens", 0)],
+)
+def test_a_region_that_is_not_the_graphs_fails_engine_plan(
+    mutant: Any, name: str, value: float
+) -> None:
+    """The runtime launches what the manifest says, whatever the graph says."""
+    assert mutant.failing("engine_plan") == set()
+    with mutant.manifest() as fields:
+        node = fields["regions"]["region_01"]["nodes"][0]
+        assert node["attributes"][name] != value
+        node["attributes"][name] = value
+    assert mutant.failing("engine_plan") == {"engine_plan"}
+
+
+@pytest.mark.parametrize("fault", ["removed", "runs", "dtype", "shape"])
+def test_an_engine_that_is_not_the_graphs_fails_engine_plan(mutant: Any, fault: str) -> None:
+    with mutant.manifest() as fields:
+        if fault == "removed":
+            fields["regions"].popitem()
+        elif fault == "runs":
+            fields["engines"]["text_kv"]["runs"] = "schedule"
+        elif fault == "dtype":
+            fields["engines"]["time_tables"]["outputs"][0]["dtype"] = "float16"
+        else:
+            fields["engines"]["segment_01"]["inputs"][0]["shape"][-1] += 1
+    assert mutant.failing("engine_plan") == {"engine_plan"}
+
+
 def test_no_layer_records_fail_fp4_engines(mutant: Any) -> None:
     with mutant.layers() as layers:
         layers["segment_01"] = []

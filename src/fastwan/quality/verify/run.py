@@ -13,6 +13,7 @@ from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet, stage
 from fastwan.quality.verify import graphs, linears, steps, weights
 from fastwan.quality.verify.components import Runtime, check_decoder, check_text_encoder
+from fastwan.quality.verify.engine_plan import check_engine_plan
 from fastwan.quality.verify.files import check_integrity
 from fastwan.quality.verify.recipe_checks import recipe_checks
 from fastwan.quality.verify.report import Check, Planned, VerifyReport, not_run, run_planned
@@ -130,6 +131,7 @@ def plan(subject: Subject) -> list[Planned]:
     planned.append(one("weights_bit_exact", weights.check_weights))
     if "dit" in present:
         planned.append(one("attention_nodes", graphs.check_attention_nodes))
+        planned.append(one("engine_plan", check_engine_plan))
         planned += recipe_checks(subject)
         if subject.check_shape != subject.shape:
             planned.append(one("graph_structure", graphs.check_structure))

@@ -1,0 +1,81 @@
+"""`engine_plan`: engines and regions are those that the exported graph divides into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import onnx_ir as ir
+
+from fastwan.engines.backend import load_backend
+from fastwan.engines.plan import GraphPart, plan_dit
+from fastwan.engines.regions import region_records
+from fastwan.export.attentions import find_attention
+from fastwan.manifest import Engine
+from fastwan.quality.verify.report import Check
+from fastwan.quality.verify.subject import Subject
+
+T = TypeVar("T")
+_PARTS = ("time_tables", "text_kv", "dit")
+_Facts = tuple[str, tuple[str, ...], frozenset[tuple[object, ...]], frozenset[tuple[object, ...]]]
+
+
+def check_engine_plan(subject: Subject) -> Check:
+    """The transformer's engines and the regions between them, planned anew from ``dit.onnx``.
+
+    The runtime launches what the manifest says: a region's tokens, scale or constants that are not
+    those of the graph would make another video.
+    """
+    manifest = subject.manifest
+    linears = [linear for name in _PARTS for linear in subject.graph(name).linears]
+    plan = plan_dit(
+        subject.load(subject.graph("dit").file),
+        linears,
+        attention=find_attention(manifest.attention),
+        plugins=load_backend(manifest.backend).takes_plugins,
+    )
+    engines = {
+        name: engine for name, engine in manifest.engines.items() if engine.component == "dit"
+    }
+    wrong = _differing({part.name: _planned(part) for part in plan.parts}, _recorded(engines))
+    wrong += _differing(region_records(plan.regions, engines), manifest.regions)
+    return Check(
+        name="engine_plan",
+        metric="engines and regions that differ from the plan of the graph",
+        value=float(len(wrong)) if plan.parts else None,
+        limit=0.0,
+        note=f"{len(plan.parts)} engines, {len(plan.regions)} regions"
+        + (f"; {wrong[0]}" if wrong else ""),
+    )
+
+
+def _differing(expected: Mapping[str, T], found: Mapping[str, T]) -> list[str]:
+    names = expected.keys() | found.keys()
+    return sorted(name for name in names if expected.get(name) != found.get(name))
+
+
+def _planned(part: GraphPart) -> _Facts:
+    def spec(value: ir.Value) -> tuple[object, ...]:
+        assert value.dtype is not None
+        assert value.shape is not None
+        return str(value.name), value.dtype.numpy().name, tuple(value.shape.numpy())
+
+    graph = part.model.graph
+    return (
+        part.cadence,
+        tuple(linear.name for linear in part.linears),
+        frozenset(map(spec, graph.inputs)),
+        frozenset(map(spec, graph.outputs)),
+    )
+
+
+def _recorded(engines: Mapping[str, Engine]) -> dict[str, _Facts]:
+    return {
+        name: (
+            engine.runs,
+            tuple(linear.name for linear in engine.linears),
+            frozenset((spec.name, spec.dtype, spec.shape) for spec in engine.inputs),
+            frozenset((spec.name, spec.dtype, spec.shape) for spec in engine.outputs),
+        )
+        for name, engine in engines.items()
+    }
