@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -181,7 +180,11 @@ def _run(command: list[str], log: Path, progress: Progress, stage: str) -> None:
 
 
 def build_plugin(
-    output: Path | None = None, *, emulated: bool = False, progress: Progress | None = None
+    output: Path | None = None,
+    *,
+    emulated: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """Build the library and load it once to see that it works.
 
@@ -194,18 +197,19 @@ def build_plugin(
         output: folder that gets a copy of the library; by default it stays where it was built.
         emulated: build the library that emulates the FP4 MMA on compute capability 9.0, in a
             folder of its own; it takes as long again.
+        force: replace a file of the library's name in `output` whatever it is.
 
     Returns:
         Path of the library.
 
     Raises:
-        BadInput: `output` cannot be written.
+        BadInput: `output` cannot be written, or holds another file of the library's name.
         EnvironmentLacks: a tool is missing (all that are missing are named), or the build failed.
     """
     progress = progress or Quiet()
     name = loader.EMULATED_LIBRARY_NAME if emulated else loader.LIBRARY_NAME
-    if output is not None:
-        OutputFile(output / name, lambda _: True)  # what cannot be written is said before the work
+    # What cannot be written is said before the work.
+    copy = None if output is None else OutputFile(output / name, _is_ours, force=force)
     missing = missing_for_build()
     if missing:
         raise EnvironmentLacks(
@@ -237,7 +241,11 @@ def build_plugin(
     )
     library = folder / name
     loader.PluginLibrary(library, emulated=emulated)
-    return library if output is None else _install(library, output)
+    if copy is None:
+        return library
+    with copy.make() as temporary:
+        shutil.copyfile(library, temporary)
+    return copy.path
 
 
 def plugin_report(library: Path) -> PluginReport:
@@ -249,17 +257,10 @@ def plugin_report(library: Path) -> PluginReport:
     )
 
 
-def _install(library: Path, output: Path) -> Path:
-    """Copy `library` into folder `output`; a copy that fails leaves what was there."""
-    output.mkdir(parents=True, exist_ok=True)
-    target = output / library.name
-    with tempfile.NamedTemporaryFile(dir=output, prefix=f".{library.name}.", delete=False) as file:
-        temporary = Path(file.name)
-    try:
-        shutil.copyfile(library, temporary)
-        temporary.chmod(0o755)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return target
+def _is_ours(path: Path) -> bool:
+    """Whether a file has the build info of a plugin library; nothing is loaded."""
+    content = path.read_bytes()
+    return content.startswith(b"\x7fELF") and all(word in content for word in _BUILD_INFO)
+
+
+_BUILD_INFO = (b" attention=", b" prologue=", b" tensorrt=")

@@ -363,19 +363,19 @@ def selftest(bundle: Path, output: Path, as_json: bool, **options: Any) -> int:
 @main.command("build-plugin")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the library.")
 @click.option("--emulated", is_flag=True, help="Emulate FP4 on compute capability 9.0 instead.")
+@_force_option
 @_json_option
 @_report_errors
-def build_plugin(output: Path | None, emulated: bool, as_json: bool) -> None:
+def build_plugin(output: Path | None, as_json: bool, **options: bool) -> None:
     """Compile libfastwan_plugins.so, the FP4 attention, with CMake and nvcc."""
-    from fastwan.plugins.build import build_plugin as build
-    from fastwan.plugins.build import plugin_report
+    from fastwan.plugins import build
 
-    report = plugin_report(build(output, emulated=emulated, progress=_progress()))
+    report = build.plugin_report(build.build_plugin(output, progress=_progress(), **options))
     if as_json:
         print_json(report)
         return
     tell(one_line(report.library))
-    if report.build["tensorrt"] == "none" and not emulated:
+    if report.build["tensorrt"] == "none" and not options["emulated"]:
         say(
             "without the TensorRT plugin: no headers were found. The tensorrt-rtx backend does not "
             "need it; for tensorrt set TENSORRT_ROOT and build again"

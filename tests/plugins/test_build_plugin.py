@@ -62,6 +62,30 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(
+    ("content", "force", "replaced"),
+    [
+        (b"\x7fELF version=0.1.0 attention=120a prologue=80 tensorrt=none", False, True),
+        (b"\x7fELF of somebody else", False, False),
+        (b"version=0.1.0 attention=120a prologue=80 tensorrt=none", False, False),
+        (b"\x7fELF of somebody else", True, True),
+    ],
+)
+def test_only_a_plugin_library_is_replaced(
+    tmp_path: Path, content: bytes, force: bool, replaced: bool
+) -> None:
+    there = tmp_path / loader.LIBRARY_NAME
+    there.write_bytes(content)
+    # What may be replaced comes as far as the tools, which are missing.
+    error, message = (
+        (EnvironmentLacks, "cannot build") if replaced else (BadInput, "not made by this tool")
+    )
+    with pytest.raises(error, match=message):
+        build.build_plugin(tmp_path, force=force)
+    assert there.read_bytes() == content
+
+
 def test_kernel_headers_need_pip_or_a_place(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tools(bare, "12.8")
     monkeypatch.setattr(build, "_has_pip", lambda: False)
