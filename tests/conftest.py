@@ -31,10 +31,15 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt here and in children; in the background it is ignored."""
+    """Let Ctrl-C raise KeyboardInterrupt here and in children; in the background it is ignored.
+
+    Likewise the end of a terminal, which is ignored under ``nohup``.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 @pytest.fixture(scope="session")
