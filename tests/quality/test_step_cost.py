@@ -351,3 +351,24 @@ def test_the_page_has_the_video_that_the_tool_predicts(page: str, video: VideoCo
     expected = [[name, *cells(video.of(names))] for name, names in parts.items()]
     expected.append(["**video**", *bold(cells(video.video))])
     assert section(page, "The video") == expected
+
+
+def test_the_page_has_both_predictions(
+    page: str, recording: Recording, layers: dict[str, list[LayerRecord]], video: VideoCost
+) -> None:
+    assert GPU.sober is not None
+    sober = price(recording, layers, GPU.sober)
+    expected = []
+    for name, stages in (("mean step", video.steps), ("**video**", None)):
+        times = [
+            1e3 * (cost.video if stages is None else cost.of(stages)).seconds / len(stages or [0])
+            for cost in (video, sober)
+        ]
+        shown = [f"{each:,.2f}" for each in times]
+        expected.append([name, *(shown if stages else bold(shown))])
+    assert section(page, "At attained rates") == expected
+    # Nothing is faster at attained rates, and no figure of the table of peaks is left in them.
+    assert all(
+        sober.stages[name].cost.seconds > video.stages[name].cost.seconds for name in video.stages
+    )
+    assert sober.video.flops == video.video.flops

@@ -21,6 +21,7 @@ class GpuRates:
         attention: measured rate of an attention kernel, operations a second, by attention mode;
             ``native`` is what the builder's own attention is priced at.
         launch_seconds: cost of a kernel inside a CUDA graph beyond its work; an assumption.
+        sober: the same in place of peaks with what kernels have been published to attain.
     """
 
     name: str = ""
@@ -31,6 +32,7 @@ class GpuRates:
     flops: Mapping[str, float] = field(default_factory=dict)
     attention: Mapping[str, float] = field(default_factory=dict)
     launch_seconds: float = math.nan
+    sober: GpuRates | None = None
 
     def matrix_rate(self, dtype: str) -> float:
         """Dense peak for operands of `dtype`; the 16-bit one where the table has no entry."""
@@ -57,6 +59,21 @@ GPUS: dict[str, GpuRates] = {
             flops={"FP4E2M1": 1676e12, "BFloat16": 209e12, "Half": 209e12},
             attention={"sage3": 760e12, "native": 214e12},
             launch_seconds=2e-6,
+            sober=GpuRates(
+                name="rtx5090",
+                date="2026-11-26",
+                source=(
+                    "memory: the best of 1.25 to 1.45 TB/s published for norms larger than the L2 "
+                    "cache; FP4 GEMMs: between 956 and 1,310 TFLOPS published for cubes of 2,048 "
+                    "and 4,096; FP4 attention: its published rate times 18.07 of 19 waves; 16-bit "
+                    "GEMMs and convolutions: 80 % of the peak, an assumption"
+                ),
+                bytes_per_second=1.45e12,
+                host_bytes_per_second=63e9,
+                flops={"FP4E2M1": 1100e12, "BFloat16": 167e12, "Half": 167e12},
+                attention={"sage3": 723e12, "native": 214e12},
+                launch_seconds=2e-6,
+            ),
         ),
     )
 }

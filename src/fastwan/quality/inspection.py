@@ -106,6 +106,11 @@ class Prediction(Record):
     video_ms: Predicted[float | None]
     """All stages but ``tables``."""
     video_floor_ms: Predicted[float | None]
+    sober_rates: str | None
+    """Where the rates are from that kernels have been published to attain; null without any."""
+    sober_step_ms: Predicted[float | None]
+    """The mean step at those rates in place of the peaks."""
+    sober_video_ms: Predicted[float | None]
     published_step_ms: float | None
     """FastVideo's own figure through PyTorch, at the published shape; null at another."""
     published_video_ms: float | None

@@ -22,6 +22,7 @@ from fastwan.quality.cost import (
 from fastwan.quality.gpus import (
     PUBLISHED_STEP_SECONDS,
     PUBLISHED_VIDEO_SECONDS,
+    UNKNOWN,
     GpuRates,
     rates_of,
 )
@@ -138,6 +139,7 @@ def _prediction(
 ) -> Prediction:
     cost = price(recording, layers, gpu)
     steps, video = cost.of(cost.steps), cost.video
+    sober = price(recording, layers, gpu.sober or UNKNOWN)
     shape = recording.manifest.onnx.model.shape
     published = (shape.height, shape.width, shape.num_frames) == PUBLISHED_SHAPE
     names = [name for name in cost.stages if name != "tables"]
@@ -152,6 +154,9 @@ def _prediction(
         step_floor_ms=milliseconds(steps.floor_seconds / len(cost.steps)),
         video_ms=milliseconds(video.seconds),
         video_floor_ms=milliseconds(video.floor_seconds),
+        sober_rates=None if gpu.sober is None else f"{gpu.sober.date}: {gpu.sober.source}",
+        sober_step_ms=milliseconds(sober.of(sober.steps).seconds / len(sober.steps)),
+        sober_video_ms=milliseconds(sober.video.seconds),
         published_step_ms=PUBLISHED_STEP_SECONDS * 1e3 if published else None,
         published_video_ms=PUBLISHED_VIDEO_SECONDS * 1e3 if published else None,
         covers=COVERS.format(stages=", ".join(names), tokens=USUAL_TEXT_LENGTH),

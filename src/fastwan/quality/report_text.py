@@ -78,15 +78,26 @@ def _prediction(prediction: Prediction) -> RenderableType:
         return Text("no prediction: no rates are known for this target")
     title = f"predicted on {prediction.gpu}, rates of {prediction.rates_date}"
     table = Table(title=title, title_justify="left", caption=f"covers {prediction.covers}")
-    for column in ("", "predicted", "arithmetic alone (floor)", "published"):
+    for column in (
+        "",
+        "at peak rates",
+        "at attained rates",
+        "arithmetic alone (floor)",
+        "published",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for name, stage in prediction.stages.items():
-        table.add_row(name, _format(stage.predicted_ms, "ms"), _format(stage.floor_ms, "ms"), "")
+        times = (_format(each, "ms") for each in (stage.predicted_ms, None, stage.floor_ms))
+        table.add_row(name, *times, "")
     rows = {
         "step (mean)": (
-            prediction.step_ms, prediction.step_floor_ms, prediction.published_step_ms,
+            prediction.step_ms, prediction.sober_step_ms, prediction.step_floor_ms,
+            prediction.published_step_ms,
         ),
-        "video": (prediction.video_ms, prediction.video_floor_ms, prediction.published_video_ms),
+        "video": (
+            prediction.video_ms, prediction.sober_video_ms, prediction.video_floor_ms,
+            prediction.published_video_ms,
+        ),
     }  # fmt: skip
     for name, figures in rows.items():
         table.add_row(name, *(_format(figure, "ms") for figure in figures))
