@@ -13,6 +13,7 @@ from fastwan.errors import BadInput, VerificationFailed
 from fastwan.export.attentions import Attention
 from fastwan.export.passes.cut_at_blocks import cut_at_blocks
 from fastwan.export.passes.cut_at_regions import Region
+from fastwan.export.passes.phase_convolutions import phase_convolutions
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.passes.split_statistics import split_statistics
 from fastwan.files import confined_file
@@ -139,7 +140,7 @@ def plan_dit(
 
 
 def _decoder(onnx_bundle: Path, graph: Graph) -> EngineSource:
-    data, _, _ = _read(onnx_bundle, graph)
+    divided = phase_convolutions(_load(onnx_bundle, graph))[0]
     formats: dict[str, IoFormat] = {
         # Only the decoder reads its memories: they stay as convolutions want them.
         spec.name: "hwc8"
@@ -147,7 +148,13 @@ def _decoder(onnx_bundle: Path, graph: Graph) -> EngineSource:
         if spec.name.startswith(_MEMORY) and spec.dtype == "float16"
     }
     return EngineSource(
-        "decoder", "decoder", data, onnx_bundle, "latent", graph.linears, io_formats=formats
+        "decoder",
+        "decoder",
+        serialized(divided),
+        onnx_bundle,
+        "latent",
+        graph.linears,
+        io_formats=formats,
     )
 
 

@@ -211,3 +211,19 @@ def test_the_whole_way_to_a_bundle(exported: tuple[Path, OnnxManifest], tmp_path
     assert moved["time_tables"] == 2 * 2 * WIDTH  # read and written, bf16
     assert moved["text_encoder"] == 2 * 64 * 32 * 2
     assert bundle.manifest.engines["decoder"].inputs[1].format == "hwc8"
+
+
+@pytest.mark.trt
+def test_the_decoder_makes_no_upsampled_image_of_many_channels(tiny_bundle: Path) -> None:
+    """At full height and width there are the pixels alone, in their three channels."""
+    bundle = open_bundle(tiny_bundle)
+    shape = bundle.manifest.onnx.model.shape
+    size = {shape.height, shape.width}
+    shapes = [
+        tensor.shape
+        for record in bundle_layers(bundle)["decoder"]
+        for tensor in record.tensors
+        if size <= set(tensor.shape)
+    ]
+    assert shapes
+    assert all(3 in each for each in shapes)
