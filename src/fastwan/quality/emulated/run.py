@@ -36,15 +36,17 @@ def cuda_setting() -> Setting:
     """The first visible GPU with the emulated plugin library.
 
     Raises:
-        EnvironmentLacks: see `fastwan.runtime.emulated.platform.emulated_platform`.
+        EnvironmentLacks: no GPU, or see `fastwan.runtime.emulated.platform.emulated_platform`.
     """
     import torch
 
     from fastwan.plugins.loader import PluginLibrary
     from fastwan.quality.emulated.module import kernel_form
+    from fastwan.runtime.device.choice import resolve_device
     from fastwan.runtime.emulated.engines import Torch
     from fastwan.runtime.emulated.platform import emulated_platform
 
+    resolve_device("emulated")
     platform = emulated_platform()
     torch.backends.cuda.matmul.allow_tf32 = False
     return Setting(
