@@ -29,7 +29,7 @@ from fastwan.bundle import Bundle, open_bundle
 from fastwan.files import sha256_file
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.progress import Quiet
-from fastwan.quality.emulated.run import check_full_size, cuda_setting
+from fastwan.quality.emulated.run import check_full_size, cuda_setting, place_picture
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.session import Session
 from fastwan.runtime.emulated.platform import emulated_platform
@@ -163,7 +163,10 @@ def main() -> int:
     if arguments.verify:
         begin = time.monotonic()
         result = check_full_size(
-            Subject(bundle), cuda_setting(), picture=arguments.picture, progress=Quiet()
+            Subject(bundle),
+            cuda_setting(),
+            picture=place_picture(bundle, arguments.picture),
+            progress=Quiet(),
         )
         good = result.fp4 is not None and all(check.passed for check in result.checks)
         record["items"]["verify"] = {

@@ -212,6 +212,7 @@ class OutputFile:
         proves: tells whether an existing file is this tool's own.
         force: replace a file whatever it is.
         option: what the user typed it for.
+        has_force: whether the command has ``--force``.
 
     Raises:
         BadInput: the file may not be replaced or cannot be made.
@@ -221,6 +222,7 @@ class OutputFile:
     proves: Callable[[Path], bool]
     force: bool = False
     option: str = "-o"
+    has_force: bool = True
 
     def __post_init__(self) -> None:
         self._refuse_foreign()
@@ -242,7 +244,8 @@ class OutputFile:
             raise BadInput(
                 "output exists and was not made by this tool",
                 where=str(self.path),
-                fix=f"name another one with {self.option}, or replace it with --force",
+                fix=f"name another one with {self.option}"
+                + (", or replace it with --force" if self.has_force else ""),
             )
 
     @contextmanager

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastwan.outputs import OutputFile
 from fastwan.runtime.model.executor import Array
 
 AMPLIFIED = 8
@@ -80,8 +81,35 @@ def picture(expected: Array, got: Array) -> Array:
     return np.concatenate([a, b, np.minimum(difference, 255).astype(np.uint8)], axis=1)
 
 
-def save_picture(path: Path, expected: Array, got: Array) -> None:
+def picture_file(path: Path) -> OutputFile:
+    """Where a picture goes, checked; only an earlier one is replaced.
+
+    Raises:
+        BadInput: another file lies there, or it cannot be written.
+    """
+    return OutputFile(path, _is_ours, option="--picture", has_force=False)
+
+
+def save_picture(place: OutputFile, expected: Array, got: Array) -> None:
     """Write `picture` as PNG."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    Image.fromarray(picture(expected, got)).save(path, format="PNG")
+    told = PngInfo()
+    told.add_text(_MADE_BY, _MAKER)
+    with place.make() as temporary:
+        Image.fromarray(picture(expected, got)).save(temporary, format="PNG", pnginfo=told)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a PNG that says that this tool made it."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get(_MADE_BY) == _MAKER
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+_MADE_BY, _MAKER = "Software", "fastwan-export verify"

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fastwan.bundle import Bundle
 from fastwan.errors import BadInput
+from fastwan.outputs import OutputFile
 from fastwan.progress import Progress, stage
 from fastwan.quality.emulated.checks import UNCHECKED, FullSize, Setting, compare
-from fastwan.quality.emulated.comparison import save_picture
+from fastwan.quality.emulated.comparison import picture_file, save_picture
 from fastwan.quality.verify.report import Check, FP4Comparison, Planned, run_planned
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.executor import Array
@@ -54,22 +56,30 @@ def cuda_setting() -> Setting:
     )
 
 
+def place_picture(bundle: Bundle, path: Path | None) -> OutputFile | None:
+    """Where a picture goes, checked before the work; None where none was asked for.
+
+    Raises:
+        BadInput: the bundle has no decoder, or see `picture_file`.
+    """
+    if path is None:
+        return None
+    if "decoder" not in bundle.manifest.components:
+        raise BadInput("no picture: the bundle has no decoder", where="--picture")
+    return picture_file(path)
+
+
 def check_full_size(
-    subject: Subject, setting: Setting, *, picture: Path | None, progress: Progress
+    subject: Subject, setting: Setting, *, picture: OutputFile | None, progress: Progress
 ) -> FullSizeResult:
     """Run a bundle at its own size and hold it against the module.
 
     Args:
         picture: where to write a frame beside the same one without FP4 beside their difference.
-
-    Raises:
-        BadInput: a picture was asked for and the bundle has no decoder.
     """
     full = Subject(subject.bundle, subject.checkpoint)
     full.check_shape = full.shape
     result = FullSizeResult()
-    if picture is not None and "decoder" not in full.present:
-        raise BadInput("no picture: the bundle has no decoder", where="--picture")
 
     def run() -> list[Check]:
         session = FullSize(full, setting)

@@ -63,6 +63,11 @@ def verify_bundle(
 
         setting = cuda_setting()
     bundle = open_bundle(path, sizes=False)
+    place = None
+    if setting is not None:
+        from fastwan.quality.emulated.run import place_picture
+
+        place = place_picture(bundle, picture)
     opened = None
     if checkpoint is not None:
         from fastwan.export.checkpoint.reader import open_checkpoint
@@ -82,7 +87,7 @@ def verify_bundle(
         return report
     from fastwan.quality.emulated.run import check_full_size
 
-    full = check_full_size(subject, setting, picture=picture, progress=progress or Quiet())
+    full = check_full_size(subject, setting, picture=place, progress=progress or Quiet())
     return report.model_copy(
         update={
             "checks": (*report.checks, *full.checks),
