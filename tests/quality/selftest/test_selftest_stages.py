@@ -26,6 +26,7 @@ from fastwan.quality.selftest.machine import Machine, machine_of
 from fastwan.quality.selftest.markdown import markdown
 from fastwan.quality.selftest.report import SelftestReport, StageResult
 from fastwan.quality.selftest.stages import STAGES, run_stages
+from fastwan.runtime.device import kernels
 from fastwan.runtime.recording.machine import DeviceError
 
 pytestmark = pytest.mark.trt
@@ -328,6 +329,7 @@ def test_a_file_that_is_no_library_ends_at_the_library(
 ) -> None:
     file = tmp_path / "library.so"
     file.write_bytes(content)
+    monkeypatch.setattr(kernels, "BUNDLED", "none")  # it may have been built with one
     monkeypatch.setenv("FASTWAN_PLUGIN_LIBRARY", str(file))
     report, failed = stopped_at(tiny, machine_of("host"), "library", around("library"))
     assert failed.cause.startswith("not a ")
@@ -338,6 +340,7 @@ def test_a_file_that_is_no_library_ends_at_the_library(
 def test_without_a_gpu_the_stages_of_the_host_are_run_and_written(
     tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kernels, "BUNDLED", "none")  # it may have been built with one
     monkeypatch.setenv("FASTWAN_PLUGIN_LIBRARY", str(tmp_path / "none.so"))
     folder = tmp_path / "report"
     arguments = ["selftest", str(tiny.root), "-o", str(folder), "--device", "host", "--json"]
