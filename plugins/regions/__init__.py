@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import Launch, RegionOp
+from fastwan.plugins.regions.gelu_quantize import GeluQuantize
+from fastwan.plugins.regions.quantize import Quantize
 from fastwan.plugins.regions.sage_attention3 import SageAttention3
 
 __all__ = ["REGIONS", "Launch", "RegionOp", "region_op"]
 
-REGIONS: dict[str, type[RegionOp]] = {kind.op: kind for kind in (SageAttention3,)}
+REGIONS: dict[str, type[RegionOp]] = {
+    kind.op: kind for kind in (SageAttention3, GeluQuantize, Quantize)
+}
 """By node type."""
 
 

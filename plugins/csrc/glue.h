@@ -1,0 +1,42 @@
+/* C interface of the glue: what stands between two GEMMs whose operands are FP4, one kernel a node.
+ *
+ * Part of libfastwan_plugins.so; statuses, messages and rules are those of fastwan_plugins.h. All
+ * tensors are contiguous with a batch of 1. FP4 operands are written as codes, two a byte with the
+ * even element in the low nibble, and one e4m3 scale for 16 neighbours, row-major. A value must be
+ * finite or infinite, which saturates; what NaN becomes is not defined.
+ */
+#ifndef FASTWAN_GLUE_H
+#define FASTWAN_GLUE_H
+
+#include "fastwan_plugins.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+  /* inputs: y [L,F] bf16, bias [F] bf16; outputs: codes [L,F/2], scales [L,F/16] of
+   * bf16(gelu_tanh(bf16(y + bias))). */
+  FASTWAN_GLUE_GELU_QUANTIZE = 1,
+  /* inputs: x [L,C] bf16; outputs: codes [L,C/2], scales [L,C/16]. */
+  FASTWAN_GLUE_QUANTIZE = 2
+} fastwan_glue_kind;
+
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(fastwan_glue_desc) */
+  uint32_t kind;         /* fastwan_glue_kind */
+  int32_t rows;          /* L */
+  int32_t columns;       /* F or C, a multiple of 16 */
+} fastwan_glue_desc;
+
+/* These kernels run wherever the prologue does, and none needs a workspace. */
+FASTWAN_API int fastwan_glue_workspace_bytes(const fastwan_glue_desc* desc, size_t* bytes);
+FASTWAN_API int fastwan_glue_enqueue(const fastwan_glue_desc* desc, const void* const* inputs,
+                                     void* const* outputs, void* workspace, size_t workspace_bytes,
+                                     void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

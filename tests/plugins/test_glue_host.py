@@ -1,0 +1,140 @@
+"""Device code of the glue, run on the host, against the torch reference: byte for byte."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastwan.plugins import glue_reference
+from fastwan.plugins.regions.gelu_quantize import GeluQuantize
+from fastwan.plugins.regions.glue import GlueOp
+from fastwan.plugins.regions.quantize import Quantize
+from fastwan.quality.selftest.glue import difference, glue_inputs, glue_outputs, reference_of
+
+ROWS = [(1, 16), (3, 48), (17, 240), (128, 256), (129, 8960)]
+"""Rows and columns: less than a block of threads, ragged ends of one, and true widths."""
+FACTORS = [0.0, 1e-40, 1e-38, 1e-30, 3e-3, 1.0, 3e3, 1e30, 1e38]
+
+
+def addresses(tensors: list[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
+
+
+def emulate(emulation: ctypes.CDLL, op: GlueOp, inputs: list[Tensor]) -> list[Tensor]:
+    outputs, desc = glue_outputs(op), op.desc()
+    emulation.fastwan_emulate_glue(ctypes.byref(desc), addresses(inputs), addresses(outputs))
+    return outputs
+
+
+def check(emulation: ctypes.CDLL, op: GlueOp, inputs: list[Tensor]) -> list[Tensor]:
+    """Run a node and hold it to its reference; returns what it wrote."""
+    found = emulate(emulation, op, inputs)
+    assert difference(found, reference_of(op)(*inputs)) == 0
+    return found
+
+
+def every_bf16() -> Tensor:
+    """All finite bf16 numbers."""
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    return x[x.isfinite()]
+
+
+@pytest.mark.parametrize(("rows", "columns"), ROWS)
+def test_gelu_writes_the_bytes_of_the_reference(
+    glue_emulation: ctypes.CDLL, rows: int, columns: int
+) -> None:
+    op = GeluQuantize(rows, columns)
+    codes, scales = check(glue_emulation, op, glue_inputs(op))
+    assert codes.unique().numel() > 1
+    assert scales.float().max() > 0
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_gelu_of_small_and_large_values(glue_emulation: ctypes.CDLL, factor: float) -> None:
+    op = GeluQuantize(40, 256)
+    y, bias = glue_inputs(op)
+    inputs = [(x.double() * factor).clamp(-1.5e38, 1.5e38).bfloat16() for x in (y, bias)]
+    _, scales = check(glue_emulation, op, inputs)
+    assert bool(scales.float().any()) is (factor > 1e-30)
+
+
+def test_gelu_of_infinity_saturates(glue_emulation: ctypes.CDLL) -> None:
+    op = GeluQuantize(2, 32)
+    y, bias = glue_inputs(op)
+    y[0, 0, 3] = torch.inf
+    codes, scales = check(glue_emulation, op, [y, bias])
+    assert codes[0, 0, 1] >> 4 == 7
+    assert scales[0, 0, 0].float() == 448
+
+
+def test_gelu_is_exact_for_every_number(glue_emulation: ctypes.CDLL) -> None:
+    x = every_bf16()
+    wide, found = x.float(), torch.empty(x.shape)
+    glue_emulation.fastwan_emulate_gelu(
+        ctypes.c_void_p(wide.data_ptr()),
+        ctypes.c_void_p(found.data_ptr()),
+        ctypes.c_int64(x.numel()),
+    )
+    expected = glue_reference.gelu_tanh(x)
+    seen = expected.abs() >= 2.0**-124
+    assert seen.sum() > 32_000
+    assert torch.equal(found[seen].bfloat16(), expected[seen])
+    # No scale is small enough to make a code of these; only their sign is seen.
+    assert found[~seen].abs().max() < 1e-36
+    assert torch.equal(found.signbit(), expected.signbit())
+
+
+def test_the_reference_of_gelu_is_that_of_torch() -> None:
+    x = every_bf16()
+    theirs = functional.gelu(x.float(), approximate="tanh").bfloat16().double()
+    ours = glue_reference.gelu_tanh(x).double()
+    error = (ours - theirs).abs()
+    # A unit of bf16, and what torch cancels.
+    assert (error <= ours.abs() * 2.0**-7 + x.double().abs() * 2.0**-23).all()
+    assert (error == 0).double().mean() > 0.99
+
+
+@pytest.mark.parametrize(("rows", "columns"), ROWS)
+def test_the_quantiser_writes_the_bytes_of_the_reference(
+    glue_emulation: ctypes.CDLL, rows: int, columns: int
+) -> None:
+    op = Quantize(rows, columns)
+    codes, _ = check(glue_emulation, op, glue_inputs(op))
+    assert codes.unique().numel() > 1
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_the_quantiser_of_small_and_large_values(
+    glue_emulation: ctypes.CDLL, factor: float
+) -> None:
+    op = Quantize(40, 256)
+    (x,) = glue_inputs(op)
+    check(glue_emulation, op, [(x.double() * factor).bfloat16()])
+
+
+def test_the_quantiser_saturates_both_infinities(glue_emulation: ctypes.CDLL) -> None:
+    op = Quantize(1, 32)
+    (x,) = glue_inputs(op)
+    x[0, 0, :2] = torch.tensor([torch.inf, -torch.inf])
+    codes, scales = check(glue_emulation, op, [x])
+    assert codes[0, 0, 0] == 0xF7
+    assert scales[0, 0].float().tolist()[0] == 448
+
+
+def test_every_number_has_the_code_of_its_quotient(glue_emulation: ctypes.CDLL) -> None:
+    # A group for each scale and each 15 of the numbers that its codes tell apart; the largest of a
+    # group makes its scale.
+    steps = torch.arange(0x3D00, 0x40C0, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    steps = functional.pad(steps, (0, -steps.numel() % 15)).view(-1, 15)
+    scales = torch.arange(1, 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    exact = torch.cat([steps.float(), torch.full((len(steps), 1), 6.0)], -1) * scales[:, None, None]
+    for sign in (1, -1):
+        x = (sign * exact).clamp(-6 * 448, 6 * 448).bfloat16().view(1, -1, 16)
+        op = Quantize(x.shape[1], 16)
+        _, found = check(glue_emulation, op, [x])
+        assert found.view(torch.uint8).unique().numel() > 100

@@ -1,0 +1,122 @@
+"""Kinds of glue: what they take of a manifest, what they count, what the library says of them."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.plugins.loader import PluginLibrary
+from fastwan.plugins.regions import REGIONS, region_op
+from fastwan.plugins.regions.gelu_quantize import GeluQuantize
+from fastwan.plugins.regions.glue import GlueOp
+from fastwan.plugins.regions.quantize import Quantize
+from testkit.glue_nodes import BOUNDARIES, FULL, SMALL, node_of
+
+each_small = pytest.mark.parametrize("op", SMALL, ids=lambda op: op.op)
+each_full = pytest.mark.parametrize("op", FULL, ids=lambda op: op.op)
+
+
+def changed(op: GlueOp, **change: Any) -> GlueOp:
+    replaced: GlueOp = dataclasses.replace(op, **change)  # type: ignore[type-var]
+    return replaced
+
+
+def test_the_lists_have_every_kind() -> None:
+    kinds = {name for name, kind in REGIONS.items() if issubclass(kind, GlueOp)}
+    assert kinds
+    for nodes in (SMALL, BOUNDARIES, FULL):
+        assert {op.op for op in nodes} == kinds
+
+
+@pytest.mark.parametrize("op", [*BOUNDARIES, *FULL], ids=str)
+def test_a_node_is_read_as_it_was_written(op: GlueOp) -> None:
+    node, specs = node_of(op)
+    assert region_op(node, specs) == op
+
+
+@each_small
+def test_a_node_of_other_tensors_is_refused(op: GlueOp) -> None:
+    node, specs = node_of(op)
+    first, out = node.inputs[0], node.outputs[-1]
+    for name, update, message in (
+        (first, {"shape": (2, *specs[first].shape[1:])}, r"not \[1, L, C\]"),
+        (first, {"shape": (1, 128, 250)}, r"not \[1, L, C\]"),
+        (first, {"shape": (128, 256)}, r"not \[1, L, C\]"),
+        (first, {"dtype": "float32"}, f"{op.op} takes"),
+        (out, {"dtype": "uint8"}, f"{op.op} takes"),
+    ):
+        others = specs | {name: specs[name].model_copy(update=update)}
+        with pytest.raises(BadInput, match=message):
+            region_op(node, others)
+    with pytest.raises(BadInput, match="has no attribute 'axis'"):
+        region_op(node.model_copy(update={"attributes": {**node.attributes, "axis": 1}}), specs)
+
+
+@pytest.mark.parametrize(
+    ("op", "megabytes"),
+    [
+        (GeluQuantize(32768, 8960), 752.4),
+        (Quantize(32768, 1536), 129.0),
+    ],
+    ids=lambda value: getattr(value, "op", None),
+)
+def test_the_kernel_moves_what_the_page_says(op: GlueOp, megabytes: float) -> None:
+    (launch,) = op.launches
+    assert launch.bytes_moved / 1e6 == pytest.approx(megabytes, abs=0.06)
+    assert launch.bytes_moved == sum(op.traffic.values())
+    assert op.workspace_bytes == 0
+
+
+@each_full
+def test_the_library_takes_the_node(each_library: PluginLibrary, op: GlueOp) -> None:
+    assert each_library.workspace_bytes(op) == op.workspace_bytes
+
+
+@each_small
+def test_the_library_refuses_numbers_that_do_not_fit(library: PluginLibrary, op: GlueOp) -> None:
+    library.workspace_bytes(op)
+    for change in ({"rows": 0}, {"columns": 250}, {"columns": 0}):
+        with pytest.raises(BadInput, match=r"rows of .* columns"):
+            library.workspace_bytes(changed(op, **change))
+    huge = changed(op, rows=(1 << 31) - 1, columns=1536)
+    with pytest.raises(BadInput, match="too large"):
+        library.workspace_bytes(huge)
+
+
+def test_the_library_refuses_another_interface(
+    library: PluginLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op = SMALL[0]
+    desc = op.desc()
+    monkeypatch.setattr(type(op), "desc", lambda _: desc)
+    library.workspace_bytes(op)
+    desc.kind = 99
+    with pytest.raises(BadInput, match="unknown glue kind 99"):
+        library.workspace_bytes(op)
+    desc.kind, desc.struct_bytes = op.kind, ctypes.sizeof(desc) - 4
+    with pytest.raises(BadInput, match="another interface"):
+        library.workspace_bytes(op)
+
+
+@each_small
+def test_addresses_are_checked_before_anything_is_launched(
+    library: PluginLibrary, op: GlueOp
+) -> None:
+    inputs, outputs = [1 << 20] * len(op.inputs), [1 << 20] * len(op.outputs)
+    for wrong in (0, (1 << 20) + 8):
+        with pytest.raises(BadInput, match=f"input {len(inputs) - 1} is null or not aligned"):
+            library.enqueue(op, [*inputs[:-1], wrong], outputs, 0, 0, 0)
+        with pytest.raises(BadInput, match="output 0 is null or not aligned"):
+            library.enqueue(op, inputs, [wrong, *outputs[1:]], 0, 0, 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@each_small
+def test_without_a_gpu_the_library_says_so(library: PluginLibrary, op: GlueOp) -> None:
+    with pytest.raises(EnvironmentLacks, match=r"device|driver"):
+        library.enqueue(op, [1 << 20] * len(op.inputs), [1 << 20] * len(op.outputs), 0, 0, 0)
