@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastwan.plugins.nvfp4 import quantize_activation
+from fastwan.plugins.reference import _warp_sum as warp_sum
 
 _CUBE = 0.044715
 
@@ -51,3 +52,54 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
         x: [1, L, C] bf16.
     """
     return quantize_activation(x)
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """Layer norm without weights in fp32, summed as a warp adds.
+
+    Args:
+        x: [.., C] fp32, C a multiple of 128.
+
+    Returns:
+        [.., C] fp32.
+    """
+    channels = x.shape[-1]
+    centred = x - warp_sum(x) / channels
+    variance = warp_sum(centred * centred) / channels
+    # fp64 between two fp32 values makes the reciprocal root correctly rounded, as __frsqrt_rn is.
+    return centred * (variance + eps).double().rsqrt().float()
+
+
+def residual_norm_quantize(
+    y: Tensor,
+    bias: Tensor,
+    hidden: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    eps: float,
+    add_one: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The node ``fastwan::ResidualNormQuantize``.
+
+    Args:
+        y: [1, L, C] bf16, raw output of the GEMM; C a multiple of 128.
+        bias: [C] bf16.
+        hidden: [1, L, C] bf16, the residual.
+        gate: [C] fp32, or None.
+        scale: [C] fp32.
+        shift: [C] fp32.
+        eps: of the layer norm.
+        add_one: multiply the norm by ``1 + scale``, not by ``scale``.
+
+    Returns:
+        hidden [1, L, C] bf16, codes and scales of the modulated norm.
+    """
+    added = y + bias
+    if gate is not None:
+        added = (added.float() * gate).to(torch.bfloat16)
+    hidden = hidden + added
+    factor = 1 + scale if add_one else scale
+    modulated = (layer_norm(hidden.float(), eps) * factor + shift).to(torch.bfloat16)
+    return hidden, *quantize_activation(modulated)

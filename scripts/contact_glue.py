@@ -19,15 +19,26 @@ from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
 from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
 from fastwan.quality.selftest.glue import difference, glue_inputs, glue_outputs, reference_of
 
 ROWS, WIDTH, FFN = 32768, 1536, 8960
 _ROUNDS, _REPEATS = 5, 20
 _RAGGED = ((1, 16), (3, 48), (17, 240), (255, 256), (129, 8960))
 
-FULL: tuple[GlueOp, ...] = (GeluQuantize(ROWS, FFN), Quantize(ROWS, WIDTH))
-BOUNDARIES: tuple[GlueOp, ...] = tuple(
-    kind(rows, columns) for kind in (GeluQuantize, Quantize) for rows, columns in _RAGGED
+_ONE, _PLAIN = NormAttributes(1e-6, add_one=True), NormAttributes(1e-6, add_one=False)
+
+FULL: tuple[GlueOp, ...] = (
+    GeluQuantize(ROWS, FFN),
+    Quantize(ROWS, WIDTH),
+    ResidualNormQuantize(ROWS, WIDTH, _ONE, gated=True),
+)
+BOUNDARIES: tuple[GlueOp, ...] = (
+    *(kind(rows, columns) for kind in (GeluQuantize, Quantize) for rows, columns in _RAGGED),
+    ResidualNormQuantize(1, 128, _ONE, gated=False),
+    ResidualNormQuantize(129, WIDTH, _PLAIN, gated=False),
+    ResidualNormQuantize(257, 1664, _ONE, gated=True),
+    ResidualNormQuantize(7, 5120, _PLAIN, gated=True),
 )
 
 

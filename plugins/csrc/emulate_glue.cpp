@@ -21,6 +21,12 @@ void run_blocks(void (*body)(void const*), Arguments const& arguments, int64_t b
 extern "C" void fastwan_emulate_glue(fastwan_glue_desc const* desc, void const* const* inputs,
                                      void* const* outputs) {
   using namespace fastwan;
+  if (desc->kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE) {
+    NormArguments const p = norm_arguments(*desc, inputs, outputs);
+    auto* const body = p.parts <= 12 ? run<NormArguments const, residual_norm_kernel<12>>
+                                     : run<NormArguments const, residual_norm_kernel<kMaxParts>>;
+    return run_blocks(body, p, norm_blocks(p));
+  }
   QuantizeArguments const p = quantize_arguments(*desc, inputs, outputs);
   auto* const body = desc->kind == FASTWAN_GLUE_GELU_QUANTIZE
                          ? run<QuantizeArguments const, quantize_kernel<true>>

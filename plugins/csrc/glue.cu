@@ -31,6 +31,22 @@ fastwan_status validate(fastwan_glue_desc const* desc) {
     return fail(FASTWAN_INVALID_ARGUMENT, "%d rows of %d columns, not of a multiple of %d",
                 desc->rows, desc->columns, kGroup);
   }
+  if (desc->kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE) {
+    if (desc->columns % kPart != 0 || desc->columns > kPart * kMaxParts) {
+      return fail(FASTWAN_INVALID_ARGUMENT, "%d columns are not a multiple of %d up to %d",
+                  desc->columns, kPart, kPart * kMaxParts);
+    }
+    if (!(desc->eps >= 0.0f)) {
+      return fail(FASTWAN_INVALID_ARGUMENT, "eps %g must not be negative",
+                  static_cast<double>(desc->eps));
+    }
+  }
+  uint32_t const known = desc->kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE
+                             ? FASTWAN_GLUE_ADD_ONE | FASTWAN_GLUE_GATE
+                             : 0u;
+  if ((desc->flags & ~known) != 0) {
+    return fail(FASTWAN_INVALID_ARGUMENT, "unknown flags 0x%x", desc->flags);
+  }
   if (int64_t{desc->rows} * desc->columns > kMostElements) {
     return fail(FASTWAN_INVALID_ARGUMENT, "%d rows of %d columns are too large", desc->rows,
                 desc->columns);
@@ -38,8 +54,20 @@ fastwan_status validate(fastwan_glue_desc const* desc) {
   return FASTWAN_OK;
 }
 
+void launch_norm(NormArguments const& p, cudaStream_t stream) {
+  auto const blocks = static_cast<unsigned>(norm_blocks(p));
+  if (p.parts <= 12) {
+    residual_norm_kernel<12><<<blocks, kThreads, 0, stream>>>(p);
+  } else {
+    residual_norm_kernel<kMaxParts><<<blocks, kThreads, 0, stream>>>(p);
+  }
+}
+
 void launch(fastwan_glue_desc const& desc, void const* const* inputs, void* const* outputs,
             cudaStream_t stream) {
+  if (desc.kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE) {
+    return launch_norm(norm_arguments(desc, inputs, outputs), stream);
+  }
   QuantizeArguments const p = quantize_arguments(desc, inputs, outputs);
   auto const blocks = static_cast<unsigned>(quantize_blocks(p));
   if (desc.kind == FASTWAN_GLUE_GELU_QUANTIZE) {

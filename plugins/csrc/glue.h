@@ -19,14 +19,23 @@ typedef enum {
    * bf16(gelu_tanh(bf16(y + bias))). */
   FASTWAN_GLUE_GELU_QUANTIZE = 1,
   /* inputs: x [L,C] bf16; outputs: codes [L,C/2], scales [L,C/16]. */
-  FASTWAN_GLUE_QUANTIZE = 2
+  FASTWAN_GLUE_QUANTIZE = 2,
+  /* inputs: y [L,C] bf16, bias [C] bf16, hidden [L,C] bf16, gate [C] fp32 with FASTWAN_GLUE_GATE
+   *         only, scale [C] fp32, shift [C] fp32;
+   * outputs: hidden [L,C] bf16, codes [L,C/2], scales [L,C/16]. C is a multiple of 128. */
+  FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE = 3
 } fastwan_glue_kind;
+
+#define FASTWAN_GLUE_ADD_ONE 1u /* the norm is multiplied by 1 + scale, not by scale */
+#define FASTWAN_GLUE_GATE 2u    /* there is a gate */
 
 typedef struct {
   uint32_t struct_bytes; /* sizeof(fastwan_glue_desc) */
   uint32_t kind;         /* fastwan_glue_kind */
   int32_t rows;          /* L */
   int32_t columns;       /* F or C, a multiple of 16 */
+  float eps;             /* of the norm; 0 where the kind has none */
+  uint32_t flags;        /* FASTWAN_GLUE_*, of FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE only */
 } fastwan_glue_desc;
 
 /* These kernels run wherever the prologue does, and none needs a workspace. */

@@ -3,6 +3,7 @@
 
 #include "glue.h"
 #include "quantize.cuh"
+#include "residual_norm.cuh"
 
 namespace fastwan {
 
@@ -17,6 +18,8 @@ inline GlueCounts glue_counts(fastwan_glue_desc const& desc) {
       return {2, 2};
     case FASTWAN_GLUE_QUANTIZE:
       return {1, 2};
+    case FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE:
+      return {(desc.flags & FASTWAN_GLUE_GATE) != 0 ? 6 : 5, 3};
     default:
       return {0, 0};
   }
@@ -32,6 +35,25 @@ inline QuantizeArguments quantize_arguments(fastwan_glue_desc const& desc,
           static_cast<uint8_t*>(outputs[1]),
           int64_t{desc.rows} * row_groups,
           row_groups};
+}
+
+inline NormArguments norm_arguments(fastwan_glue_desc const& desc, void const* const* inputs,
+                                    void* const* outputs) {
+  bool const gated = (desc.flags & FASTWAN_GLUE_GATE) != 0;
+  void const* const* modulation = inputs + (gated ? 4 : 3);
+  return {static_cast<uint16_t const*>(inputs[0]),
+          static_cast<uint16_t const*>(inputs[1]),
+          static_cast<uint16_t const*>(inputs[2]),
+          gated ? static_cast<float const*>(inputs[3]) : nullptr,
+          static_cast<float const*>(modulation[0]),
+          static_cast<float const*>(modulation[1]),
+          static_cast<uint16_t*>(outputs[0]),
+          static_cast<uint8_t*>(outputs[1]),
+          static_cast<uint8_t*>(outputs[2]),
+          desc.rows,
+          desc.columns / kPart,
+          desc.eps,
+          (desc.flags & FASTWAN_GLUE_ADD_ONE) != 0};
 }
 
 }  // namespace fastwan

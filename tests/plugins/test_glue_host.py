@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastwan.plugins import glue_reference
+from fastwan.export.models.layers import layer_norm
+from fastwan.plugins import glue_reference, nvfp4
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
 from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
 from fastwan.quality.selftest.glue import difference, glue_inputs, glue_outputs, reference_of
+from testkit.glue_nodes import BOUNDARIES
 
 ROWS = [(1, 16), (3, 48), (17, 240), (128, 256), (129, 8960)]
 """Rows and columns: less than a block of threads, ragged ends of one, and true widths."""
@@ -138,3 +141,32 @@ def test_every_number_has_the_code_of_its_quotient(glue_emulation: ctypes.CDLL) 
         op = Quantize(x.shape[1], 16)
         _, found = check(glue_emulation, op, [x])
         assert found.view(torch.uint8).unique().numel() > 100
+
+
+NORMS = [op for op in BOUNDARIES if isinstance(op, ResidualNormQuantize)]
+
+
+@pytest.mark.parametrize("op", NORMS, ids=str)
+def test_the_norm_writes_the_bytes_of_the_reference(
+    glue_emulation: ctypes.CDLL, op: ResidualNormQuantize
+) -> None:
+    _, codes, _ = check(glue_emulation, op, glue_inputs(op))
+    assert codes.unique().numel() > 16
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-40, 1e-30, 3e-3, 3e3, 1e18, 1e30])
+def test_the_norm_of_small_and_large_values(glue_emulation: ctypes.CDLL, factor: float) -> None:
+    for op in NORMS[:3]:
+        inputs = [x.double().mul(factor).to(x.dtype) for x in glue_inputs(op)[:3]]
+        check(glue_emulation, op, [*inputs, *glue_inputs(op)[3:]])
+
+
+def test_the_norm_is_that_of_the_exported_block(glue_emulation: ctypes.CDLL) -> None:
+    op = ResidualNormQuantize(40, 1536, NormAttributes(1e-6, add_one=True), gated=True)
+    y, bias, hidden, gate, scale, shift = glue_inputs(op)
+    found, *quantized = emulate(glue_emulation, op, [y, bias, hidden, gate, scale, shift])
+    expected = hidden + ((y + bias).float() * gate).to(torch.bfloat16)
+    assert torch.equal(found, expected)
+    norm = (layer_norm(expected, 1e-6) * (1 + scale) + shift).to(torch.bfloat16)
+    # Only the order of the sums differs: a rounding here and there.
+    assert difference(quantized, nvfp4.quantize_activation(norm)) < quantized[0].numel() / 1000

@@ -15,8 +15,10 @@ from fastwan.plugins.regions import REGIONS, region_op
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
 from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
 from testkit.glue_nodes import BOUNDARIES, FULL, SMALL, node_of
 
+NORM = ResidualNormQuantize(128, 256, NormAttributes(1e-6, True), gated=True)
 each_small = pytest.mark.parametrize("op", SMALL, ids=lambda op: op.op)
 each_full = pytest.mark.parametrize("op", FULL, ids=lambda op: op.op)
 
@@ -62,6 +64,8 @@ def test_a_node_of_other_tensors_is_refused(op: GlueOp) -> None:
     [
         (GeluQuantize(32768, 8960), 752.4),
         (Quantize(32768, 1536), 129.0),
+        (ResidualNormQuantize(32768, 1536, NormAttributes(1e-6, True), gated=True), 330.3),
+        (ResidualNormQuantize(32768, 1536, NormAttributes(1e-6, False), gated=False), 330.3),
     ],
     ids=lambda value: getattr(value, "op", None),
 )
@@ -70,6 +74,55 @@ def test_the_kernel_moves_what_the_page_says(op: GlueOp, megabytes: float) -> No
     assert launch.bytes_moved / 1e6 == pytest.approx(megabytes, abs=0.06)
     assert launch.bytes_moved == sum(op.traffic.values())
     assert op.workspace_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"add_one": 1}, "eps missing"),
+        ({"eps": 1e-6}, "add_one missing"),
+        ({"eps": 0.0, "add_one": 1}, "eps 0.0"),
+        ({"eps": 1e-6, "add_one": 2}, "add_one 2"),
+        ({"eps": 1e-6, "add_one": True}, "add_one True"),
+    ],
+)
+def test_a_norm_without_its_attributes_is_refused(
+    attributes: dict[str, float | int], message: str
+) -> None:
+    node, specs = node_of(NORM)
+    assert region_op(node, specs) == NORM
+    with pytest.raises(BadInput, match=message):
+        region_op(node.model_copy(update={"attributes": attributes}), specs)
+
+
+def test_a_norm_has_six_inputs_or_five_without_its_gate() -> None:
+    node, specs = node_of(NORM)
+    y, bias, hidden, _, scale, shift = node.inputs
+    without = node.model_copy(update={"inputs": (y, bias, hidden, scale, shift)})
+    assert region_op(without, specs) == changed(NORM, gated=False)
+    with pytest.raises(BadInput, match="has 4 inputs, not 6, or 5 without a gate"):
+        region_op(node.model_copy(update={"inputs": (y, bias, hidden, scale)}), specs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("columns", 272, "272 columns are not a multiple of 128"),
+        ("columns", 5248, "5248 columns are not a multiple of 128 up to 5120"),
+        ("eps", -1.0, "eps -1 must not be negative"),
+        ("eps", float("nan"), "eps nan"),
+        ("flags", 4, "unknown flags 0x4"),
+    ],
+)
+def test_the_library_refuses_a_norm_that_does_not_fit(
+    library: PluginLibrary, monkeypatch: pytest.MonkeyPatch, name: str, value: float, message: str
+) -> None:
+    desc = NORM.desc()
+    monkeypatch.setattr(ResidualNormQuantize, "desc", lambda _: desc)
+    library.workspace_bytes(NORM)
+    setattr(desc, name, value)
+    with pytest.raises(BadInput, match=message):
+        library.workspace_bytes(NORM)
 
 
 @each_full

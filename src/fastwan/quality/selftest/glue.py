@@ -13,6 +13,7 @@ from fastwan.plugins.regions.base import dims
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
 from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm_quantize import NormTensors, ResidualNormQuantize
 
 
 def glue_inputs(op: GlueOp, device: str = "cpu", seed: int = 0) -> list[Tensor]:
@@ -46,6 +47,17 @@ def reference_of(op: GlueOp) -> Callable[..., tuple[Tensor, ...]]:
         return reference.gelu_quantize
     if isinstance(op, Quantize):
         return reference.quantize
+    if isinstance(op, ResidualNormQuantize):
+        attributes = op.attributes
+
+        def norm(*tensors: Tensor) -> tuple[Tensor, ...]:
+            first, rest = tensors[:3], tensors[3:]
+            given = NormTensors(*first, *((None,) if len(rest) == 2 else ()), *rest)
+            return reference.residual_norm_quantize(
+                *given, eps=attributes.eps, add_one=attributes.add_one
+            )
+
+        return norm
     raise BadInput(f"no reference of {op}", where=op.op)
 
 
