@@ -26,6 +26,7 @@ for check in memcheck racecheck synccheck initcheck; do
   [[ $check == initcheck ]] && options=(--check-api-memory-access no)
   "$tool" --tool "$check" "${options[@]}" --kernel-name kns=prologue_kernel --kernel-name kns=compute_attn_ws \
     --kernel-name kns=quantize_kernel --kernel-name kns=residual_norm_kernel \
+    --kernel-name kns=cross_attention_kernel \
     --error-exitcode 1 --target-processes all \
     "${PYTHON:-python3}" -m pytest tests/plugins/test_gpu_kernels.py \
     tests/plugins/test_gpu_glue.py -m gpu -q -x -k "($prologue) or ($attention) or ($glue)" "$@"

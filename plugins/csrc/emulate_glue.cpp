@@ -27,6 +27,10 @@ extern "C" void fastwan_emulate_glue(fastwan_glue_desc const* desc, void const* 
                                      : run<NormArguments const, residual_norm_kernel<kMaxParts>>;
     return run_blocks(body, p, norm_blocks(p));
   }
+  if (desc->kind == FASTWAN_GLUE_CROSS_ATTENTION) {
+    CrossArguments const p = cross_arguments(*desc, inputs, outputs);
+    return run_blocks(run<CrossArguments const, cross_attention_kernel>, p, cross_blocks(p));
+  }
   QuantizeArguments const p = quantize_arguments(*desc, inputs, outputs);
   auto* const body = desc->kind == FASTWAN_GLUE_GELU_QUANTIZE
                          ? run<QuantizeArguments const, quantize_kernel<true>>

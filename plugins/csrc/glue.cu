@@ -31,7 +31,9 @@ fastwan_status validate(fastwan_glue_desc const* desc) {
     return fail(FASTWAN_INVALID_ARGUMENT, "%d rows of %d columns, not of a multiple of %d",
                 desc->rows, desc->columns, kGroup);
   }
-  if (desc->kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE) {
+  bool const normed = desc->kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE;
+  bool const cross = desc->kind == FASTWAN_GLUE_CROSS_ATTENTION;
+  if (normed || cross) {
     if (desc->columns % kPart != 0 || desc->columns > kPart * kMaxParts) {
       return fail(FASTWAN_INVALID_ARGUMENT, "%d columns are not a multiple of %d up to %d",
                   desc->columns, kPart, kPart * kMaxParts);
@@ -41,9 +43,14 @@ fastwan_status validate(fastwan_glue_desc const* desc) {
                   static_cast<double>(desc->eps));
     }
   }
-  uint32_t const known = desc->kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE
-                             ? FASTWAN_GLUE_ADD_ONE | FASTWAN_GLUE_GATE
-                             : 0u;
+  if (cross && (desc->keys < kKeyTile || desc->keys % kKeyTile != 0)) {
+    return fail(FASTWAN_INVALID_ARGUMENT, "%d keys are not a multiple of %d", desc->keys, kKeyTile);
+  }
+  if (cross && !(desc->softmax_scale > 0.0f)) {
+    return fail(FASTWAN_INVALID_ARGUMENT, "softmax_scale %g must be positive",
+                static_cast<double>(desc->softmax_scale));
+  }
+  uint32_t const known = normed ? FASTWAN_GLUE_ADD_ONE | FASTWAN_GLUE_GATE : 0u;
   if ((desc->flags & ~known) != 0) {
     return fail(FASTWAN_INVALID_ARGUMENT, "unknown flags 0x%x", desc->flags);
   }
@@ -67,6 +74,12 @@ void launch(fastwan_glue_desc const& desc, void const* const* inputs, void* cons
             cudaStream_t stream) {
   if (desc.kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE) {
     return launch_norm(norm_arguments(desc, inputs, outputs), stream);
+  }
+  if (desc.kind == FASTWAN_GLUE_CROSS_ATTENTION) {
+    CrossArguments const cross = cross_arguments(desc, inputs, outputs);
+    auto const cross_grid = static_cast<unsigned>(cross_blocks(cross));
+    cross_attention_kernel<<<cross_grid, kThreads, 0, stream>>>(cross);
+    return;
   }
   QuantizeArguments const p = quantize_arguments(desc, inputs, outputs);
   auto const blocks = static_cast<unsigned>(quantize_blocks(p));

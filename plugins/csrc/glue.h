@@ -23,7 +23,11 @@ typedef enum {
   /* inputs: y [L,C] bf16, bias [C] bf16, hidden [L,C] bf16, gate [C] fp32 with FASTWAN_GLUE_GATE
    *         only, scale [C] fp32, shift [C] fp32;
    * outputs: hidden [L,C] bf16, codes [L,C/2], scales [L,C/16]. C is a multiple of 128. */
-  FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE = 3
+  FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE = 3,
+  /* inputs: y [L,C] bf16, bias [C] bf16, norm_weight [C] bf16, k [Lk,C] bf16, v [H,Lk,128] bf16,
+   *         key_bias [Lk] fp32, added to the logits, key_tiles [1] int32, tiles of 64 keys to read;
+   * outputs: codes [L,C/2], scales [L,C/16]. C = 128 H, Lk is a multiple of 64. */
+  FASTWAN_GLUE_CROSS_ATTENTION = 4
 } fastwan_glue_kind;
 
 #define FASTWAN_GLUE_ADD_ONE 1u /* the norm is multiplied by 1 + scale, not by scale */
@@ -34,7 +38,9 @@ typedef struct {
   uint32_t kind;         /* fastwan_glue_kind */
   int32_t rows;          /* L */
   int32_t columns;       /* F or C, a multiple of 16 */
+  int32_t keys;          /* Lk, of FASTWAN_GLUE_CROSS_ATTENTION only */
   float eps;             /* of the norm; 0 where the kind has none */
+  float softmax_scale;   /* of FASTWAN_GLUE_CROSS_ATTENTION only */
   uint32_t flags;        /* FASTWAN_GLUE_*, of FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE only */
 } fastwan_glue_desc;
 

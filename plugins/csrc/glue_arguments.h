@@ -1,6 +1,7 @@
 // From the C interface of the glue to the arguments of its kernels, on the GPU and on the host.
 #pragma once
 
+#include "cross_attention.cuh"
 #include "glue.h"
 #include "quantize.cuh"
 #include "residual_norm.cuh"
@@ -20,6 +21,8 @@ inline GlueCounts glue_counts(fastwan_glue_desc const& desc) {
       return {1, 2};
     case FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE:
       return {(desc.flags & FASTWAN_GLUE_GATE) != 0 ? 6 : 5, 3};
+    case FASTWAN_GLUE_CROSS_ATTENTION:
+      return {7, 2};
     default:
       return {0, 0};
   }
@@ -54,6 +57,24 @@ inline NormArguments norm_arguments(fastwan_glue_desc const& desc, void const* c
           desc.columns / kPart,
           desc.eps,
           (desc.flags & FASTWAN_GLUE_ADD_ONE) != 0};
+}
+
+inline CrossArguments cross_arguments(fastwan_glue_desc const& desc, void const* const* inputs,
+                                      void* const* outputs) {
+  return {static_cast<uint16_t const*>(inputs[0]),
+          static_cast<uint16_t const*>(inputs[1]),
+          static_cast<uint16_t const*>(inputs[2]),
+          static_cast<uint16_t const*>(inputs[3]),
+          static_cast<uint16_t const*>(inputs[4]),
+          static_cast<float const*>(inputs[5]),
+          static_cast<int const*>(inputs[6]),
+          static_cast<uint8_t*>(outputs[0]),
+          static_cast<uint8_t*>(outputs[1]),
+          desc.rows,
+          desc.columns / kHeadDim,
+          desc.keys,
+          desc.eps,
+          desc.softmax_scale};
 }
 
 }  // namespace fastwan

@@ -41,7 +41,9 @@ class GlueDesc(ctypes.Structure):
         ("kind", ctypes.c_uint32),
         ("rows", ctypes.c_int32),
         ("columns", ctypes.c_int32),
+        ("keys", ctypes.c_int32),
         ("eps", ctypes.c_float),
+        ("softmax_scale", ctypes.c_float),
         ("flags", ctypes.c_uint32),
     )
 

@@ -12,13 +12,17 @@ import torch
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions import REGIONS, region_op
+from fastwan.plugins.regions.cross_attention import CrossAttention, CrossAttributes
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
 from fastwan.plugins.regions.quantize import Quantize
 from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
+from fastwan.quality.cost import region_op_cost
+from fastwan.quality.gpus import GPUS
 from testkit.glue_nodes import BOUNDARIES, FULL, SMALL, node_of
 
 NORM = ResidualNormQuantize(128, 256, NormAttributes(1e-6, True), gated=True)
+CROSS = CrossAttention(128, 256, 128, CrossAttributes(2, 1e-6, 0.1))
 each_small = pytest.mark.parametrize("op", SMALL, ids=lambda op: op.op)
 each_full = pytest.mark.parametrize("op", FULL, ids=lambda op: op.op)
 
@@ -66,6 +70,8 @@ def test_a_node_of_other_tensors_is_refused(op: GlueOp) -> None:
         (Quantize(32768, 1536), 129.0),
         (ResidualNormQuantize(32768, 1536, NormAttributes(1e-6, True), gated=True), 330.3),
         (ResidualNormQuantize(32768, 1536, NormAttributes(1e-6, False), gated=False), 330.3),
+        (CrossAttention(32768, 1536, 64, CrossAttributes(12, 1e-6, 0.1)), 129.4),
+        (CrossAttention(32768, 1536, 512, CrossAttributes(12, 1e-6, 0.1)), 130.2),
     ],
     ids=lambda value: getattr(value, "op", None),
 )
@@ -123,6 +129,72 @@ def test_the_library_refuses_a_norm_that_does_not_fit(
     setattr(desc, name, value)
     with pytest.raises(BadInput, match=message):
         library.workspace_bytes(NORM)
+
+
+def test_only_the_cross_attention_has_operations() -> None:
+    for op in FULL:
+        (launch,) = op.launches
+        assert bool(launch.operations) is isinstance(op, CrossAttention)
+    few, usual = (dataclasses.replace(CROSS, keys=keys).launches[0] for keys in (64, 512))
+    assert few.operations == 4 * 128 * 256 * 64
+    assert usual.operations == 3 * few.operations
+    assert region_op_cost(CROSS, GPUS["rtx5090"]).seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"eps": 1e-6, "scale": 0.1}, "num_heads missing"),
+        ({"num_heads": 2, "scale": 0.1}, "eps missing"),
+        ({"num_heads": 2, "eps": 1e-6}, "scale missing"),
+        ({"num_heads": 2, "eps": 1e-6, "scale": 0.0}, "scale 0.0"),
+        ({"num_heads": 3, "eps": 1e-6, "scale": 0.1}, "of 3 heads"),
+    ],
+)
+def test_a_cross_attention_without_its_attributes_is_refused(
+    attributes: dict[str, float | int], message: str
+) -> None:
+    node, specs = node_of(CROSS)
+    assert region_op(node, specs) == CROSS
+    with pytest.raises(BadInput, match=message):
+        region_op(node.model_copy(update={"attributes": attributes}), specs)
+
+
+def test_a_cross_attention_of_other_keys_is_refused() -> None:
+    node, specs = node_of(CROSS)
+    for name, shape, message in (
+        ("k", (1, 130, 256), r"keys \[1, 130, 256\]"),
+        ("v", (1, 2, 64, 128), "CrossAttention takes"),
+        ("key_bias", (64,), "CrossAttention takes"),
+        ("key_tiles", (2,), "CrossAttention takes"),
+    ):
+        others = specs | {name: specs[name].model_copy(update={"shape": shape})}
+        with pytest.raises(BadInput, match=message):
+            region_op(node, others)
+    with pytest.raises(BadInput, match="has 6 inputs"):
+        region_op(node.model_copy(update={"inputs": node.inputs[:-1]}), specs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("columns", 272, "272 columns are not a multiple of 128"),
+        ("keys", 0, "0 keys are not a multiple of 64"),
+        ("keys", 96, "96 keys are not a multiple of 64"),
+        ("eps", -1.0, "eps -1 must not be negative"),
+        ("softmax_scale", 0.0, "softmax_scale 0 must be positive"),
+        ("flags", 1, "unknown flags 0x1"),
+    ],
+)
+def test_the_library_refuses_a_cross_attention_that_does_not_fit(
+    library: PluginLibrary, monkeypatch: pytest.MonkeyPatch, name: str, value: float, message: str
+) -> None:
+    desc = CROSS.desc()
+    monkeypatch.setattr(CrossAttention, "desc", lambda _: desc)
+    library.workspace_bytes(CROSS)
+    setattr(desc, name, value)
+    with pytest.raises(BadInput, match=message):
+        library.workspace_bytes(CROSS)
 
 
 @each_full

@@ -26,7 +26,7 @@ FP4_MMA = "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"
 HALF_MMA = "HMMA.16816.F32"
 GLUE = (
     *("quantize_kernelILb1E", "quantize_kernelILb0E"),
-    *("residual_norm_kernelILi12E", "residual_norm_kernelILi40E"),
+    *("residual_norm_kernelILi12E", "residual_norm_kernelILi40E", "cross_attention_kernel"),
 )
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
 
