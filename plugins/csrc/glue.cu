@@ -7,7 +7,7 @@
 namespace fastwan {
 namespace {
 
-constexpr int64_t kMostElements = int64_t{1} << 38;  // of one tensor: blocks are counted in int
+constexpr int64_t kMostElements = int64_t{1} << 34;  // of one tensor: groups are counted in 32 bits
 
 // Null or misaligned pointers would only show as a fault on the device.
 fastwan_status check_pointers(void const* const* pointers, int count, char const* what) {

@@ -31,12 +31,13 @@ inline GlueCounts glue_counts(fastwan_glue_desc const& desc) {
 inline QuantizeArguments quantize_arguments(fastwan_glue_desc const& desc,
                                             void const* const* inputs, void* const* outputs) {
   bool const gelu = desc.kind == FASTWAN_GLUE_GELU_QUANTIZE;
-  int const row_groups = desc.columns / kGroup;
+  auto const rows = static_cast<uint32_t>(desc.rows);
+  auto const row_groups = static_cast<uint32_t>(desc.columns / kGroup);
   return {static_cast<uint16_t const*>(inputs[0]),
           gelu ? static_cast<uint16_t const*>(inputs[1]) : nullptr,
           static_cast<uint8_t*>(outputs[0]),
           static_cast<uint8_t*>(outputs[1]),
-          int64_t{desc.rows} * row_groups,
+          rows * row_groups,
           row_groups};
 }
 

@@ -79,26 +79,28 @@ struct QuantizeArguments {
   uint16_t const* bias;  // [columns] bf16, read with GELU only
   uint8_t* codes;
   uint8_t* scales;
-  int64_t groups;  // of all rows
-  int row_groups;  // columns / 16
+  uint32_t groups;      // of all rows
+  uint32_t row_groups;  // columns / 16
 };
 
 inline int64_t quantize_blocks(QuantizeArguments const& p) {
-  return (p.groups + kThreads - 1) / kThreads;
+  return (int64_t{p.groups} + kThreads - 1) / kThreads;
 }
 
 template <bool kGelu>
 __global__ void __launch_bounds__(kThreads) quantize_kernel(QuantizeArguments const p) {
-  int64_t const index = int64_t{blockIdx.x} * kThreads + static_cast<int>(threadIdx.x);
+  uint32_t const index = blockIdx.x * kThreads + threadIdx.x;
   if (index >= p.groups) return;
   float x[kGroup];
-  load_group(p.x + index * kGroup, x);
+  load_group(p.x + int64_t{index} * kGroup, x);
   if (kGelu) {
-    float bias[kGroup];
-    load_group(p.bias + index % p.row_groups * kGroup, bias);
+    auto const* halves = reinterpret_cast<uint4 const*>(p.bias + index % p.row_groups * kGroup);
 #pragma unroll
     for (int i = 0; i < kGroup; i += 2) {
-      float2 const sum = round_bf16(__fadd_rn(x[i], bias[i]), __fadd_rn(x[i + 1], bias[i + 1]));
+      float bias[kGroup / 2];
+      unpack_eight(halves[i / 8], bias);
+      float2 const sum =
+          round_bf16(__fadd_rn(x[i], bias[i % 8]), __fadd_rn(x[i + 1], bias[i % 8 + 1]));
       float2 const value = round_bf16(gelu_tanh(sum.x), gelu_tanh(sum.y));
       x[i] = value.x;
       x[i + 1] = value.y;

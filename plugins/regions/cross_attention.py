@@ -125,6 +125,9 @@ class CrossAttention(GlueOp):
         operations = 4 * self.rows * self.columns * self.keys_read
         return (Launch(self.title, sum(self.traffic.values()), operations, "native"),)
 
+    def __str__(self) -> str:
+        return f"{super().__str__()} to at most {self.keys} keys"
+
     def desc(self) -> GlueDesc:
         desc = super().desc()
         desc.keys = self.keys

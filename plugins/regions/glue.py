@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
+import ml_dtypes  # noqa: F401  registers bfloat16 and float8_e4m3fn with numpy
 import numpy as np
 
 from fastwan.errors import BadInput
