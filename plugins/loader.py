@@ -1,6 +1,7 @@
 """Find, check and call ``libfastwan_plugins.so``.
 
-Nothing here needs a GPU until a region is enqueued. The interface is csrc/fastwan_plugins.h.
+Nothing here needs a GPU until a region is enqueued. The interface is csrc/fastwan_plugins.h and
+csrc/glue.h.
 """
 
 from __future__ import annotations
@@ -126,6 +127,15 @@ def refuse_emulated(path: Path) -> None:
 
 _POINTERS = ctypes.POINTER(ctypes.c_void_p)
 _COMBINE = (ctypes.POINTER(CombineDesc), _POINTERS, _POINTERS, ctypes.c_void_p)
+_WORKSPACE = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t))
+_ENQUEUE = (
+    ctypes.c_void_p,
+    _POINTERS,
+    _POINTERS,
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+)
 _CAST = (ctypes.POINTER(CastDesc), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -181,14 +191,10 @@ class PluginLibrary:
         self._supported = self._function("fastwan_device_supported", ctypes.c_int, ctypes.c_int)
         desc, pointers = ctypes.POINTER(RegionDesc), ctypes.POINTER(ctypes.c_void_p)
         size, pointer = ctypes.c_size_t, ctypes.c_void_p
-        self._workspace = self._function(
-            "fastwan_region_workspace_bytes", ctypes.c_int, desc, ctypes.POINTER(size)
-        )
         self._layout = self._function(
             "fastwan_sage_layout_of", ctypes.c_int, desc, ctypes.POINTER(SageLayout)
         )
         launch = (desc, pointers, pointers, pointer, size, pointer)
-        self._enqueue = self._function("fastwan_region_enqueue", ctypes.c_int, *launch)
         self._prologue = self._function("fastwan_sage_prologue_enqueue", ctypes.c_int, *launch)
         self._attention = self._function(
             "fastwan_sage_attention_enqueue", ctypes.c_int, desc, pointers, pointer, size, pointer
@@ -253,7 +259,10 @@ class PluginLibrary:
             BadInput: the region's numbers do not fit.
         """
         size = ctypes.c_size_t()
-        self._check(self._workspace(ctypes.byref(region.desc()), ctypes.byref(size)))
+        function = self._function(
+            f"fastwan_{region.family}_workspace_bytes", ctypes.c_int, *_WORKSPACE
+        )
+        self._check(function(ctypes.byref(region.desc()), ctypes.byref(size)))
         return size.value
 
     def layout(self, region: SageAttention3) -> SageLayout:
@@ -284,7 +293,8 @@ class PluginLibrary:
             BadInput: wrong numbers or addresses.
             EnvironmentLacks: a device that cannot run it, or a CUDA error.
         """
-        self._launch(self._enqueue, region, inputs, outputs, workspace, workspace_bytes, stream)
+        function = self._function(f"fastwan_{region.family}_enqueue", ctypes.c_int, *_ENQUEUE)
+        self._launch(function, region, inputs, outputs, workspace, workspace_bytes, stream)
 
     def enqueue_prologue(
         self,

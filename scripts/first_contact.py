@@ -5,11 +5,12 @@
 
 Items: prologue (bit for bit, bandwidth), attention (against the reference at each boundary shape
 and at full size; needs a library that serves this GPU, on compute capability 9.0 the emulated one),
-sanitizer, loop (three steps and the decoder as one CUDA graph), runtime (the same through the
-runtime's own device, session and kernels), decoder (832x480x81, parallel and streamed, eager and
-graphed), text (true length and padded, graphed). What a bundle does on a GPU is for
-`fastwan-export selftest`. Each item is independent; one that fails is recorded as failed and the
-exit status is 1. Every figure is measured on the GPU named in the file.
+glue (the kernels between two GEMMs against theirs, bandwidth), sanitizer, loop (three steps and the
+decoder as one CUDA graph), runtime (the same through the runtime's own device, session and
+kernels), decoder (832x480x81, parallel and streamed, eager and graphed), text (true length and
+padded, graphed). What a bundle does on a GPU is for `fastwan-export selftest`. Each item is
+independent; one that fails is recorded as failed and the exit status is 1. Every figure is measured
+on the GPU named in the file.
 """
 
 from __future__ import annotations
@@ -71,6 +72,13 @@ def attention(arguments: argparse.Namespace) -> Record:
     return contact_attention.check()
 
 
+def glue(arguments: argparse.Namespace) -> Record:
+    """The kernels between two GEMMs against their references, captured, and timed."""
+    import contact_glue
+
+    return contact_glue.check()
+
+
 def sanitizer(arguments: argparse.Namespace) -> Record:
     """memcheck, racecheck, synccheck and initcheck over the kernels."""
     return require(command("bash", "scripts/sanitize_kernels.sh", seconds=540))
@@ -88,7 +96,8 @@ def runtime(arguments: argparse.Namespace) -> Record:
 
 
 ITEMS: dict[str, Callable[[argparse.Namespace], Record]] = {
-    item.__name__: item for item in (prologue, attention, sanitizer, loop, runtime, decoder, text)
+    item.__name__: item
+    for item in (prologue, attention, glue, sanitizer, loop, runtime, decoder, text)
 }
 
 

@@ -13,6 +13,7 @@ command -v "$tool" >/dev/null || {
   exit 3
 }
 prologue='test_prologue_writes_the_bytes_of_the_reference and not 1560'
+glue='test_a_kernel_writes_what_the_reference_does or test_small_and_large_values'
 attention='test_attention_equals_the_reference and not 1560 and not 4095'
 # Without the caching allocator every tensor is an allocation of its own, so that an access behind
 # its end is seen. A pool would hide it.
@@ -24,7 +25,9 @@ for check in memcheck racecheck synccheck initcheck; do
   options=()
   [[ $check == initcheck ]] && options=(--check-api-memory-access no)
   "$tool" --tool "$check" "${options[@]}" --kernel-name kns=prologue_kernel --kernel-name kns=compute_attn_ws \
+    --kernel-name kns=quantize_kernel --kernel-name kns=residual_norm_kernel \
+    --kernel-name kns=cross_attention_kernel \
     --error-exitcode 1 --target-processes all \
-    "${PYTHON:-python3}" -m pytest tests/plugins/test_gpu_kernels.py -m gpu -q -x \
-    -k "($prologue) or ($attention)" "$@"
+    "${PYTHON:-python3}" -m pytest tests/plugins/test_gpu_kernels.py \
+    tests/plugins/test_gpu_glue.py -m gpu -q -x -k "($prologue) or ($attention) or ($glue)" "$@"
 done

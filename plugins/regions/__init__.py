@@ -7,11 +7,18 @@ from collections.abc import Mapping
 from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import Launch, RegionOp
+from fastwan.plugins.regions.cross_attention import CrossAttention
+from fastwan.plugins.regions.gelu_quantize import GeluQuantize
+from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm_quantize import ResidualNormQuantize
 from fastwan.plugins.regions.sage_attention3 import SageAttention3
 
 __all__ = ["REGIONS", "Launch", "RegionOp", "region_op"]
 
-REGIONS: dict[str, type[RegionOp]] = {kind.op: kind for kind in (SageAttention3,)}
+REGIONS: dict[str, type[RegionOp]] = {
+    kind.op: kind
+    for kind in (SageAttention3, GeluQuantize, Quantize, ResidualNormQuantize, CrossAttention)
+}
 """By node type."""
 
 

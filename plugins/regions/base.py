@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
+
+SMALLEST = 2.0**-126
+"""Of the normal numbers of fp32."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class RegionOp(ABC):
 
     op: ClassVar[str]
     """Type of the node."""
+
+    family: ClassVar[str] = "region"
+    """Part of the C interface that describes, checks and enqueues it: ``fastwan_<family>_...``."""
 
     @classmethod
     @abstractmethod
@@ -73,7 +80,7 @@ class RegionOp(ABC):
 
     @abstractmethod
     def desc(self) -> ctypes.Structure:
-        """The structure of csrc/fastwan_plugins.h that describes the node."""
+        """The structure of the C interface that describes the node."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -93,3 +100,48 @@ def tensor(name: str, dtype: str, *shape: int) -> TensorSpec:
 def aligned(size: int, alignment: int) -> int:
     """`size` rounded up to a multiple of `alignment`."""
     return math.ceil(size / alignment) * alignment
+
+
+def whole(node: RegionNode, name: str, default: int | None, least: int, most: int) -> int:
+    """A whole number of a node; without a default it has to be there.
+
+    Raises:
+        BadInput: it is missing or out of range.
+    """
+    value = node.attributes.get(name, default)
+    if type(value) is not int or not least <= value <= most:
+        shown = "missing" if value is None else ascii(value)
+        raise BadInput(
+            f"{node.op} has {name} {shown}, not a whole number within {least} .. {most}",
+            where="manifest.json",
+            fix="build the bundle again",
+        )
+    return value
+
+
+def real(node: RegionNode, name: str, default: float | None) -> float:
+    """A positive number of a node that fp32 holds, at most 1; without a default it has to be there.
+
+    Raises:
+        BadInput: it is missing or out of range.
+    """
+    value = node.attributes.get(name, default)
+    number = float(value) if isinstance(value, (int, float)) else 0.0
+    if type(value) is bool or not SMALLEST <= number <= 1:
+        shown = "missing" if value is None else ascii(value)
+        raise BadInput(
+            f"{node.op} has {name} {shown}, not a number within {SMALLEST:.3g} .. 1",
+            where="manifest.json",
+            fix="build the bundle again",
+        )
+    return number
+
+
+def refuse_unknown(node: RegionNode, names: Set[str]) -> None:
+    """Refuse attributes that a kind of region does not have.
+
+    Raises:
+        BadInput: there is one.
+    """
+    if unknown := node.attributes.keys() - names:
+        raise BadInput(f"{node.op} has no attribute {min(unknown)!r}", where="manifest.json")

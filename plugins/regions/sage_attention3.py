@@ -15,14 +15,21 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 from fastwan.config import TOKEN_TILE
 from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
-from fastwan.plugins.regions.base import Launch, RegionOp, aligned, dims, tensor
+from fastwan.plugins.regions.base import (
+    Launch,
+    RegionOp,
+    aligned,
+    dims,
+    real,
+    refuse_unknown,
+    tensor,
+    whole,
+)
 
 T = TypeVar("T")
 
 HEAD_DIM = 128
 MAX_HEADS = 1 << 10
-SMALLEST = 2.0**-126
-"""Of the normal numbers of fp32."""
 _KIND = 1
 _FLAG_EXACT_MAX = 1
 _ALIGNMENT = 1024  # of each operand in the workspace (csrc/layout.h)
@@ -73,31 +80,6 @@ class SageAttributes:
     exact_max: bool = False
 
 
-def _whole(node: RegionNode, name: str, default: int | None, least: int, most: int) -> int:
-    """A whole number of a node; without a default it has to be there."""
-    value = node.attributes.get(name, default)
-    if type(value) is not int or not least <= value <= most:
-        shown = "missing" if value is None else ascii(value)
-        raise BadInput(
-            f"{node.op} has {name} {shown}, not a whole number within {least} .. {most}",
-            where="manifest.json",
-            fix="build the bundle again",
-        )
-    return value
-
-
-def _real(node: RegionNode, name: str, default: float) -> float:
-    """A positive number of a node that fp32 holds, at most 1."""
-    value = node.attributes.get(name, default)
-    if type(value) not in (int, float) or not SMALLEST <= float(value) <= 1:
-        raise BadInput(
-            f"{node.op} has {name} {value!a}, not a number within {SMALLEST:.3g} .. 1",
-            where="manifest.json",
-            fix="build the bundle again",
-        )
-    return float(value)
-
-
 class RegionDesc(ctypes.Structure):
     """``fastwan_region_desc``."""
 
@@ -142,7 +124,7 @@ class SageAttention3(RegionOp):
 
     @classmethod
     def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> SageAttention3:
-        heads = _whole(node, "num_heads", None, 1, MAX_HEADS)
+        heads = whole(node, "num_heads", None, 1, MAX_HEADS)
         shape = dims(specs[node.inputs[0]]) if node.inputs else ()
         if len(shape) != 3 or shape[2] != 3 * heads * HEAD_DIM:
             raise BadInput(
@@ -151,14 +133,12 @@ class SageAttention3(RegionOp):
             )
         attributes = SageAttributes(
             num_heads=heads,
-            num_tokens=_whole(node, "num_tokens", shape[1], 1, shape[1]),
-            eps=_real(node, "eps", SageAttributes.eps),
-            softmax_scale=_real(node, "softmax_scale", SageAttributes.softmax_scale),
-            exact_max=bool(_whole(node, "exact_max", 0, 0, 1)),
+            num_tokens=whole(node, "num_tokens", shape[1], 1, shape[1]),
+            eps=real(node, "eps", SageAttributes.eps),
+            softmax_scale=real(node, "softmax_scale", SageAttributes.softmax_scale),
+            exact_max=bool(whole(node, "exact_max", 0, 0, 1)),
         )
-        unknown = node.attributes.keys() - {field.name for field in fields(SageAttributes)}
-        if unknown:
-            raise BadInput(f"{cls.op} has no attribute {min(unknown)!r}", where="manifest.json")
+        refuse_unknown(node, {field.name for field in fields(SageAttributes)})
         return cls(shape[0], shape[1], attributes)
 
     @property

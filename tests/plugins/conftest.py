@@ -87,6 +87,12 @@ def mma_emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="session")
+def glue_emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The device code of the kernels between two GEMMs."""
+    return compiled_for_host(tmp_path_factory.mktemp("glue"), "emulate_glue.cpp")
+
+
+@pytest.fixture(scope="session")
 def library_path() -> Path:
     """The built library, from $FASTWAN_PLUGIN_LIBRARY or build/plugins."""
     try:

@@ -163,6 +163,27 @@ def test_the_sources_of_the_build_are_package_data(tmp_path: Path) -> None:
     assert "fastwan/plugins/CMakeLists.txt" in packed
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "set(_attention 90a)",
+        "set(_attention 120a)",
+        "set(_prologue 90)",
+        "set(_prologue 80 90 ${_attention})",
+        "add_compile_definitions(FASTWAN_EMULATED=1)",
+        "target_compile_options(fastwan_attention PRIVATE "
+        "--use_fast_math --expt-relaxed-constexpr --expt-extended-lambda)",
+        "target_compile_options(fastwan_prologue PRIVATE -fmad=false)",
+    ],
+)
+def test_how_the_attention_is_compiled(statement: str) -> None:
+    # Figures of the attention do not name CMakeLists.txt among their sources: this stands in.
+    cmake = " ".join((build.SOURCE / "CMakeLists.txt").read_text().split())
+    assert cmake.count(statement) == 1
+    options = [part.split(")")[0] for part in cmake.split("target_compile_options(")[1:]]
+    assert [part.split()[0] for part in options].count("fastwan_attention") == 1
+
+
 @pytest.mark.slow
 def test_the_whole_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = build.missing_for_build()

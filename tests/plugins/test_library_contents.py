@@ -24,6 +24,10 @@ MMA_A_TILE = 64
 HALF_MMA_A_TILE = 4 * MMA_A_TILE
 FP4_MMA = "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"
 HALF_MMA = "HMMA.16816.F32"
+GLUE = (
+    *("quantize_kernelILb1E", "quantize_kernelILb0E"),
+    *("residual_norm_kernelILi12E", "residual_norm_kernelILi40E", "cross_attention_kernel"),
+)
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
 
 
@@ -110,6 +114,7 @@ def test_it_exports_the_interface_and_the_plugin_entry_points_only(
         "fastwan_device_supported", "fastwan_region_workspace_bytes", "fastwan_region_enqueue",
         "fastwan_sage_layout_of", "fastwan_sage_prologue_enqueue",
         "fastwan_sage_attention_enqueue", "fastwan_combine_enqueue", "fastwan_cast_enqueue",
+        "fastwan_glue_workspace_bytes", "fastwan_glue_enqueue",
     }  # fmt: skip
     if library.build_info["tensorrt"] != "none":
         expected |= {"getCreators", "setLoggerFinder"}
@@ -146,6 +151,16 @@ def test_both_kernels_are_there_for_their_architectures(compiled: list[Kernel]) 
     assert prologue == {80, 90, 120, 121}
 
 
+def test_every_kernel_of_the_glue_is_there_for_its_architectures(compiled: list[Kernel]) -> None:
+    for name in GLUE:
+        assert {k.architecture for k in compiled if name in k.name} == {80, 90, 120, 121}
+
+
+def test_an_emulated_library_has_the_same_glue(compiled_emulated: list[Kernel]) -> None:
+    for name in GLUE:
+        assert {k.architecture for k in compiled_emulated if name in k.name} == {90}
+
+
 def test_kernels_do_not_spill(compiled: list[Kernel]) -> None:
     assert compiled
     for kernel in compiled:
@@ -162,6 +177,10 @@ def test_registers_allow_the_occupancy_that_was_planned(compiled: list[Kernel]) 
             assert kernel.registers == 168  # 384 threads, one block a multiprocessor
         elif "prologue_kernelILi12E" in kernel.name:
             assert kernel.registers <= 80  # three blocks of 256 threads a multiprocessor
+        elif "residual_norm_kernelILi12E" in kernel.name:
+            assert kernel.registers <= 80  # the same
+        elif "15quantize_kernel" in kernel.name:
+            assert kernel.registers <= 40  # six blocks of 256 threads
 
 
 def instructions(library: Path, architecture: str) -> list[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
 from fastwan.bundle import Bundle
@@ -68,7 +69,7 @@ def cut(opened: Bundle) -> Bundle:
 def zeros(regions: dict[str, Region]) -> dict[str, bytes]:
     """Zeros for the weights that regions read."""
     return {
-        c.name: bytes(np.prod(c.shape) * (4 if c.dtype == "float32" else 2))
+        c.name: bytes(np.prod(c.shape) * np.dtype(c.dtype).itemsize)
         for r in regions.values()
         for c in r.constants
     }

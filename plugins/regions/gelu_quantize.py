@@ -1,0 +1,49 @@
+"""``fastwan::GeluQuantize``: bias, tanh GELU and quantiser between the two GEMMs of the MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Generic, NamedTuple, TypeVar
+
+from fastwan.manifest import RegionNode, TensorSpec
+from fastwan.plugins.regions.base import refuse_unknown, tensor
+from fastwan.plugins.regions.glue import GROUP, GlueOp, shape_of
+
+T = TypeVar("T")
+
+
+class GeluTensors(NamedTuple, Generic[T]):
+    """Inputs of the node, in its order.
+
+    Attributes:
+        y: [1, L, F] bf16, raw output of the GEMM.
+        bias: [F] bf16.
+    """
+
+    y: T
+    bias: T
+
+
+@dataclass(frozen=True)
+class GeluQuantize(GlueOp):
+    """One node; it has no attributes."""
+
+    op: ClassVar[str] = "GeluQuantize"
+    kind: ClassVar[int] = 1
+    title: ClassVar[str] = "GELU and quantiser"
+
+    rows: int
+    columns: int
+
+    @classmethod
+    def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> GeluQuantize:
+        refuse_unknown(node, frozenset())
+        return cls(*shape_of(node, specs, GROUP))
+
+    @property
+    def inputs(self) -> GeluTensors[TensorSpec]:
+        return GeluTensors(
+            y=tensor("y", "bfloat16", 1, self.rows, self.columns),
+            bias=tensor("bias", "bfloat16", self.columns),
+        )
