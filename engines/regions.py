@@ -53,8 +53,10 @@ def _region_node(node: ir.Node) -> RegionNode:
 
 
 def _spec(value: ir.Value) -> TensorSpec:
+    """A tensor as the project's kernels take it: 4-bit codes are bytes, two codes in each."""
     if value.dtype is None or value.shape is None or not value.shape.is_static():
         raise BadInput(f"{value.name!r} has no fixed type and shape", where="region")
-    return TensorSpec(
-        name=str(value.name), dtype=value.dtype.numpy().name, shape=tuple(value.shape.numpy())
-    )
+    shape = tuple(value.shape.numpy())
+    if value.dtype == ir.DataType.FLOAT4E2M1:
+        return TensorSpec(name=str(value.name), dtype="uint8", shape=(*shape[:-1], shape[-1] // 2))
+    return TensorSpec(name=str(value.name), dtype=value.dtype.numpy().name, shape=shape)

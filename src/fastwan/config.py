@@ -331,6 +331,13 @@ ATTENTIONS = {
 }
 """How self-attention is computed, by name; see `fastwan.export.attentions`."""
 
+FUSIONS = {
+    "none": "the builder's kernels between GEMMs",
+    "gelu": "bias, GELU and quantiser of the feed-forward in one kernel",
+}
+"""What the project's own kernels compute between GEMMs, by name; see
+`fastwan.export.passes.fusions`."""
+
 _BOTH = ("tensorrt-rtx", "tensorrt")
 _FP4 = ("nvfp4", "bf16")
 _ANY = ("sage3", "native")
