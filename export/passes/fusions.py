@@ -14,6 +14,7 @@ import onnx_ir as ir
 from fastwan.config import FUSIONS
 from fastwan.errors import BadInput
 from fastwan.export.passes.graphs import FASTWAN, clone
+from fastwan.export.passes.lift_cross_attention import lift_cross_attention
 from fastwan.export.passes.lift_gelu import lift_gelu
 from fastwan.tables import implementation
 
@@ -73,7 +74,14 @@ class Fusion:
 
 NONE = Fusion("none")
 
-IMPLEMENTED = {each.name: each for each in (NONE, Fusion("gelu", (lift_gelu,)))}
+IMPLEMENTED = {
+    each.name: each
+    for each in (
+        NONE,
+        Fusion("gelu", (lift_gelu,)),
+        Fusion("gelu+cross", (lift_gelu, lift_cross_attention)),
+    )
+}
 
 
 def find_fusion(name: str) -> Fusion:

@@ -18,13 +18,8 @@ def quantisers(model: ir.Model) -> list[ir.Node]:
     return [
         node
         for node in model.graph
-        if (node.domain, node.op_type) == QUANTISE and _is_one(node.inputs[1])
+        if (node.domain, node.op_type) == QUANTISE and scalar(node.inputs[1]) == 1
     ]
-
-
-def _is_one(value: ir.Value | None) -> bool:
-    stored = None if value is None else value.const_value
-    return stored is not None and stored.size == 1 and float(stored.numpy().item()) == 1.0
 
 
 def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
@@ -42,6 +37,25 @@ def sole(value: ir.Value | None, op_type: str) -> ir.Node | None:
 def read_once(value: ir.Value | None) -> bool:
     """Whether a value has one reader and is no output of the graph."""
     return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def chain(value: ir.Value | None, *op_types: str) -> list[ir.Node] | None:
+    """The nodes that lead to `value`, the last first, each the maker of the first input of the one
+    before it; None if they are not of exactly these types."""
+    nodes: list[ir.Node] = []
+    for op_type in op_types:
+        node = producer(value, op_type)
+        if node is None:
+            return None
+        nodes.append(node)
+        value = node.inputs[0]
+    return nodes
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The number that an initializer of one element holds; None for anything else."""
+    stored = None if value is None else value.const_value
+    return float(stored.numpy().item()) if stored is not None and stored.size == 1 else None
 
 
 def with_vector(node: ir.Node | None) -> tuple[ir.Value, ir.Value] | None:

@@ -334,6 +334,7 @@ ATTENTIONS = {
 FUSIONS = {
     "none": "the builder's kernels between GEMMs",
     "gelu": "bias, GELU and quantiser of the feed-forward in one kernel",
+    "gelu+cross": "that, and cross-attention over the keys that a prompt has",
 }
 """What the project's own kernels compute between GEMMs, by name; see
 `fastwan.export.passes.fusions`."""
