@@ -16,6 +16,8 @@ from fastwan.errors import BadInput
 from fastwan.export.passes.graphs import FASTWAN, clone
 from fastwan.export.passes.lift_cross_attention import lift_cross_attention
 from fastwan.export.passes.lift_gelu import lift_gelu
+from fastwan.export.passes.lift_quantiser import lift_quantiser
+from fastwan.export.passes.lift_residual_norm import lift_residual_norm
 from fastwan.tables import implementation
 
 Lift = Callable[[ir.Model], tuple[ir.Model, bool]]
@@ -80,6 +82,7 @@ IMPLEMENTED = {
         NONE,
         Fusion("gelu", (lift_gelu,)),
         Fusion("gelu+cross", (lift_gelu, lift_cross_attention)),
+        Fusion("all", (lift_gelu, lift_cross_attention, lift_residual_norm, lift_quantiser)),
     )
 }
 

@@ -335,6 +335,7 @@ FUSIONS = {
     "none": "the builder's kernels between GEMMs",
     "gelu": "bias, GELU and quantiser of the feed-forward in one kernel",
     "gelu+cross": "that, and cross-attention over the keys that a prompt has",
+    "all": "those, residual and norm, and the quantiser of the attention",
 }
 """What the project's own kernels compute between GEMMs, by name; see
 `fastwan.export.passes.fusions`."""

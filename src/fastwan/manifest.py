@@ -244,7 +244,7 @@ class Region(_Record):
 
     Attributes:
         after: name of the engine that makes the last of its inputs.
-        inputs: what it reads of engines before it.
+        inputs: what it reads of engines and regions before it.
         constants: weights it reads, initializers of the component's ONNX file.
         outputs: what it hands to engines after it.
         temporaries: what one of its nodes hands to a later one and nobody else reads.

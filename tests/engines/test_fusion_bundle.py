@@ -26,6 +26,13 @@ REGIONS = {
     "none": {"SageAttention3": 1},
     "gelu": {"SageAttention3": 1, "GeluQuantize": 1},
     "gelu+cross": {"SageAttention3": 1, "CrossAttention": 1, "GeluQuantize": 1},
+    "all": {
+        "SageAttention3": 1,
+        "Quantize": 1,
+        "CrossAttention": 1,
+        "GeluQuantize": 1,
+        "ResidualNormQuantize": 3,
+    },
 }
 """Nodes of a block that are launched between engines."""
 
