@@ -11,11 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastwan.export.passes.few_keys import KEY_BIAS, KEY_TILE, KEY_TILES
+from fastwan.export.passes.few_keys import KEY_BIAS, KEY_TILES
 from fastwan.export.passes.fusions import find_fusion
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.onnx_guard import BundleGraph
-from fastwan.plugins.glue_reference import gelu_quantize, quantize, residual_norm_quantize
+from fastwan.plugins.glue_reference import (
+    attention_to_keys,
+    gelu_quantize,
+    quantize,
+    residual_norm_quantize,
+)
 from fastwan.plugins.nvfp4 import PackedWeight, dequantize_weight
 from fastwan.runtime.emulated.graph import TorchGraph
 
@@ -125,20 +130,6 @@ def test_residual_and_norm(original: BundleGraph, lifted: ir.Model, tiny: Any) -
     assert forms == {(False, 0), (True, 1), (False, 1)}
 
 
-def few_key_attention(node: ir.Node, values: Values, bias: Tensor, tiles: int) -> Tensor:
-    """The node in fp32 over its first tiles of keys."""
-    attributes = attributes_of(node)
-    y, query_bias, weight, k, v = values.values()
-    q = (y + query_bias).float()
-    q = q * torch.rsqrt((q * q).mean(-1, keepdim=True) + attributes["eps"])
-    q = (q.to(torch.bfloat16) * weight).float()
-    heads, keys = attributes["num_heads"], tiles * KEY_TILE
-    q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k[:, :keys]))
-    logits = attributes["scale"] * q @ k.transpose(-1, -2) + bias[:keys]
-    out = logits.softmax(-1) @ v[:, :, :keys].float()
-    return out.transpose(1, 2).flatten(-2).to(torch.bfloat16)
-
-
 @pytest.mark.parametrize(
     ("shift", "fits"), [(0.0, True), (3.0, False)], ids=["its bias", "another"]
 )
@@ -154,7 +145,8 @@ def test_few_keys_stand_for_all(
         bias = torch.full((rows,), -torch.inf)
         bias[:TOKENS], bias[TOKENS] = 0, torch.tensor(float(rows - TOKENS)).log() + shift
         (wanted,) = expected(original, node, values)
-        found = few_key_attention(node, values, bias, 1)
+        one_tile = torch.tensor([1], dtype=torch.int32)
+        found = attention_to_keys(*values.values(), bias, one_tile, **attributes_of(node))
         error = (found.float() - wanted.float()).norm() / wanted.float().norm()
         assert (error < 0.01) == fits
 
