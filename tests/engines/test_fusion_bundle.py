@@ -19,7 +19,9 @@ from fastwan.export.attentions import find_attention
 from fastwan.export.passes.fusions import NONE, Fusion, find_fusion
 from fastwan.quality.bench import counts
 from fastwan.quality.report import inspect_bundle
+from fastwan.runtime.device.constants import initializers
 from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.recording.tensors import allocate
 
 PARTS: tuple[Component, ...] = ("dit", "decoder")
 REGIONS = {
@@ -162,3 +164,13 @@ def test_a_fusion_without_anything_to_lift_is_refused(tiny_bundle: Path) -> None
             attention="sage3",
             plugins=False,  # type: ignore[arg-type]
         )
+
+
+@pytest.mark.trt
+def test_every_constant_of_a_region_is_in_the_bundle(fused: Bundle) -> None:
+    specs = {s.name: s for region in fused.manifest.regions.values() for s in region.constants}
+    found = initializers(fused, list(specs))
+    assert {name: len(content) for name, content in found.items()} == {
+        name: allocate(spec).size for name, spec in specs.items()
+    }
+    assert found
