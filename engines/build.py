@@ -107,6 +107,7 @@ def build_bundle(
             target=request.target.name,
             backend=request.backend.name,
             attention=request.attention,
+            fusion=request.fusion,
             sampler=request.samplers[0].name,
             samplers=request.samplers,
             components=request.components,

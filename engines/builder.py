@@ -35,6 +35,7 @@ class BuildRequest:
 
     Attributes:
         attention: name of what the engines are made with.
+        fusion: name of what was lifted out of the engines.
         components: parts of the model that the bundle holds.
         plugin_library: copied into the bundle; given to a backend that takes plugins.
         use_cache: take finished engines from the cache and leave new ones there.
@@ -48,6 +49,7 @@ class BuildRequest:
     attention: str
     samplers: tuple[SamplerSpec, ...]
     components: tuple[Component, ...]
+    fusion: str = "none"
     plugin_library: Path | None = None
     use_cache: bool = True
     move_onnx: bool = False

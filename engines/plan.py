@@ -13,6 +13,7 @@ from fastwan.errors import BadInput, VerificationFailed
 from fastwan.export.attentions import Attention
 from fastwan.export.passes.cut_at_blocks import cut_at_blocks
 from fastwan.export.passes.cut_at_regions import Region
+from fastwan.export.passes.fusions import NONE, Fusion
 from fastwan.export.passes.phase_convolutions import phase_convolutions
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.passes.split_statistics import split_statistics
@@ -66,6 +67,7 @@ def plan_sources(
     attention: Attention,
     plugins: bool,
     components: Collection[str],
+    fusion: Fusion = NONE,
 ) -> tuple[tuple[EngineSource, ...], tuple[Region, ...]]:
     """Sources of all engines in the order in which they run, and the regions between them.
 
@@ -73,9 +75,11 @@ def plan_sources(
         onnx_bundle: folder of ``export.json``; every graph is checked before it is read.
         plugins: whether the backend's engines hold nodes of the plugin library.
         components: parts to build, of ``dit``, ``decoder``, ``text_encoder``.
+        fusion: what becomes a region beside the attention.
 
     Raises:
-        BadInput: a component that was not exported, or a graph that the guard refuses.
+        BadInput: a component that was not exported, a graph that the guard refuses, or see
+            `plan_dit`.
         VerificationFailed: see `plan_dit`.
     """
     sources: list[EngineSource] = []
@@ -86,7 +90,7 @@ def plan_sources(
         records = [_record(exported, name) for name in ("time_tables", "text_kv", "dit")]
         linears = [linear for record in records for linear in record.linears]
         model = _load(onnx_bundle, records[-1])
-        plan = plan_dit(model, linears, attention=attention, plugins=plugins)
+        plan = plan_dit(model, linears, attention=attention, plugins=plugins, fusion=fusion)
         regions = plan.regions
         for part in plan.parts:
             graph = serialized(part.model)
@@ -99,7 +103,12 @@ def plan_sources(
 
 
 def plan_dit(
-    model: ir.Model, linears: Sequence[Linear], *, attention: Attention, plugins: bool
+    model: ir.Model,
+    linears: Sequence[Linear],
+    *,
+    attention: Attention,
+    plugins: bool,
+    fusion: Fusion = NONE,
 ) -> DitPlan:
     """Divide the transformer's graph for an attention and a backend.
 
@@ -110,12 +119,16 @@ def plan_dit(
         model: as ``dit.onnx`` holds it; left unchanged.
         linears: all targeted linears of the graph.
         plugins: see `plan_sources`.
+        fusion: likewise.
 
     Raises:
+        BadInput: the graph has nothing for the fusion to lift, or what it lifts would be inside an
+            engine.
         VerificationFailed: a linear is in no engine, where no gate would see it.
     """
-    apart = split_dit(model)
+    apart = split_dit(fusion.apply(model))
     step = attention.divide(apart["dit"], plugins=plugins)
+    fusion.require_outside(model, step.models)
     for part in step.models:
         split_statistics(part)
     graphs: list[tuple[Cadence, ir.Model]] = [

@@ -18,28 +18,33 @@ def region_records(
 ) -> dict[str, Region]:
     """Manifest records of the regions between the ``dit`` engines.
 
+    Args:
+        regions: in the order in which they run.
+
     Raises:
-        BadInput: a region reads a value that no engine makes, or the runtime launches no such node.
+        BadInput: a region reads a value that no engine and no region before it makes, or the
+            runtime launches no such node.
     """
-    makers = {spec.name: name for name, engine in engines.items() for spec in engine.outputs}
+    after = {spec.name: name for name, engine in engines.items() for spec in engine.outputs}
     order = list(engines)
     records = {}
     for region in regions:
         graph = region.model.graph
         for value in graph.inputs:
-            if value.name not in makers:
+            if value.name not in after:
                 raise BadInput(f"no engine makes {value.name!r}", where=region.name)
         handed_on = set(graph.outputs)
         inside = [v for node in graph for v in node.outputs if v not in handed_on]
         records[region.name] = Region(
             component="dit",
-            after=max((makers[str(value.name)] for value in graph.inputs), key=order.index),
+            after=max((after[str(value.name)] for value in graph.inputs), key=order.index),
             nodes=tuple(_region_node(node) for node in graph),
             inputs=tuple(map(_spec, graph.inputs)),
             constants=tuple(_spec(graph.initializers[name]) for name in sorted(graph.initializers)),
             outputs=tuple(map(_spec, graph.outputs)),
             temporaries=tuple(map(_spec, inside)),
         )
+        after |= {spec.name: records[region.name].after for spec in records[region.name].outputs}
     return records
 
 
@@ -53,8 +58,10 @@ def _region_node(node: ir.Node) -> RegionNode:
 
 
 def _spec(value: ir.Value) -> TensorSpec:
+    """A tensor as the project's kernels take it: 4-bit codes are bytes, two codes in each."""
     if value.dtype is None or value.shape is None or not value.shape.is_static():
         raise BadInput(f"{value.name!r} has no fixed type and shape", where="region")
-    return TensorSpec(
-        name=str(value.name), dtype=value.dtype.numpy().name, shape=tuple(value.shape.numpy())
-    )
+    shape = tuple(value.shape.numpy())
+    if value.dtype == ir.DataType.FLOAT4E2M1:
+        return TensorSpec(name=str(value.name), dtype="uint8", shape=(*shape[:-1], shape[-1] // 2))
+    return TensorSpec(name=str(value.name), dtype=value.dtype.numpy().name, shape=shape)

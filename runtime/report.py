@@ -34,7 +34,7 @@ class GenerateReport(FigureReport):
     """Videos that were made, one for each prompt."""
 
     kind: Literal["generate"] = "generate"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     bundle: BundleFacts
     device: str
     note: str

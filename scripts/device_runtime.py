@@ -244,6 +244,7 @@ def bundle_of(built: Built, shape: VideoShape) -> Bundle:
         target="rtx5090",
         backend="tensorrt-rtx",
         attention="native",
+        fusion="none",
         sampler="unipc",
         samplers=(SAMPLERS["unipc"], SAMPLERS["dmd"]),
         components=("dit", "decoder", "text_encoder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,7 +12,10 @@ from fastwan.export.passes.graphs import FASTWAN, constants, nbytes, submodel
 _CHEAP = {"Add", "Sub", "Mul", "Div", "Cast", "Slice", "Unsqueeze", "Squeeze", "Reshape"}
 _MOVES = {"Reshape", "Transpose"}
 _SMALL = 8
-"""A value this many times smaller than any region's output is computed again where it is read."""
+"""A value this many times smaller than any node's result is computed again where it is read."""
+_WIDTH = 2
+"""Bytes of an element that sizes are compared by: those of the bf16 value that a node's FP4 codes
+stand for."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def cut_at_regions(model: ir.Model) -> Cut:
     plans: dict[int, list[ir.Node]] = {}
     position = {node: index for index, node in enumerate(model.graph)}
     fixed = constants(model.graph)
-    small = min((nbytes(value) for value in region_of), default=0) // _SMALL
+    small = min((_result_bytes(node) for nodes in regions.values() for node in nodes), default=0)
+    small //= _SMALL
     for level in sorted(wanted, reverse=True):
         results = {
             value
@@ -93,6 +98,17 @@ def cut_at_regions(model: ir.Model) -> Cut:
             for level, nodes in sorted(regions.items())
         ),
     )
+
+
+def _result_bytes(node: ir.Node) -> int:
+    """Bytes of the largest output of a node in bf16; block scales do not count."""
+    return max(_elements(value) for value in node.outputs) * _WIDTH
+
+
+def _elements(value: ir.Value) -> int:
+    if value.dtype is None or value.shape is None or not value.shape.is_static():
+        return 0
+    return math.prod(value.shape.numpy())
 
 
 def _producer(value: ir.Value) -> ir.Node:

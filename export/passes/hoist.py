@@ -7,7 +7,8 @@ import onnx_ir as ir
 from fastwan.errors import BadInput
 from fastwan.export.passes.graphs import constants, submodel, with_constants
 
-_AT_HOME = ("blocks.", "head.")
+AT_HOME = ("blocks.", "head.")
+"""Begin the names of nodes that are hoisted by no input."""
 
 
 def hoist(model: ir.Model, input_name: str, name: str) -> tuple[ir.Model, ir.Model]:
@@ -49,7 +50,7 @@ def hoist(model: ir.Model, input_name: str, name: str) -> tuple[ir.Model, ir.Mod
         ]
         if not reads:
             continue
-        stays = str(node.name).startswith(_AT_HOME)
+        stays = str(node.name).startswith(AT_HOME)
         if all(value in from_source for value in reads) and not stays:
             from_source.update(node.outputs)
             hoisted.append(node)

@@ -23,6 +23,7 @@ class GraphIndex:
         self.initializers: dict[str, TensorProto] = {
             tensor.name: tensor for tensor in model.graph.initializer
         }
+        self._inputs = {value.name: value.type.tensor_type for value in model.graph.input}
         self._nodes: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
             self._nodes.setdefault(node.name, []).append(node)
@@ -38,6 +39,23 @@ class GraphIndex:
             raise Fault(f"there is no single MatMul node {name}")
         activation, weight = nodes[0].input
         return activation, weight
+
+    def is_input(self, name: str) -> bool:
+        """Whether a value is an input of the graph."""
+        return name in self._inputs
+
+    def quantised_inputs(self, codes: str, block_scale: str, block: int) -> bool:
+        """Whether two values are inputs of the graph: FP4 codes and an e4m3 scale for each block.
+
+        Args:
+            block: codes along the last axis that share a scale.
+        """
+        found = [self._inputs.get(name) for name in (codes, block_scale)]
+        types = [TensorProto.FLOAT4E2M1, TensorProto.FLOAT8E4M3FN]
+        if [tensor and tensor.elem_type for tensor in found] != types:
+            return False
+        values, scales = ([axis.dim_value for axis in t.shape.dim] for t in found if t)
+        return values == [*scales[:-1], scales[-1] * block]
 
     def initializer(self, name: str, dtype: int, role: str) -> int:
         """Number of elements of an initializer.

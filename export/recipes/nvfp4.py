@@ -125,8 +125,9 @@ class _Gate(Gate):
 
     The pattern in a graph is ``MatMul(x, w)`` with ``w = Transpose(Cast(DequantizeLinear(
     FLOAT4E2M1 initializer, DequantizeLinear(e4m3 initializer, fp32 initializer))))`` and ``x``
-    dequantised likewise from both outputs of one ``trt::TRT_FP4DynamicQuantize``. TensorRT falls
-    back to bf16 without a word where it does not match.
+    dequantised likewise from both outputs of one ``trt::TRT_FP4DynamicQuantize``, or from codes and
+    block scales that are inputs of the graph. TensorRT falls back to bf16 without a word where it
+    does not match.
     """
 
     label = "FP4"
@@ -143,6 +144,11 @@ class _Gate(Gate):
 
         values, scale = _dequantised(graph, activation, "activation")
         quantise = graph.producers.get(values)
+        if quantise is None and graph.is_input(values):
+            block_scale, _ = _scale_inputs(graph, scale, "activation")
+            if not graph.quantised_inputs(values, block_scale, BLOCK):
+                raise Fault(f"its activation is no input of FP4 codes with a scale for {BLOCK}")
+            return elements  # quantised by a kernel before this engine
         if quantise is None or (quantise.domain, quantise.op_type) != QUANTISE:
             raise Fault("its activation is not quantised in this graph")
         block_scale, _ = _scale_inputs(graph, scale, "activation")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fastwan.errors import BadInput
 from fastwan.manifest import TensorSpec
 from fastwan.runtime.recording.operations import Barrier, Cast, Combine, Copy, Mark, Operation, Zero
-from fastwan.runtime.recording.tensors import Buffer, Tensor, allocate
+from fastwan.runtime.recording.tensors import Buffer, Tensor, allocate, packed_pairs
 
 COMPUTE, COPY = 0, 1
 """Streams."""
@@ -134,9 +134,15 @@ class Recorder:
     def cast(self, tensor: Tensor, spec: TensorSpec, shape: tuple[int, ...]) -> Tensor:
         """`tensor` as an engine takes it: as it is, or cast into a buffer of its own.
 
+        Bytes of two 4-bit codes each, as the project's kernels write them, are such codes as they
+        lie.
+
         Raises:
             BadInput: another shape, or a dtype that cannot become the wanted one.
         """
+        pairs = packed_pairs(tensor, spec.dtype)
+        if pairs is not None and pairs.shape == shape:
+            return pairs
         if tensor.shape != shape:
             raise BadInput(
                 f"{spec.name} has shape {list(tensor.shape)}, the engine wants {list(shape)}",

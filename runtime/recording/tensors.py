@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fastwan.dtypes import ITEM_BYTES
+from fastwan.dtypes import ITEM_BYTES, PAIRED
 from fastwan.errors import BadInput
 from fastwan.manifest import TensorSpec
 
@@ -142,6 +142,20 @@ class Tensor:
         return rows, columns, pitch
 
 
+def packed_pairs(tensor: Tensor, dtype: str) -> Tensor | None:
+    """Bytes as the 4-bit numbers that lie in them, two along the last axis; None if they are not.
+
+    Args:
+        dtype: of the numbers.
+    """
+    if dtype not in PAIRED or tensor.dtype != "uint8" or not tensor.shape or not tensor.contiguous:
+        return None
+    shape = (*tensor.shape[:-1], tensor.shape[-1] * 2)
+    return replace(
+        tensor, dtype=dtype, shape=shape, strides=row_major(shape), packed=tensor.elements
+    )
+
+
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides in elements of a tensor without gaps."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
@@ -166,16 +180,20 @@ def allocate(
 ) -> Tensor:
     """A tensor like `spec` in a buffer of its own.
 
-    ``hwc8`` is channels last with the channels padded to 8: opaque here, only its size matters.
+    ``hwc8`` is channels last with the channels padded to 8: opaque here, only its size matters. So
+    are 4-bit numbers, two a byte.
 
     Raises:
         BadInput: a dtype that the runtime does not know.
     """
     shape = resolved(spec) if shape is None else shape
-    if spec.dtype not in ITEM_BYTES:
-        raise BadInput(f"{spec.name} has unknown dtype {spec.dtype}", where="bundle")
     packed = None
-    size = math.prod(shape) * ITEM_BYTES[spec.dtype]
+    if spec.dtype in PAIRED and shape and shape[-1] % 2 == 0:
+        packed = size = math.prod(shape) // 2
+    elif spec.dtype in ITEM_BYTES:
+        size = math.prod(shape) * ITEM_BYTES[spec.dtype]
+    else:
+        raise BadInput(f"{spec.name} has unknown dtype {spec.dtype}", where="bundle")
     if spec.format == "hwc8":
         packed = size = size // shape[1] * (-(-shape[1] // 8) * 8)
     buffer = Buffer(name or spec.name, size, space, fixed, content)

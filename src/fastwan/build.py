@@ -30,6 +30,7 @@ from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.checkpoint.scheduler import overruled
 from fastwan.export.onnx_bundle import export_onnx_bundle
+from fastwan.export.passes.fusions import find_fusion
 from fastwan.export.recipes import Recipe, find_recipe
 from fastwan.manifest import Manifest
 from fastwan.outputs import OutputFolder
@@ -51,6 +52,7 @@ class BuildSpec:
         target: row of `fastwan.config.TARGETS`.
         backend: builder of the engines.
         attention: the model's own where None.
+        fusion: row of `fastwan.config.FUSIONS`.
         sampler: default of the bundle; "auto" takes the checkpoint's.
         height: of the video in pixels; the checkpoint's own where None.
         width: likewise.
@@ -69,6 +71,7 @@ class BuildSpec:
     target: str = "rtx5090"
     backend: str = "tensorrt-rtx"
     attention: str | None = None
+    fusion: str = "none"
     sampler: str = "auto"
     height: int | None = None
     width: int | None = None
@@ -109,6 +112,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
     check_served(backend, target)
     backend.check(target)
     text_recipe = find_recipe(spec.text_encoder_recipe)
+    fusion = find_fusion(spec.fusion)
     checkpoint = open_checkpoint(
         spec.checkpoint,
         taehv=spec.taehv,
@@ -156,6 +160,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             folder,
             exported,
             attention=attention,
+            fusion=fusion,
             plugins=backend.takes_plugins,
             components=spec.components,
         )
@@ -163,6 +168,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             target=target,
             backend=backend,
             attention=attention.name,
+            fusion=fusion.name,
             samplers=samplers,
             components=tuple(name for name in COMPONENTS if name in spec.components),
             plugin_library=library,

@@ -6,9 +6,9 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ from fastwan.config import (
     ATTENTIONS,
     BACKENDS,
     COMPONENTS,
+    FUSIONS,
     MODELS,
     RECIPES,
     SAMPLERS,
@@ -38,6 +39,7 @@ from fastwan.signals import end_cleanly_on_signals
 from fastwan.tables import described
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _State:
@@ -76,6 +78,11 @@ def _progress() -> Progress:
         return Quiet()
     _State.display = Console()
     return _State.display
+
+
+def _of_table(option: str, names: Iterable[str], **settings: Any) -> Callable[[F], F]:
+    """An option that takes the names of a table."""
+    return click.option(option, type=click.Choice(list(names)), show_default=True, **settings)
 
 
 _force_option = click.option(
@@ -137,25 +144,11 @@ def make_checkpoint(
 @click.option("--revision", help="Branch, tag or commit on the hub, as owner/name@revision.")
 @click.option("--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder.")
 @click.option("--model", type=click.Choice(list(MODELS)), help="Default: from the checkpoint.")
-@click.option("--target", type=click.Choice(list(TARGETS)), default="rtx5090", show_default=True)
-@click.option(
-    "--backend",
-    type=click.Choice(list(BACKENDS)),
-    default="tensorrt-rtx",
-    show_default=True,
-    help=described(BACKENDS),
-)
-@click.option(
-    "--attention",
-    type=click.Choice(list(ATTENTIONS)),
-    help=f"Default: the model's own. {described(ATTENTIONS)}",
-)
-@click.option(
-    "--sampler",
-    type=click.Choice(["auto", *SAMPLERS]),
-    default="auto",
-    show_default=True,
-)
+@_of_table("--target", TARGETS, default="rtx5090")
+@_of_table("--backend", BACKENDS, default="tensorrt-rtx", help=described(BACKENDS))
+@_of_table("--attention", ATTENTIONS, help=f"Default: the model's own. {described(ATTENTIONS)}")
+@_of_table("--fusion", FUSIONS, default="none", help=described(FUSIONS))
+@_of_table("--sampler", ["auto", *SAMPLERS], default="auto")
 @click.option("--height", type=int, help="Pixels, a multiple of 16.")
 @click.option("--width", type=int, help="Pixels, a multiple of 16.")
 @click.option("--num-frames", type=int, help="Frames, 4n+1.")

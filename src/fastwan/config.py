@@ -331,6 +331,15 @@ ATTENTIONS = {
 }
 """How self-attention is computed, by name; see `fastwan.export.attentions`."""
 
+FUSIONS = {
+    "none": "the builder's kernels between GEMMs",
+    "gelu": "bias, GELU and quantiser of the feed-forward in one kernel",
+    "gelu+cross": "that, and cross-attention over the keys that a prompt has",
+    "all": "those, residual and norm, and the quantiser of the attention",
+}
+"""What the project's own kernels compute between GEMMs, by name; see
+`fastwan.export.passes.fusions`."""
+
 _BOTH = ("tensorrt-rtx", "tensorrt")
 _FP4 = ("nvfp4", "bf16")
 _ANY = ("sage3", "native")

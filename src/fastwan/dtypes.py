@@ -59,6 +59,9 @@ ITEM_BYTES = {dtype.name: dtype.bits // 8 for dtype in DTYPES if dtype.bits >= 8
 """By numpy's name, of formats whose elements are whole bytes; ``float`` is what the specs of ONNX
 graphs call fp32."""
 
+PAIRED = frozenset({"float4_e2m1fn"})
+"""numpy's names of formats that engines take two a byte, the first in the low nibble."""
+
 
 def packed_bytes(elements: int, bits: int) -> int:
     """Bytes that hold `elements` of `bits` each without gaps; the last byte may be part empty."""

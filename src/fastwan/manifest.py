@@ -23,6 +23,7 @@ from fastwan.manifest_fields import (
     Bytes,
     Digest,
     FixedShape,
+    FusionName,
     RecipeName,
     Seconds,
     Shape,
@@ -36,7 +37,8 @@ from fastwan.manifest_fields import (
 from fastwan.strict_json import read_json, validated
 from fastwan.tables import lookup
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+"""Of ``manifest.json``."""
 MANIFEST = "manifest.json"
 ONNX_MANIFEST = "export.json"
 LAYERS = "layers.json"
@@ -242,7 +244,7 @@ class Region(_Record):
 
     Attributes:
         after: name of the engine that makes the last of its inputs.
-        inputs: what it reads of engines before it.
+        inputs: what it reads of engines and regions before it.
         constants: weights it reads, initializers of the component's ONNX file.
         outputs: what it hands to engines after it.
         temporaries: what one of its nodes hands to a later one and nobody else reads.
@@ -310,18 +312,20 @@ class Manifest(_Record):
         engines: by engine name, in the order in which they run.
         regions: by region name, what the runtime launches between engines.
         attention: what the engines were made with.
+        fusion: what of the graph between GEMMs was lifted into regions.
         sampler: name of the one of `samplers` that plays unless another is asked for.
         samplers: those that the model was trained for.
         onnx: the ONNX bundle the engines were made of, kept under ``onnx/`` as the CPU reference.
         files: every other file of the bundle.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     tool_version: str
     versions: dict[str, str]
     target: TargetName
     backend: BackendName
     attention: AttentionName
+    fusion: FusionName
     sampler: str
     samplers: tuple[SamplerSpec, ...] = Field(min_length=1, max_length=64)
     components: tuple[Component, ...] = Field(min_length=1)
@@ -374,10 +378,10 @@ def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
     if not os.path.exists(path):
         raise BadInput(f"{path.name} is missing", where=where, fix="is this a bundle's folder?")
     raw = read_json(path, where=f"{where}/{path.name}")
-    version = raw.get("schema_version")
-    if version != SCHEMA_VERSION:
+    version, wanted = raw.get("schema_version"), kind.model_fields["schema_version"].default
+    if version != wanted:
         raise BadInput(
-            f"{path.name} has schema version {version}, this tool reads {SCHEMA_VERSION}",
+            f"{path.name} has schema version {version}, this tool reads {wanted}",
             where=where,
             fix="build the bundle again with this version",
         )

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from fastwan.config import (
     ATTENTIONS,
     BACKENDS,
+    FUSIONS,
     RECIPES,
     TARGETS,
     DecoderConfig,
@@ -58,6 +59,7 @@ def _one_of(names: Collection[str], kind: str) -> AfterValidator:
 
 RecipeName = Annotated[str, _one_of(RECIPES, "recipe")]
 AttentionName = Annotated[str, _one_of(ATTENTIONS, "attention")]
+FusionName = Annotated[str, _one_of(FUSIONS, "fusion")]
 BackendName = Annotated[str, _one_of(BACKENDS, "backend")]
 TargetName = Annotated[str, _one_of(TARGETS, "target")]
 

@@ -114,6 +114,8 @@ class BundleFacts(Record):
     """GPU that the engines are for."""
     backend: str
     attention: str
+    fusion: str
+    """What the project's own kernels compute between GEMMs."""
     sampler: str
     """The bundle's own; a command may have been told to use another."""
     versions: dict[str, str]
@@ -131,6 +133,7 @@ class BundleFacts(Record):
             target=manifest.target,
             backend=manifest.backend,
             attention=manifest.attention,
+            fusion=manifest.fusion,
             sampler=manifest.sampler,
             versions={"fastwan-export": manifest.tool_version, **manifest.versions},
         )

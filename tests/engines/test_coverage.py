@@ -70,6 +70,49 @@ def test_each_part_of_the_pattern_is_checked(
         check_onnx_linears(edit(kit.graph(), node, **changes), [kit.linear("a")])
 
 
+def quantised_before(
+    kit: SimpleNamespace,
+    codes: int = onnx.TensorProto.FLOAT4E2M1,
+    scales: int = onnx.TensorProto.FLOAT8E4M3FN,
+    blocks: int = 16,
+) -> onnx.ModelProto:
+    """The sound graph, its activation quantised by a kernel before the engine."""
+    model: onnx.ModelProto = kit.graph()
+    del model.graph.input[:]
+    quantise = next(node for node in model.graph.node if node.name == "x/quantize")
+    model.graph.node.remove(quantise)
+    names = list(quantise.output)
+    model.graph.input.extend(
+        [
+            kit.value(names[0], [1, kit.M, kit.K], codes),
+            kit.value(names[1], [1, kit.M, blocks], scales),
+        ]
+    )
+    return model
+
+
+def test_an_activation_may_come_quantised(kit: SimpleNamespace) -> None:
+    assert check_onnx_linears(quantised_before(kit), [kit.linear("a")]) == {
+        "a/MatMul": kit.N * kit.K
+    }
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"codes": onnx.TensorProto.BFLOAT16},
+        {"scales": onnx.TensorProto.FLOAT},
+        {"blocks": 8},
+    ],
+    ids=["no codes", "scales that are not e4m3", "scales of other blocks"],
+)
+def test_an_activation_that_comes_otherwise_is_refused(
+    kit: SimpleNamespace, fault: dict[str, int]
+) -> None:
+    with pytest.raises(VerificationFailed, match="no input of FP4 codes with a scale for 16"):
+        check_onnx_linears(quantised_before(kit, **fault), [kit.linear("a")])
+
+
 def test_a_renamed_node_is_missing(kit: SimpleNamespace) -> None:
     with pytest.raises(VerificationFailed, match="no single MatMul node b/MatMul"):
         check_onnx_linears(kit.graph(), [kit.linear("b")])

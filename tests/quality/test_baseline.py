@@ -149,7 +149,7 @@ def test_runs_of_different_kinds_are_not_compared(
         ({"kernels": "many"}, "'kernels'"),
         ({"surprise": 1}, "'surprise'"),
         ({"kind": "inspect"}, "'kind'"),
-        ({"schema_version": 2}, "'schema_version'"),
+        ({"schema_version": 1}, "'schema_version'"),
         ({"labels": {}}, None),  # computed anew
         ({"kernels": "40"}, "'kernels'"),
         ({"kernels": True}, "'kernels'"),

@@ -46,7 +46,7 @@ class BenchReport(FigureReport):
     """Exact counts of one video, and times where a GPU was used."""
 
     kind: Literal["bench"] = "bench"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     bundle: BundleFacts
     sampler: str
     """The one that was used."""

@@ -79,6 +79,8 @@ class ComponentFigures(BuiltComponent):
     """Kernels by what bounds them."""
     dtypes: Measured[dict[str, int]]
     """Kernels by the number format they compute in."""
+    regions: Measured[dict[str, int]]
+    """Nodes that the runtime launches between its engines, by type."""
     fp4_gemm_share: Measured[float]
     """FP4 GEMMs among all GEMMs, 0 to 1."""
     weight_bytes: Measured[int]
@@ -122,7 +124,7 @@ class InspectReport(FigureReport):
     """What a bundle holds and what it costs; no figure was taken on a GPU."""
 
     kind: Literal["inspect"] = "inspect"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     bundle: BundleFacts
     seconds: Measured[float]
     """The build's."""
@@ -144,7 +146,7 @@ class BuildReport(FigureReport):
     """What a build made and took."""
 
     kind: Literal["build-engine"] = "build-engine"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     bundle: BundleFacts
     seconds: Measured[float]
     peak_rss_bytes: Measured[int]

@@ -118,6 +118,7 @@ def _component(
         scratch_bytes=max((engine.scratch_bytes for engine in engines.values()), default=0),
         kinds=Counter(record.kind for record in records),
         dtypes=Counter(record.precision for record in records if record.precision),
+        regions=Counter(node.op for name in between for node in manifest.regions[name].nodes),
         fp4_gemm_share=sum(map(is_fp4_gemm, gemms)) / len(gemms) if gemms else 0.0,
         weight_bytes=sum(tensor.bytes() for record in records for tensor in record.constants),
         per_run=Figures.of(total(run)),

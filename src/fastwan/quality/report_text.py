@@ -18,6 +18,7 @@ _ROWS = (
     ("kernels", "kernels", "count"),
     ("kinds", "  by kind", "histogram"),
     ("dtypes", "  by dtype", "histogram"),
+    ("regions", "own nodes between", "histogram"),
     ("linears", "targeted linears", "count"),
     ("fp4_linears", "  of them FP4", "count"),
     ("fp4_gemm_share", "FP4 share of GEMMs", "share"),
@@ -67,7 +68,7 @@ def _headline(report: InspectReport) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in bundle.versions.items())
     return (
         f"{bundle.path}: {bundle.backend}, attention {bundle.attention}, "
-        f"recipe {bundle.recipe}, "
+        f"fusion {bundle.fusion}, recipe {bundle.recipe}, "
         f"{bundle.shape.width}x{bundle.shape.height}x{bundle.shape.num_frames}, "
         f"sampler {bundle.sampler} ({versions})"
     )

@@ -47,6 +47,7 @@ def manifest_of(**changes: Any) -> Manifest:
         "target": "rtx5090",
         "backend": "tensorrt-rtx",
         "attention": "sage3",
+        "fusion": "none",
         "sampler": "unipc",
         "samplers": (SAMPLERS["unipc"], SAMPLERS["dmd"]),
         "components": ("dit",),

@@ -16,6 +16,7 @@ from fastwan.engines.plan import GraphPart, plan_dit
 from fastwan.errors import BadInput
 from fastwan.export.attentions import find_attention
 from fastwan.export.dit_onnx import CPU_REFERENCE_TOKENS
+from fastwan.export.passes.fusions import find_fusion
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.manifest import Region
@@ -61,6 +62,7 @@ class EngineReferences:
             self._subject.expected_linears,
             attention=find_attention(manifest.attention),
             plugins=load_backend(manifest.backend).takes_plugins,
+            fusion=find_fusion(manifest.fusion),
         )
         return {part.name: part for part in plan.parts}
 

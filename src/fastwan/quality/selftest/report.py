@@ -76,6 +76,7 @@ class TestedBundle(Record):
     target: str
     backend: str
     attention: str
+    fusion: str
     sampler: str
     versions: dict[str, str]
     manifest_sha256: str
@@ -91,7 +92,7 @@ class SelftestReport(Report):
     """Stages in order; those behind the first that failed were not reached."""
 
     kind: Literal["selftest"] = "selftest"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     device: Kind
     bundle: TestedBundle
     gpu: Gpu | None

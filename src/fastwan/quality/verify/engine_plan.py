@@ -11,6 +11,7 @@ from fastwan.engines.backend import load_backend
 from fastwan.engines.plan import GraphPart, plan_dit
 from fastwan.engines.regions import region_records
 from fastwan.export.attentions import find_attention
+from fastwan.export.passes.fusions import find_fusion
 from fastwan.manifest import Engine
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.subject import Subject
@@ -33,6 +34,7 @@ def check_engine_plan(subject: Subject) -> Check:
         linears,
         attention=find_attention(manifest.attention),
         plugins=load_backend(manifest.backend).takes_plugins,
+        fusion=find_fusion(manifest.fusion),
     )
     engines = {
         name: engine for name, engine in manifest.engines.items() if engine.component == "dit"

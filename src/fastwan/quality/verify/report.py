@@ -87,7 +87,7 @@ class VerifyReport(Report):
     """Outcome of all checks of a bundle."""
 
     kind: Literal["verify"] = "verify"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     bundle: BundleFacts
     checks: tuple[Check, ...]
     fp4: FP4Comparison | None = None

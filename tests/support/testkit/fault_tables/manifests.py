@@ -75,7 +75,7 @@ FAULTS = (
     _manifest("seconds below zero", "seconds", edit(MANIFEST, "build.seconds", -1.0)),
     _manifest("seconds beyond a double", "number", edit(MANIFEST, "build.seconds", 10**300)),
     _manifest("a number of 400 digits", "number",
-              replace(MANIFEST, '"schema_version": 3', f'"schema_version": {"3" * 400}')),
+              replace(MANIFEST, '"schema_version": 4', f'"schema_version": {"3" * 400}')),
     _manifest("a key twice", "twice",
               replace(MANIFEST, '"target": ', '"target": "rtx5090", "target": ')),
     _manifest("brackets without end", r"manifest\.json", put(MANIFEST, "[" * 200_000)),

@@ -1,0 +1,96 @@
+"""Fusions, a row each: which patterns are lifted out of the builder's sight.
+
+What a fusion lifts becomes a node of the domain ``fastwan``, which the project's own kernels
+compute between two engines. The ONNX file, the CPU reference and `verify` keep the graph as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fastwan.config import FUSIONS
+from fastwan.errors import BadInput
+from fastwan.export.passes.graphs import FASTWAN, clone
+from fastwan.export.passes.lift_cross_attention import lift_cross_attention
+from fastwan.export.passes.lift_gelu import lift_gelu
+from fastwan.export.passes.lift_quantiser import lift_quantiser
+from fastwan.export.passes.lift_residual_norm import lift_residual_norm
+from fastwan.tables import implementation
+
+Lift = Callable[[ir.Model], tuple[ir.Model, bool]]
+"""A pass over the whole transformer."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What is lifted.
+
+    Attributes:
+        name: in the table of names, the manifest and on the command line.
+        lifts: passes, in the order in which they run.
+    """
+
+    name: str
+    lifts: tuple[Lift, ...] = ()
+
+    def apply(self, model: ir.Model) -> ir.Model:
+        """The transformer with the patterns of this fusion lifted.
+
+        Args:
+            model: as ``dit.onnx`` holds it; left unchanged.
+
+        Raises:
+            BadInput: the graph has nothing that one of the passes lifts.
+        """
+        lifted = clone(model) if self.lifts else model
+        for each in self.lifts:
+            if not each(lifted)[1]:
+                raise BadInput(
+                    f"the transformer has nothing for {each.__name__} to lift",
+                    where=f"fusion {self.name}",
+                    fix=f"--fusion {NONE.name}",
+                )
+        return lifted
+
+    def require_outside(self, model: ir.Model, engines: Iterable[ir.Model]) -> None:
+        """Refuse engines that hold what was lifted: no builder has it.
+
+        Args:
+            model: the transformer before `apply`.
+
+        Raises:
+            BadInput: one of them holds such a node.
+        """
+        known = {node.op_type for node in model.graph if node.domain == FASTWAN}
+        for node in (node for engine in engines for node in engine.graph):
+            if node.domain == FASTWAN and node.op_type not in known:
+                raise BadInput(
+                    f"an engine cannot hold the node {node.op_type}",
+                    where=f"fusion {self.name}",
+                    fix=f"--fusion {NONE.name}, or a backend and an attention that divide there",
+                )
+
+
+NONE = Fusion("none")
+
+IMPLEMENTED = {
+    each.name: each
+    for each in (
+        NONE,
+        Fusion("gelu", (lift_gelu,)),
+        Fusion("gelu+cross", (lift_gelu, lift_cross_attention)),
+        Fusion("all", (lift_gelu, lift_cross_attention, lift_residual_norm, lift_quantiser)),
+    )
+}
+
+
+def find_fusion(name: str) -> Fusion:
+    """The fusion of that name.
+
+    Raises:
+        BadInput: no name of the tables, or one that nothing implements.
+    """
+    return implementation(FUSIONS, IMPLEMENTED, name, "fusion")
