@@ -152,7 +152,7 @@ class TestFile:
             read_baseline(path)
         path.write_bytes(b'{"schema_version": 99}')
         assert ConfigFile(path).fields == {"schema_version": 99}
-        with pytest.raises(BadInput, match="no report of bench: Input should be 1"):
+        with pytest.raises(BadInput, match="no report of bench: Input should be 2"):
             read_baseline(path)
         with pytest.raises(BadInput, match="schema version 99"):
             parse_manifest(path, Manifest)
