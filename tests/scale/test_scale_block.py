@@ -10,7 +10,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-import torch
 
 from fastwan.config import TARGETS, DiTConfig, VideoShape
 from fastwan.engines.backend import BuildOptions, BuiltEngine
@@ -19,9 +18,7 @@ from fastwan.engines.plan import GraphPart, plan_dit, serialized
 from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.export.attentions import find_attention
-from fastwan.export.dit_graph import build_dit_graph, targeted_linears
-from fastwan.export.onnx_io import data_file
-from fastwan.export.passes.graphs import nbytes
+from fastwan.export.dit_graph import targeted_linears
 from fastwan.export.recipes import NVFP4
 from fastwan.progress import Quiet
 from fastwan.quality.cost import kernel_cost
@@ -33,35 +30,6 @@ CONFIG = DiTConfig(num_layers=3)
 LIMIT_MB = {"sage3": 4460, "native": 5850}
 SCRATCH = 1_400_000_000
 MIDDLE = {"sage3": "segment_01", "native": "dit_01"}
-
-
-def _fill(model: ir.Model, path: Path) -> None:
-    """Give every weight random bytes of its type that are finite numbers."""
-    generator = torch.Generator().manual_seed(0)
-    with data_file(path) as writer:
-        for name, value in model.graph.initializers.items():
-            if value.const_value is not None:
-                continue
-            assert value.dtype is not None
-            assert value.shape is not None
-            size = nbytes(value)
-            if value.dtype == ir.DataType.FLOAT:
-                raw = torch.rand(size // 4, generator=generator).add_(0.5)
-            elif value.dtype == ir.DataType.BFLOAT16:
-                raw = torch.rand(size // 2, generator=generator).bfloat16()
-            else:
-                raw = torch.randint(40, 60, (size,), generator=generator, dtype=torch.uint8)
-            shape = tuple(value.shape.numpy())
-            value.const_value = writer.add(name, raw, dtype=value.dtype, shape=shape)
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[ir.Model, Path]:
-    pytest.importorskip("tensorrt_rtx")
-    folder = tmp_path_factory.mktemp("wide")
-    model = build_dit_graph(CONFIG, VideoShape(), NVFP4())
-    _fill(model, folder / "dit.data")
-    return model, folder
 
 
 @pytest.fixture(scope="module", params=["sage3", "native"])
