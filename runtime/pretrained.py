@@ -13,7 +13,7 @@ from fastwan.hub.ids import is_repo_id
 from fastwan.runtime.batch import UnknownArgument
 from fastwan.runtime.components import Components
 from fastwan.runtime.cpu.components import CpuComponents
-from fastwan.runtime.device.choice import DEVICES, DeviceChoice, resolve_device
+from fastwan.runtime.device.choice import DEVICES, DeviceChoice, require_emulable, resolve_device
 from fastwan.runtime.like_diffusers import check_dtype
 from fastwan.runtime.model.checks import shown
 
@@ -100,6 +100,7 @@ def open_components(bundle: Bundle, device: str, threads: int) -> tuple[DeviceCh
         from fastwan.runtime.device.components import DeviceComponents
         from fastwan.runtime.emulated.platform import emulated_platform
 
+        require_emulable(bundle)
         return choice, DeviceComponents(bundle, emulated_platform())
     if choice.name == "cuda":
         from fastwan.runtime.device.components import DeviceComponents

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fastwan.bundle import Bundle
 from fastwan.cuda_driver import cuda_device_count
 from fastwan.errors import BadInput, EnvironmentLacks
 
@@ -51,3 +52,30 @@ def resolve_device(requested: str) -> DeviceChoice:
         where="device",
         fix="use device cpu, or install NVIDIA's driver and check CUDA_VISIBLE_DEVICES",
     )
+
+
+def require_emulable(bundle: Bundle) -> None:
+    """Refuse a bundle that the emulated device cannot play.
+
+    Raises:
+        BadInput: its attention is inside an engine, or engines take quantised activations.
+    """
+    manifest = bundle.manifest
+    quantised = [
+        name
+        for name, engine in manifest.engines.items()
+        if any(spec.dtype.startswith("float4") for spec in engine.inputs)
+    ]
+    if quantised:
+        raise BadInput(
+            f"the emulated device does not take FP4 activations as inputs, as {quantised[0]} does",
+            where=str(bundle.root),
+            fix="build it with --fusion none",
+        )
+    if not manifest.regions:
+        raise BadInput(
+            f"the emulated device computes attention between engines, and {manifest.attention} is "
+            "inside them",
+            where=str(bundle.root),
+            fix="build it for tensorrt-rtx with an FP4 attention",
+        )

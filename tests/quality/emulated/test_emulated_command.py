@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from fastwan.bundle import Bundle, open_bundle
 from fastwan.cli import main
+from fastwan.errors import BadInput
 from fastwan.runtime.device import choice
 
 
@@ -44,3 +46,22 @@ def test_auto_is_the_cpu_and_never_emulated(monkeypatch: pytest.MonkeyPatch) -> 
     chosen = choice.resolve_device("emulated")
     assert chosen.name == "emulated"
     assert "say nothing of that GPU" in chosen.note
+
+
+def test_a_bundle_with_attention_in_its_engines_is_refused(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    choice.require_emulable(bundle)
+    inside = bundle.manifest.model_copy(update={"regions": {}, "attention": "native"})
+    with pytest.raises(BadInput, match="native is inside them"):
+        choice.require_emulable(Bundle(bundle.root, inside))
+
+
+def test_a_bundle_whose_engines_take_fp4_activations_is_refused(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    name, engine = next(iter(bundle.manifest.engines.items()))
+    quantised = engine.inputs[0].model_copy(update={"dtype": "float4_e2m1fn"})
+    changed = engine.model_copy(update={"inputs": (quantised,)})
+    engines = {**bundle.manifest.engines, name: changed}
+    lifted = bundle.manifest.model_copy(update={"engines": engines})
+    with pytest.raises(BadInput, match="build it with --fusion none"):
+        choice.require_emulable(Bundle(bundle.root, lifted))

@@ -66,7 +66,9 @@ def verify_bundle(
     place = None
     if setting is not None:
         from fastwan.quality.emulated.run import place_picture
+        from fastwan.runtime.device.choice import require_emulable
 
+        require_emulable(bundle)
         place = place_picture(bundle, picture)
     opened = None
     if checkpoint is not None:
