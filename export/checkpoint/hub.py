@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastwan.errors import BadInput
+from fastwan.export.checkpoint.identity import CARD
+from fastwan.export.checkpoint.model_index import MODEL_INDEX
 from fastwan.hub.repository import Repository, listed, open_repository
 from fastwan.manifest import MANIFEST, HubSource
 
 GENERATOR = "generator_inference_transformer"
 """Folder of a distilled transformer, which comes before the base model's."""
 
-MODEL_INDEX = "model_index.json"
-CARD = "README.md"
 _ALWAYS = (
     MODEL_INDEX,
     "scheduler/scheduler_config.json",

@@ -10,43 +10,29 @@ from torch import Tensor
 
 from fastwan.bundle import Bundle
 from fastwan.plugins.regions.base import RegionOp
-from fastwan.quality.emulated.watch import reference_of
-from fastwan.runtime.device.null import NullDevice, NullEngine, NullKernels
+from fastwan.quality.emulated.watch import reference_of, region_tensors
+from fastwan.runtime.device.null import NullDevice, NullKernels
 from fastwan.runtime.device.session import Platform
 from fastwan.runtime.emulated.engines import Torch, TorchEngine, open_emulated
 from fastwan.runtime.emulated.fp4 import Operand
-from testkit.host_device import HostDevice, HostKernels
+from testkit.host_device import HostDevice, HostKernels, LateEngine
 
 CPU = torch.device("cpu")
 
 
-class LateEngine(NullEngine):
+class TorchHostEngine(LateEngine):
     """A `TorchEngine` that runs when its stream does."""
 
     def __init__(self, device: HostDevice, name: str, bundle: Bundle, engine: TorchEngine) -> None:
-        super().__init__(device, name, bundle.manifest.engines[name])
+        super().__init__(device, name, bundle)
         self._engine = engine
 
     @property
     def operands(self) -> dict[str, Operand]:
         return self._engine.operands
 
-    def enqueue(
-        self,
-        bindings: Mapping[str, Any],
-        scratch: int,
-        scratch_bytes: int,
-        stream: int,
-        profile: int = 0,
-    ) -> None:
-        recorder = NullDevice()
-        NullEngine(recorder, self._name, self._record).enqueue(
-            bindings, scratch, scratch_bytes, stream, profile
-        )
-        (call,) = recorder.calls
-        bound = dict(bindings)
-        host: Any = self._device
-        host.submit(call, lambda: self._engine.enqueue(bound, scratch, scratch_bytes, 0, profile))
+    def run(self, bindings: Mapping[str, Any]) -> None:
+        self._engine.enqueue(bindings, 0, 0, 0)
 
 
 class ReferenceKernels(HostKernels):
@@ -75,12 +61,7 @@ class ReferenceKernels(HostKernels):
         self, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]
     ) -> tuple[list[Tensor], Tensor]:
         """Inputs and output of a region, over the memory itself."""
-        at = Torch(CPU)
-        specs = zip((*region.inputs, *region.outputs), (*inputs, *outputs), strict=True)
-        *given, out = (
-            at.tensor(address, tuple(map(int, spec.shape)), spec.dtype) for spec, address in specs
-        )
-        return given, out
+        return region_tensors(Torch(CPU), region, inputs, outputs)
 
 
 def emulated_host_platform(device: HostDevice, kernels: ReferenceKernels | None = None) -> Platform:
@@ -89,7 +70,7 @@ def emulated_host_platform(device: HostDevice, kernels: ReferenceKernels | None 
         device,
         kernels or ReferenceKernels(device),
         lambda bundle: {
-            name: LateEngine(device, name, bundle, engine)
+            name: TorchHostEngine(device, name, bundle, engine)
             for name, engine in open_emulated(bundle, CPU).items()
         },
     )

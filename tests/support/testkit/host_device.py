@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -168,16 +169,11 @@ class HostDevice(NullDevice):
         return True
 
 
-class HostEngine(NullEngine):
-    """A graph of the bundle in ONNX Runtime over the addresses it is given.
+class LateEngine(NullEngine, ABC):
+    """An engine whose work is queued; a subclass says what it is."""
 
-    Args:
-        graph: with inputs, outputs and `run`; by default the CPU graph of that name.
-    """
-
-    def __init__(self, device: HostDevice, name: str, bundle: Bundle, graph: Any = None) -> None:
+    def __init__(self, device: HostDevice, name: str, bundle: Bundle) -> None:
         super().__init__(device, name, bundle.manifest.engines[name])
-        self._graph = cpu_executor(bundle, name) if graph is None else graph
 
     def enqueue(
         self,
@@ -194,9 +190,25 @@ class HostEngine(NullEngine):
         (call,) = recorder.calls
         bound = dict(bindings)
         host: Any = self._device
-        host.submit(call, lambda: self._run(bound))
+        host.submit(call, lambda: self.run(bound))
 
-    def _run(self, bindings: Mapping[str, Any]) -> None:
+    @abstractmethod
+    def run(self, bindings: Mapping[str, Any]) -> None:
+        """Compute the outputs at their addresses."""
+
+
+class HostEngine(LateEngine):
+    """A graph of the bundle in ONNX Runtime over the addresses it is given.
+
+    Args:
+        graph: with inputs, outputs and `run`; by default the CPU graph of that name.
+    """
+
+    def __init__(self, device: HostDevice, name: str, bundle: Bundle, graph: Any = None) -> None:
+        super().__init__(device, name, bundle)
+        self._graph = cpu_executor(bundle, name) if graph is None else graph
+
+    def run(self, bindings: Mapping[str, Any]) -> None:
         graph = self._graph
 
         def tensor(name: str, dtype: str) -> np.ndarray:

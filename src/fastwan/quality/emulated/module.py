@@ -16,11 +16,9 @@ from fastwan.export.models.layers import rope_tables
 from fastwan.export.models.wan import WanDiT
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
-from fastwan.quality.verify.modules import dit_module
+from fastwan.quality.verify.modules import dit_module, moved_scales, scale_names
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.executor import Array
-
-MERGED_SCALE = "qkv_scale"
 
 MOVED_BY = 2.0**-17
 """What another order makes of an fp32 sum of thousands of products, sqrt(8960) 2^-24, about."""
@@ -42,7 +40,7 @@ class Reference:
         ).to(device)
         cos, sin = rope_tables(subject.shape, subject.dit_config.head_dim)
         self._rope = cos.to(device), sin.to(device)
-        self._scales = (*subject.recipe.global_scales, MERGED_SCALE)
+        self._scales = scale_names(subject.recipe)
 
     @contextmanager
     def unquantised(self) -> Iterator[None]:
@@ -57,20 +55,12 @@ class Reference:
     def moved(self, trial: int) -> Iterator[None]:
         """With every fp32 scale of a weight moved by `MOVED_BY` of itself, up or down."""
         generator = torch.Generator().manual_seed(trial)
-        saved = {
-            name: value
-            for name, value in self.module.state_dict().items()
-            if name.endswith(self._scales)
-        }
-        moved = {}
-        for name, value in saved.items():
-            up = torch.randint(0, 2, value.shape, generator=generator).bool().to(value.device)
-            moved[name] = value * torch.where(up, 1 + MOVED_BY, 1 - MOVED_BY)
-        self.module.load_state_dict(moved, strict=False, assign=True)
-        try:
+
+        def move(scale: Tensor, up: Tensor) -> Tensor:
+            return scale * torch.where(up, 1 + MOVED_BY, 1 - MOVED_BY)
+
+        with moved_scales(self.module, self._scales, generator, move):
             yield
-        finally:
-            self.module.load_state_dict(saved, strict=False, assign=True)
 
     @torch.no_grad()
     def context(self, text: Array) -> list[tuple[Tensor, Tensor]]:

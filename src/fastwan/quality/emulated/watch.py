@@ -86,12 +86,19 @@ class WatchedKernels:
     def _compare(
         self, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]
     ) -> RegionFigure:
-        specs = zip((*region.inputs, *region.outputs), (*inputs, *outputs), strict=True)
-        *given, got = (
-            self._at.tensor(address, tuple(map(int, spec.shape)), spec.dtype)
-            for spec, address in specs
-        )
+        given, got = region_tensors(self._at, region, inputs, outputs)
         return compare_region(f"region {len(self._watch.regions)}", region, given, got)
+
+
+def region_tensors(
+    at: Torch, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]
+) -> tuple[list[Tensor], Tensor]:
+    """Inputs and output of a region of one output, over the memory itself."""
+    specs = zip((*region.inputs, *region.outputs), (*inputs, *outputs), strict=True)
+    *given, got = (
+        at.tensor(address, tuple(map(int, spec.shape)), spec.dtype) for spec, address in specs
+    )
+    return given, got
 
 
 def compare_region(

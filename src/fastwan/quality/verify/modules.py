@@ -6,6 +6,8 @@ manifest's configurations.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import onnx_ir as ir
@@ -18,9 +20,12 @@ from fastwan.export.models.layers import Linear
 from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
 from fastwan.export.models.umt5 import EMBEDDING, UMT5Encoder
 from fastwan.export.models.wan import WanDiT
+from fastwan.export.recipes import Recipe
 from fastwan.quality.verify.subject import Subject, initializer, stored_tensor
 
 M = TypeVar("M", bound=nn.Module)
+
+_MERGED_SCALE = "qkv_scale"
 
 
 def dit_module(
@@ -91,3 +96,34 @@ def _fits(stored: torch.dtype, wanted: torch.dtype) -> bool:
     """Whether a weight may be converted: exactly, that is, or not at all."""
     widened = {torch.bfloat16, torch.float16}
     return stored == wanted or (stored in widened and wanted == torch.float32)
+
+
+def scale_names(recipe: Recipe) -> tuple[str, ...]:
+    """Ends of the names of every fp32 factor of a weight."""
+    return (*recipe.global_scales, _MERGED_SCALE)
+
+
+@contextmanager
+def moved_scales(
+    module: nn.Module,
+    ends: tuple[str, ...],
+    generator: torch.Generator,
+    move: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[None]:
+    """A module with every fp32 factor of its weights moved, each element up or down at random.
+
+    Args:
+        ends: see `scale_names`.
+        generator: draws the directions.
+        move: from a factor and a mask that is true where it goes up.
+    """
+    saved = {name: value for name, value in module.state_dict().items() if name.endswith(ends)}
+    moved = {}
+    for name, value in saved.items():
+        up = torch.randint(0, 2, value.shape, generator=generator).bool().to(value.device)
+        moved[name] = move(value, up)
+    module.load_state_dict(moved, strict=False, assign=True)
+    try:
+        yield
+    finally:
+        module.load_state_dict(saved, strict=False, assign=True)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastwan.config import VideoShape
 from fastwan.export.attentions import EXACT
 from fastwan.export.models.taehv import StreamingStep
 from fastwan.export.models.wan import WanDiT
 from fastwan.quality.verify.graphs import relative_difference
-from fastwan.quality.verify.modules import dit_module
+from fastwan.quality.verify.modules import dit_module, moved_scales, scale_names
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.dit import DiT
@@ -43,7 +44,6 @@ PIXEL_FLOOR = 1.0
 """Least limit of the frames in levels: pixels are truncated, so one level may always differ."""
 
 Velocity = Callable[[Array, int], Array]
-_MERGED_SCALE = "qkv_scale"
 
 
 class Model:
@@ -73,26 +73,17 @@ class Model:
 
     @torch.no_grad()
     def _run(self, latents: Array, timestep: int) -> Array:
-        generator = torch.Generator().manual_seed(self._trial)
-        x = torch.from_numpy(latents)
-        saved = {
-            name: value
-            for name, value in self._module.state_dict().items()
-            if name.endswith(self._scales)
-        }
-        if self._trial:
-            x = x + LATENTS_MOVED_BY * x.abs().mean() * torch.randn(x.shape, generator=generator)
-            moved = {}
-            for name, value in saved.items():
-                up = torch.randint(0, 2, value.shape, generator=generator).bool()
-                limit = torch.where(up, torch.inf, -torch.inf)
-                moved[name] = torch.nextafter(value, limit)
-            self._module.load_state_dict(moved, strict=False, assign=True)
-        try:
-            time = torch.tensor([float(timestep)])
+        x, time = torch.from_numpy(latents), torch.tensor([float(timestep)])
+        if not self._trial:
             return np.asarray(self._module(x, time, self._text).float().numpy())
-        finally:
-            self._module.load_state_dict(saved, strict=False, assign=True)
+        generator = torch.Generator().manual_seed(self._trial)
+        x = x + LATENTS_MOVED_BY * x.abs().mean() * torch.randn(x.shape, generator=generator)
+        with moved_scales(self._module, self._scales, generator, _by_one_unit):
+            return np.asarray(self._module(x, time, self._text).float().numpy())
+
+
+def _by_one_unit(scale: Tensor, up: Tensor) -> Tensor:
+    return torch.nextafter(scale, torch.where(up, torch.inf, -torch.inf))
 
 
 def step_names(subject: Subject) -> tuple[str, ...]:
@@ -121,7 +112,7 @@ def check_video(
     module = dit_module(
         subject, torch.bfloat16, activations=recipe.quantised, attention=attention.reference
     )
-    scales = (*recipe.global_scales, _MERGED_SCALE)
+    scales = scale_names(recipe)
     model, *trials = (Model(module, text, scales, trial) for trial in range(1 + TRIALS))
     if not (recipe.quantised or attention.quantised):
         # Nothing is chaotic then: what a change grows to is what rounding itself makes of it.
