@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from fastwan.config import DecoderConfig, DiTConfig, TextEncoderConfig
-from fastwan.errors import BadInput
-from fastwan.export.checkpoint.config_file import listed
+from fastwan.errors import BadInput, listed
 from fastwan.export.checkpoint.configs import (
     infer_decoder_config,
     read_dit_config,

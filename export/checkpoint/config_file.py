@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,3 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return words[value]
     return ascii(value)[:80]
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Names from a file, the first ones in full and the rest counted."""
-    first = ", ".join(ascii(name[:120])[1:-1] for name in names[:most])
-    return f"{first} and {len(names) - most} more" if len(names) > most else first

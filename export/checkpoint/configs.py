@@ -13,8 +13,8 @@ from fastwan.config import (
     DiTConfig,
     TextEncoderConfig,
 )
-from fastwan.errors import BadInput
-from fastwan.export.checkpoint.config_file import ConfigFile, listed
+from fastwan.errors import BadInput, listed
+from fastwan.export.checkpoint.config_file import ConfigFile
 from fastwan.export.checkpoint.store import TensorStore
 
 _TRANSFORMER_FIELDS = frozenset(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fastwan.errors import BadInput
-from fastwan.export.checkpoint.config_file import listed
+from fastwan.errors import BadInput, listed
 from fastwan.export.checkpoint.foreign import WEIGHTS, explain_files
 from fastwan.export.checkpoint.store import TensorStore, open_store
 

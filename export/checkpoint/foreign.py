@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastwan.errors import BadInput
-from fastwan.export.checkpoint.config_file import listed
+from fastwan.errors import BadInput, listed
 from fastwan.strict_json import read_json
 
 WEIGHTS = re.compile(

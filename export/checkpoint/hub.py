@@ -7,10 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, listed
 from fastwan.export.checkpoint.identity import CARD
 from fastwan.export.checkpoint.model_index import MODEL_INDEX
-from fastwan.hub.repository import Repository, listed, open_repository
+from fastwan.hub.repository import Repository, open_repository
 from fastwan.manifest import MANIFEST, HubSource
 
 GENERATOR = "generator_inference_transformer"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastwan.config import VideoShape
-from fastwan.errors import BadInput
-from fastwan.export.checkpoint.config_file import ConfigFile, listed, shown
+from fastwan.errors import BadInput, listed
+from fastwan.export.checkpoint.config_file import ConfigFile, shown
 
 MODEL_INDEX = "model_index.json"
 SHAPE_KEY = "_fastwan_shape"

@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping
 
 from fastwan.config import DecoderConfig, DiTConfig, TextEncoderConfig
-from fastwan.errors import BadInput
-from fastwan.export.checkpoint.config_file import listed
+from fastwan.errors import BadInput, listed
 from fastwan.export.checkpoint.foreign import explain_tensors
 from fastwan.export.checkpoint.store import FLOAT_DTYPES, TensorStore
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastwan.config import SamplerSpec
-from fastwan.errors import BadInput
-from fastwan.export.checkpoint.config_file import ConfigFile, listed, shown
+from fastwan.errors import BadInput, listed
+from fastwan.export.checkpoint.config_file import ConfigFile, shown
 from fastwan.export.checkpoint.model_index import MODEL_INDEX, ModelIndex
 
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"

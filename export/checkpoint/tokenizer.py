@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.export.checkpoint.config_file import listed
+from fastwan.errors import BadInput, EnvironmentLacks, listed
 from fastwan.export.checkpoint.model_index import ModelIndex
 from fastwan.files import open_regular
 from fastwan.strict_json import parse_json, quoted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -53,3 +54,14 @@ class SlowerThanBaseline(FastWanError):
 
 class FastWanWarning(UserWarning):
     """The work goes on, slower or without something. One line, like an error."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's error, within 300 characters."""
+    return str(error).strip().split("\n", 1)[0][:300]
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names that come from others as an error has them: the first ones, the rest counted."""
+    first = ", ".join(ascii(name[:120])[1:-1] for name in names[:most])
+    return f"{first} and {len(names) - most} more" if len(names) > most else first

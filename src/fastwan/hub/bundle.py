@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastwan.errors import BadInput
-from fastwan.hub.repository import listed, open_repository
+from fastwan.errors import BadInput, listed
+from fastwan.hub.repository import open_repository
 from fastwan.manifest import MANIFEST, Manifest, parse_manifest
 
 

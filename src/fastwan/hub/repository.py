@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from fastwan.errors import BadInput, EnvironmentLacks, FastWanError, FastWanWarning
+from fastwan.errors import BadInput, EnvironmentLacks, FastWanError, FastWanWarning, listed
 from fastwan.files import sha256_file
 from fastwan.hub.cache import COMMIT, CachedRepository, HubFile, hub_cache, hub_file, safe
 from fastwan.hub.download import download, sweep
@@ -23,7 +23,6 @@ from fastwan.hub.ids import HubId, parse_id
 from fastwan.parallel import in_order, workers
 
 _TIMEOUT_SECONDS = 10.0
-_NAMED = 3
 
 
 class Repository:
@@ -244,9 +243,3 @@ def _from_cache(hub_id: HubId, cached: CachedRepository, failure: FastWanError) 
     if held:
         what = f"{failure.what}, and its cache holds only {listed(held)} of this model"
     raise type(failure)(what, where=failure.where, fix=f"{failure.fix}, or give a local folder")
-
-
-def listed(names: list[str]) -> str:
-    """A few of many names, as an error has them."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
