@@ -110,6 +110,28 @@ def residual_norm_quantize(
     return hidden, *quantize_activation(modulated)
 
 
+def few_keys(text: Tensor) -> tuple[Tensor, Tensor]:
+    """Which keys of a prompt `cross_attention` reads: one stands for all rows of zeros.
+
+    With n tokens, the last row that is not all zeros being number n: the bias is 0 for the first n
+    keys, ``log(rows - n)`` for the next one, minus infinity for the others. Nothing waits for the
+    device.
+
+    Args:
+        text: [1, rows, width], zero rows behind the prompt.
+
+    Returns:
+        key_bias [rows] fp32, and key_tiles [1] int32, tiles of 64 keys that hold the first n + 1.
+    """
+    rows = text.shape[1]
+    index = torch.arange(rows, dtype=torch.float32, device=text.device)
+    tokens = ((text[0] != 0).any(-1) * (index + 1)).amax()
+    one_row = (rows - tokens).clamp(min=1).log()
+    behind = torch.where(index < tokens + 1, one_row, -math.inf)
+    tiles = ((tokens + 1).clamp(max=rows) / KEY_TILE).ceil()
+    return torch.where(index < tokens, 0.0, behind), tiles.to(torch.int32).view(1)
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, scale: float) -> Tensor:
     """Online softmax over 32 keys at a time, P in bf16. q, k, v [H, L or Lk, D] fp32."""
     out, total = torch.zeros_like(q), q.new_zeros((*q.shape[:-1], 1))

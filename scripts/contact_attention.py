@@ -13,7 +13,6 @@ from figure_sources import sources
 from fastwan.errors import EnvironmentLacks
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
-from fastwan.quality.emulated.watch import reference_of
 from fastwan.quality.selftest.regions import LIMITS, node_inputs
 
 FULL = (1, 32760, 12, 32768)
@@ -71,7 +70,7 @@ class Node:
         self.library.enqueue_attention(self.region, [self.out.data_ptr()], at, size, stream)
 
     def expected(self) -> torch.Tensor:
-        return reference_of(self.region)(*self.inputs)
+        return self.region.reference(*self.inputs)[0]
 
 
 def compare(node: Node) -> dict[str, Any]:

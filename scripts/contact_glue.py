@@ -21,13 +21,8 @@ from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
 from fastwan.plugins.regions.quantize import Quantize
 from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
-from fastwan.quality.selftest.glue import (
-    difference,
-    glue_inputs,
-    glue_outputs,
-    limit_of,
-    reference_of,
-)
+from fastwan.quality.region_figures import difference
+from fastwan.quality.selftest.glue import glue_inputs, glue_outputs
 
 ROWS, WIDTH, FFN = 32768, 1536, 8960
 _ROUNDS, _REPEATS = 5, 20
@@ -68,10 +63,10 @@ class Node:
         self.library.enqueue(self.op, given, out, 0, 0, stream)
 
     def difference(self) -> float:
-        """How far it is from the reference, as `limit_of` limits it."""
+        """How far it is from the reference, to be held to its `limit`."""
         self.run()
         torch.cuda.synchronize()
-        return difference(self.op, self.outputs, reference_of(self.op)(*self.inputs))
+        return difference(self.op, self.outputs, self.op.reference(*self.inputs))
 
 
 def replayed(node: Node) -> bool:
@@ -128,7 +123,7 @@ def check() -> dict[str, Any]:
     differences, failed = {}, []
     for op in (*BOUNDARIES, *FULL):
         differences[str(op)] = found = Node(library, op).difference()
-        failed += [str(op)] * (not found <= limit_of(op))
+        failed += [str(op)] * (not found <= op.limit)
         print(op, found, flush=True)
     if failed:
         raise AssertionError(f"not the reference's: {failed} of {differences}")

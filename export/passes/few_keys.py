@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from fastwan.export.passes.graphs import constant
+from fastwan.plugins.lifted import KEY_BIAS, KEY_TILES
 
 KEY_TILE = 64
 """Keys that the kernel takes at a time."""
-KEY_BIAS, KEY_TILES = "text.key_bias", "text.key_tiles"
 
 
 def few_keys(model: ir.Model, text: ir.Value) -> tuple[ir.Value, ir.Value]:

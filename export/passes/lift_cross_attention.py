@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from fastwan.export.passes.few_keys import KEY_TILE, few_keys
 from fastwan.export.passes.lifting import chain, lift, producer, quantisers, scalar, with_vector
-from fastwan.export.passes.split_dit import TEXT
+from fastwan.plugins.lifted import TEXT
 
 CROSS_ATTENTION = "CrossAttention"
 HEAD_DIM = 128

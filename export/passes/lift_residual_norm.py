@@ -18,9 +18,9 @@ from fastwan.export.passes.lifting import (
     scalar,
     with_vector,
 )
+from fastwan.plugins.lifted import MODULATION, vector_name
 
 RESIDUAL_NORM_QUANTIZE = "ResidualNormQuantize"
-_PREFIX = "modulation/"
 _COPIED = {"Add", "Slice"}
 
 
@@ -176,8 +176,8 @@ def _vector(
         return value
     channels = int(value.shape.numpy()[-1])
     source = _copied(anchor, value, copies)
-    shape = constant(graph, f"{_PREFIX}channels_{channels}", ir.tensor(np.array([channels])))
-    node = ir.node("Reshape", [source, shape], name=f"{_PREFIX}{value.name}/vector")
+    shape = constant(graph, f"{MODULATION}channels_{channels}", ir.tensor(np.array([channels])))
+    node = ir.node("Reshape", [source, shape], name=vector_name(str(value.name)))
     result = node.outputs[0]
     result.name = str(node.name)
     result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([channels])
@@ -192,6 +192,6 @@ def _copied(anchor: ir.Node, value: ir.Value, copies: dict[ir.Value, ir.Value]) 
     if value not in copies:
         inputs = [each for each in node.inputs if each is not None]
         values = {each: _copied(anchor, each, copies) for each in inputs}
-        insert_before(anchor, [copy_node(node, values, f"{_PREFIX}{node.name}", _PREFIX)])
+        insert_before(anchor, [copy_node(node, values, f"{MODULATION}{node.name}", MODULATION)])
         copies[value] = values[node.outputs[0]]
     return copies[value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -9,6 +10,14 @@ from fastwan.errors import BadInput
 from fastwan.export.passes.graphs import constant, insert_before
 from fastwan.export.recipes.nvfp4 import BLOCK, QUANTISE
 from fastwan.plugins.nvfp4 import E2M1_VALUES
+
+_TABLES = {
+    "e2m1_pairs": np.array(
+        [[E2M1_VALUES[byte & 15], E2M1_VALUES[byte >> 4]] for byte in range(256)], np.float32
+    ),
+    "e4m3_values": np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32),
+}
+"""fp32 values of a byte: of its two codes, the low nibble's first, and of a block scale."""
 
 
 def lower_nvfp4(model: ir.Model, *, quantize_activations: bool = True) -> tuple[ir.Model, bool]:
@@ -18,8 +27,10 @@ def lower_nvfp4(model: ir.Model, *, quantize_activations: bool = True) -> tuple[
     looks pairs of codes up in a table. The GEMM runs in fp32 over exactly representable operands
     and rounds once, as the FP4 GEMM does.
 
-    Requires: linears as `expand_nvfp4` leaves them.
-    Ensures: no quantise or dequantise node of theirs is read any more.
+    Requires: linears as `expand_nvfp4` leaves them; a quantised activation that is given to the
+        graph has global scale 1.
+    Ensures: no quantise or dequantise node of theirs is read any more; FP4 codes that were inputs
+        of the graph and their e4m3 scales are inputs as bytes, uint8 [.., K/2] and [.., K/16].
 
     Args:
         model: changed in place.
@@ -28,7 +39,7 @@ def lower_nvfp4(model: ir.Model, *, quantize_activations: bool = True) -> tuple[
     Raises:
         BadInput: FP4 nodes that are not of the form `expand_nvfp4` makes.
     """
-    changed = False
+    changed = _lower_given(model.graph)
     for node in list(model.graph):
         if node.op_type == "MatMul" and _weight_chain(node) is not None:
             _lower_linear(model.graph, node, quantize_activations)
@@ -142,10 +153,7 @@ def _unpacked_weight(build: _Builder, codes: ir.Value, block_scale: ir.Value) ->
         raw = np.frombuffer(stored.tobytes(), np.uint8).reshape(rows, columns // 2)
         packed.const_value = ir.tensor(raw, name=name)
     build.graph.initializers.add(packed)
-    pairs = np.array([[E2M1_VALUES[b & 15], E2M1_VALUES[b >> 4]] for b in range(256)], np.float32)
-    indices = build("Cast", packed, to=int(ir.DataType.INT32))
-    indices.type = ir.TensorType(ir.DataType.INT32)
-    values = build("Gather", build.constant("e2m1_pairs", pairs), indices, axis=0)
+    values = _looked_up(build, "e2m1_pairs", packed)
     shape = np.array([rows, columns // BLOCK, BLOCK])
     blocks = build.constant(f"blocks_{rows}x{columns}", shape)
     scale = build("Cast", block_scale, to=1)
@@ -153,6 +161,65 @@ def _unpacked_weight(build: _Builder, codes: ir.Value, block_scale: ir.Value) ->
     scaled = build("Mul", build("Reshape", values, blocks), scale)
     flat = build("Reshape", scaled, build.constant(f"rows_{rows}", np.array([rows, -1])))
     return build("Transpose", flat, perm=[1, 0])
+
+
+def _looked_up(build: _Builder, table: str, values: ir.Value) -> ir.Value:
+    """What the bytes of `values` stand for, by a table of `_TABLES`."""
+    indices = build("Cast", values, to=int(ir.DataType.INT32))
+    indices.type = ir.TensorType(ir.DataType.INT32)
+    return build("Gather", build.constant(table, _TABLES[table]), indices, axis=0)
+
+
+def _lower_given(graph: ir.Graph) -> bool:
+    """Make quantised activations that the graph is given inputs of bytes, and dequantise those."""
+    changed = False
+    for codes in [value for value in graph.inputs if value.dtype == ir.DataType.FLOAT4E2M1]:
+        for dequantize in codes.consumers():
+            _lower_codes(graph, dequantize)
+        changed = True
+    return changed
+
+
+def _lower_codes(graph: ir.Graph, dequantize: ir.Node) -> None:
+    block_scale, _ = _blockwise_scale(dequantize)
+    codes, old = dequantize.inputs[0], dequantize.outputs[0]
+    assert codes is not None
+    assert codes.shape is not None
+    build = _Builder(graph, dequantize, f"{dequantize.name}/lowered")
+    *lead, columns = codes.shape.numpy()
+    packed = _given_bytes(graph, codes, [*lead, columns // 2])
+    scales = _given_bytes(graph, block_scale, [*lead, columns // BLOCK])
+    grouped = np.array([*lead, columns // BLOCK, BLOCK])
+    values = build(
+        "Reshape",
+        _looked_up(build, "e2m1_pairs", packed),
+        build.constant(f"groups_{'x'.join(map(str, grouped))}", grouped),
+    )
+    scale = build(
+        "Unsqueeze",
+        _looked_up(build, "e4m3_values", scales),
+        build.constant("last_axis", np.array([-1])),
+    )
+    flat = build(
+        "Reshape",
+        build("Mul", values, scale),
+        build.constant(f"flat_{'x'.join(map(str, (*lead, columns)))}", np.array([*lead, columns])),
+    )
+    made = build("Cast", flat, to=int(old.dtype or 1))
+    made.type, made.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, made)
+
+
+def _given_bytes(graph: ir.Graph, value: ir.Value, shape: list[int]) -> ir.Value:
+    """The input of that name as uint8, put in its place once."""
+    found = next((each for each in graph.inputs if each.name == value.name), None)
+    if found is None:
+        raise BadInput("block scales are no input as their codes are", where=str(value.name))
+    if found.dtype == ir.DataType.UINT8:
+        return found
+    made = ir.Value(name=value.name, type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(shape))
+    graph.inputs[list(graph.inputs).index(found)] = made
+    return made
 
 
 def _activation(build: _Builder, x: ir.Value | None, quantize: bool) -> ir.Value:

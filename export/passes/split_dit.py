@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fastwan.export.passes.hoist import hoist
+from fastwan.plugins.lifted import TEXT
 
-TIMESTEP, TEXT = "timestep", "encoder_hidden_states"
+TIMESTEP = "timestep"
 
 
 def split_dit(model: ir.Model) -> dict[str, ir.Model]:

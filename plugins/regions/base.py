@@ -7,10 +7,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALLEST = 2.0**-126
 """Of the normal numbers of fp32."""
@@ -46,6 +49,10 @@ class RegionOp(ABC):
     family: ClassVar[str] = "region"
     """Part of the C interface that describes, checks and enqueues it: ``fastwan_<family>_...``."""
 
+    limit: ClassVar[float] = 0.0
+    """Largest relative L2 difference of a kernel that works from `reference`, of what its outputs
+    stand for; 0: it writes the same bytes."""
+
     @classmethod
     @abstractmethod
     def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> Self:
@@ -77,6 +84,19 @@ class RegionOp(ABC):
     @abstractmethod
     def workspace_bytes(self) -> int:
         """Device memory that the kernels need while they run, aligned to 256 bytes."""
+
+    @property
+    def true_rows(self) -> int | None:
+        """Rows of the outputs behind which they are zero; None where there are no such rows."""
+        return None
+
+    @abstractmethod
+    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in torch, the definition of the kernels.
+
+        Args:
+            inputs: in the order of `inputs`, all on one device.
+        """
 
     @abstractmethod
     def desc(self) -> ctypes.Structure:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import refuse_unknown, tensor
 from fastwan.plugins.regions.glue import GROUP, GlueOp, shape_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -40,6 +43,11 @@ class GeluQuantize(GlueOp):
     def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> GeluQuantize:
         refuse_unknown(node, frozenset())
         return cls(*shape_of(node, specs, GROUP))
+
+    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        from fastwan.plugins import glue_reference
+
+        return glue_reference.gelu_quantize(*inputs)
 
     @property
     def inputs(self) -> GeluTensors[TensorSpec]:

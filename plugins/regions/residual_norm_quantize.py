@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import real, refuse_unknown, tensor, whole
 from fastwan.plugins.regions.glue import GlueDesc, GlueOp, shape_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -103,6 +106,15 @@ class ResidualNormQuantize(GlueOp):
     def outputs(self) -> tuple[TensorSpec, ...]:
         hidden = tensor("hidden_out", "bfloat16", 1, self.rows, self.columns)
         return (hidden, *self.quantized)
+
+    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        from fastwan.plugins import glue_reference
+
+        given = iter(inputs)
+        tensors: list[Any] = [None if spec is None else next(given) for spec in self.tensors]
+        return glue_reference.residual_norm_quantize(
+            *tensors, eps=self.attributes.eps, add_one=self.attributes.add_one
+        )
 
     def desc(self) -> GlueDesc:
         desc = super().desc()

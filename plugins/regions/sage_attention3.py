@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastwan.config import TOKEN_TILE
 from fastwan.errors import BadInput
@@ -25,6 +25,9 @@ from fastwan.plugins.regions.base import (
     tensor,
     whole,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -117,6 +120,8 @@ class SageAttention3(RegionOp):
     """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16."""
 
     op: ClassVar[str] = "SageAttention3"
+    limit: ClassVar[float] = 2e-4
+    """The order of fp32 sums and ``ex2.approx``, and ties of P that they turn."""
 
     batch: int
     length: int
@@ -182,6 +187,15 @@ class SageAttention3(RegionOp):
         codes, scales = padded * HEAD_DIM // 2, padded * HEAD_DIM // 16
         parts = [codes, scales] * 3 + [padded * _FP32]
         return sum(aligned(part, _ALIGNMENT) for part in parts)
+
+    @property
+    def true_rows(self) -> int:
+        return self.attributes.num_tokens
+
+    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        from fastwan.plugins import reference
+
+        return (reference.attention_node(*inputs, **asdict(self.attributes)),)
 
     def desc(self) -> RegionDesc:
         attributes = self.attributes

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from fastwan.bundle import Bundle
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, first_line
 from fastwan.manifest import TensorSpec
 from fastwan.runtime.model.executor import Array
 
@@ -82,7 +82,7 @@ class OnnxRuntimeExecutor:
         # Its exception classes are private and share no base below Exception.
         except Exception as error:
             raise BadInput(
-                f"ONNX Runtime cannot load the graph: {_first_line(error)}",
+                f"ONNX Runtime cannot load the graph: {first_line(error)}",
                 where=self._name,
                 fix=f"onnxruntime {ort.__version__} is installed; build the bundle again",
             ) from error
@@ -124,9 +124,7 @@ class OnnxRuntimeExecutor:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            raise BadInput(
-                f"ONNX Runtime failed: {_first_line(error)}", where=self._name
-            ) from error
+            raise BadInput(f"ONNX Runtime failed: {first_line(error)}", where=self._name) from error
         return results
 
     def _spec(self, arg: Any) -> TensorSpec:
@@ -178,10 +176,6 @@ def _ort_value(array: Array) -> Any:
             array.view(np.uint16), _ONNX_BFLOAT16
         )
     return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:300]
 
 
 def cpu_executor(bundle: Bundle, graph: str, *, threads: int = 1) -> OnnxRuntimeExecutor:

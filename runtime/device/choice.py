@@ -58,20 +58,9 @@ def require_emulable(bundle: Bundle) -> None:
     """Refuse a bundle that the emulated device cannot play.
 
     Raises:
-        BadInput: its attention is inside an engine, or engines take quantised activations.
+        BadInput: its attention is inside an engine.
     """
     manifest = bundle.manifest
-    quantised = [
-        name
-        for name, engine in manifest.engines.items()
-        if any(spec.dtype.startswith("float4") for spec in engine.inputs)
-    ]
-    if quantised:
-        raise BadInput(
-            f"the emulated device does not take FP4 activations as inputs, as {quantised[0]} does",
-            where=str(bundle.root),
-            fix="build it with --fusion none",
-        )
     if not manifest.regions:
         raise BadInput(
             f"the emulated device computes attention between engines, and {manifest.attention} is "

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fastwan.bundle import Bundle
-from fastwan.errors import BadInput
+from fastwan.dtypes import PAIRED
+from fastwan.errors import BadInput, first_line
 from fastwan.manifest import Engine
-from fastwan.runtime.emulated.fp4 import Operand
+from fastwan.runtime.emulated.fp4 import Operand, pairs
 from fastwan.runtime.emulated.graph import SHARED, TorchGraph
 from fastwan.runtime.recording.machine import Binding, DeviceError
 
@@ -22,9 +23,13 @@ _TORCH: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float4_e2m1fn": torch.uint8,
     "uint8": torch.uint8,
+    "int32": torch.int32,
     "int64": torch.int64,
 }
+"""By numpy's name; what engines take two a byte are the bytes."""
 
 
 class Torch:
@@ -41,7 +46,7 @@ class Torch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._pool: Any = None
-        self._streams: dict[int, Any] = {}
+        pairs(torch.empty(0, device=device).device)
         if device.type == "cuda":
             self._pool = torch.cuda.MemPool()
             torch.backends.cudnn.benchmark = False
@@ -49,13 +54,15 @@ class Torch:
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
     def on(self, stream: int) -> AbstractContextManager[Any]:
-        """Work goes to a stream, and memory comes from the pool."""
+        """Work goes to a stream of CUDA, 0 its default one, and memory comes from the pool."""
         if self._pool is None:
             return nullcontext()
         return _OnStream(self._pool, stream)
 
     def tensor(self, address: int, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """A tensor over memory of the session."""
+        """A tensor over memory of the session; of a format that lies two a byte, the bytes."""
+        if dtype in PAIRED:
+            shape = (*shape[:-1], shape[-1] // 2)
         size = int(np.prod(shape)) * _TORCH[dtype].itemsize
         if self.device.type == "cuda":
             flat = torch.as_tensor(_Memory(address, size), device=self.device)
@@ -124,10 +131,10 @@ class TorchEngine:
                     {name: bound[name] for name in self._outputs},
                 )
         except torch.OutOfMemoryError as error:
-            raise DeviceError(f"{self._name}: {_first_line(error)}", "memory") from error
+            raise DeviceError(f"{self._name}: {first_line(error)}", "memory") from error
         except RuntimeError as error:
             kind = "capture" if "captur" in str(error) else "call"
-            raise DeviceError(f"{self._name}: {_first_line(error)}", kind) from error
+            raise DeviceError(f"{self._name}: {first_line(error)}", kind) from error
 
     @property
     def operands(self) -> dict[str, Operand]:
@@ -139,10 +146,6 @@ class TorchEngine:
         if key not in self._tensors:
             self._tensors[key] = self._torch.tensor(*binding, self._dtypes[name])
         return self._tensors[key]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:300]
 
 
 def open_emulated(bundle: Bundle, device: torch.device) -> dict[str, TorchEngine]:
@@ -167,7 +170,7 @@ def open_emulated(bundle: Bundle, device: torch.device) -> dict[str, TorchEngine
             graphs[component] = bundle_graph(bundle, graph.file, graph.data)
         inputs = [spec.name for spec in record.inputs]
         outputs = [spec.name for spec in record.outputs]
-        with where.on(0) if device.type == "cuda" else nullcontext():
+        with where.on(0):
             computed = TorchGraph(graphs[component], inputs, outputs, device)
         engines[name] = TorchEngine(where, name, record, computed)
     return engines

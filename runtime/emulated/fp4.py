@@ -8,6 +8,7 @@ the order of the sums is the same that two kernels of one GPU differ by.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -63,16 +64,33 @@ class Operand:
         return self.products.float() * self.scale
 
 
-def weight_products(codes: Tensor, blocks: Tensor) -> Tensor:
-    """Weight codes times their block scales, [N, K] bf16.
+@cache
+def pairs(device: torch.device) -> Tensor:
+    """The two e2m1 values of each byte, [256] int32: two bf16, the low nibble's first.
+
+    Made once a device; ask for it before a capture, which takes no constants from host memory.
+    """
+    every = torch.arange(256, dtype=torch.uint8)[:, None]
+    values = nvfp4.decode_e2m1(nvfp4.unpack_nibbles(every)).to(torch.bfloat16)
+    return values.view(torch.int32).reshape(-1).to(device)
+
+
+def products(codes: Tensor, blocks: Tensor) -> Tensor:
+    """Codes of a weight or an activation times their block scales, [.., K] bf16.
 
     Args:
-        codes: [N, K/2] uint8, two codes a byte.
-        blocks: [N, K/16] fp32.
+        codes: [.., K/2] uint8, two codes a byte.
+        blocks: [.., K/16] fp32.
     """
-    values = nvfp4.decode_e2m1(nvfp4.unpack_nibbles(codes))
-    grouped = values.view(*blocks.shape, nvfp4.BLOCK)
-    return (grouped * blocks[..., None]).flatten(-2).to(torch.bfloat16)
+    rows, table = codes.reshape(-1, codes.shape[-1]), pairs(codes.device)
+    scales = blocks.reshape(rows.shape[0], -1, 1)
+    made = torch.empty((*scales.shape[:2], nvfp4.BLOCK), dtype=torch.bfloat16, device=codes.device)
+    for begin in range(0, rows.shape[0], _ROWS):
+        part = slice(begin, begin + _ROWS)
+        found = table.index_select(0, rows[part].reshape(-1).to(torch.int32))
+        values = found.view(torch.bfloat16).view(made[part].shape)
+        torch.mul(values, scales[part].to(torch.bfloat16), out=made[part])
+    return made.view(*codes.shape[:-1], -1)
 
 
 def quantize(x: Tensor, scale: float) -> tuple[Codes, Tensor]:

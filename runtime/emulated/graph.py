@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastwan.errors import BadInput
+from fastwan.plugins.lifted import Derived, derived
 from fastwan.runtime.emulated.fp4 import Operand
 from fastwan.runtime.emulated.operators import DTYPES, HOST_INPUTS, OPERATORS, Node, Value, plain
 
@@ -31,8 +32,10 @@ class TorchGraph:
 
     Args:
         source: the checked graph; nodes that do not lead to `outputs` are left out.
-        inputs: names of what the engine is given.
-        outputs: names of what it computes.
+        inputs: names of what the engine is given; a quantised activation among them is its codes,
+            two a byte, and its block scales.
+        outputs: names of what it computes, see `fastwan.plugins.lifted` for those that the graph
+            does not hold.
 
     Raises:
         BadInput: an operator that is not known here, or a value that nothing computes.
@@ -47,13 +50,14 @@ class TorchGraph:
     ) -> None:
         self._device = device
         self._where = source.file
-        self.outputs = tuple(outputs)
         nodes = _between(source.model, inputs, outputs, source.file)
+        self._made = {name: _of_graph(name) for name in outputs}
+        made = {each.source for each in self._made.values()}
         given = {name for name in inputs if not name.endswith(SHARED)}
         self._constants, self._nodes = self._fold(source, nodes)
-        used = {name for node in self._nodes for name in node.inputs} | set(map(_own, outputs))
+        used = {name for node in self._nodes for name in node.inputs} | made
         self._constants = {n: value for n, value in self._constants.items() if n in used}
-        self._released = _last_uses(self._nodes, set(map(_own, outputs)) | given)
+        self._released = _last_uses(self._nodes, made | given)
 
     def _fold(
         self, source: BundleGraph, nodes: Sequence[Node]
@@ -125,12 +129,13 @@ class TorchGraph:
             values.update(zip(node.outputs, results, strict=False))
             for name in released:
                 del values[name]
-        for name in self.outputs:
-            outputs[name].copy_(plain(values[_own(name)]))
+        for name, made in self._made.items():
+            outputs[name].copy_(made.compute(plain(values[made.source])))
 
 
-def _own(name: str) -> str:
-    return name.removesuffix(SHARED)
+def _of_graph(name: str) -> Derived:
+    """How what an engine calls `name` follows from a value of the exported graph."""
+    return derived(name) or Derived(name.removesuffix(SHARED), lambda value: value)
 
 
 def _between(
@@ -141,7 +146,7 @@ def _between(
     initializers = {tensor.name for tensor in model.graph.initializer}
     needed: set[str] = set()
     chosen: set[int] = set()
-    waiting = [_own(name) for name in outputs]
+    waiting = [_of_graph(name).source for name in outputs]
     while waiting:
         name = waiting.pop()
         if not name or name in needed or name in inputs or name in initializers:

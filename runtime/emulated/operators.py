@@ -105,7 +105,7 @@ def _dequantize(node: Node, inputs: Sequence[Value | None]) -> Value:
         if isinstance(value, Codes):
             return Operand(value.products, scale.scale)
         codes = _tensor(inputs, 0)
-        return Operand(fp4.weight_products(codes, scale.blocks), scale.scale)
+        return Operand(fp4.products(codes, scale.blocks), scale.scale)
     return BlockScale(_tensor(inputs, 0).float(), float(_tensor(inputs, 1)))
 
 

@@ -20,13 +20,8 @@ from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
 from fastwan.plugins.regions.quantize import Quantize
 from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
-from fastwan.quality.selftest.glue import (
-    difference,
-    glue_inputs,
-    glue_outputs,
-    limit_of,
-    reference_of,
-)
+from fastwan.quality.region_figures import difference
+from fastwan.quality.selftest.glue import glue_inputs, glue_outputs
 from testkit.glue_nodes import BOUNDARIES
 
 ROWS = [(1, 16), (3, 48), (17, 240), (128, 256), (129, 8960)]
@@ -47,7 +42,7 @@ def emulate(emulation: ctypes.CDLL, op: GlueOp, inputs: list[Tensor]) -> list[Te
 def check(emulation: ctypes.CDLL, op: GlueOp, inputs: list[Tensor]) -> list[Tensor]:
     """Run a node and hold it to its reference; returns what it wrote."""
     found = emulate(emulation, op, inputs)
-    assert difference(op, found, reference_of(op)(*inputs)) <= limit_of(op)
+    assert difference(op, found, op.reference(*inputs)) <= op.limit
     return found
 
 

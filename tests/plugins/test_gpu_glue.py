@@ -9,13 +9,8 @@ from torch import Tensor
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.cross_attention import CrossAttention
 from fastwan.plugins.regions.glue import GlueOp
-from fastwan.quality.selftest.glue import (
-    difference,
-    glue_inputs,
-    glue_outputs,
-    limit_of,
-    reference_of,
-)
+from fastwan.quality.region_figures import difference
+from fastwan.quality.selftest.glue import glue_inputs, glue_outputs
 from testkit.glue_nodes import BOUNDARIES, FULL, SMALL
 
 pytestmark = [
@@ -40,7 +35,7 @@ def enqueue(library: PluginLibrary, op: GlueOp, inputs: list[Tensor], out: list[
 
 def check(op: GlueOp, inputs: list[Tensor], out: list[Tensor]) -> None:
     torch.cuda.synchronize()
-    assert difference(op, out, reference_of(op)(*inputs)) <= limit_of(op)
+    assert difference(op, out, op.reference(*inputs)) <= op.limit
 
 
 @pytest.mark.parametrize("op", BOUNDARIES, ids=str)

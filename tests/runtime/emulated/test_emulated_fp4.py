@@ -36,7 +36,7 @@ def test_the_operand_of_a_weight_is_exact_whatever_its_codes_and_scales() -> Non
     codes = torch.arange(16, dtype=torch.uint8).repeat(254, 1)
     scales = torch.arange(1, 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     blocks = torch.cat([scales, -scales, torch.zeros(2)])[:254, None]
-    got = fp4.weight_products(nvfp4.pack_nibbles(codes), blocks)
+    got = fp4.products(nvfp4.pack_nibbles(codes), blocks)
     exact = nvfp4.decode_e2m1(codes).double() * blocks.double()
     assert torch.equal(got.double(), exact)
     assert len(got.unique()) > 300
@@ -49,7 +49,7 @@ def test_a_product_is_rounded_once_with_the_scales_of_both() -> None:
     codes, _ = fp4.quantize(x, 0.5)
     left = fp4.Operand(codes.products, 0.5)
     scale = float(weight.global_scale)
-    right = fp4.weight_products(weight.packed, weight.block_scale.float())
+    right = fp4.products(weight.packed, weight.block_scale.float())
     got = fp4.multiply(left, fp4.Operand(right.t(), scale))
     a = nvfp4.fake_quantize_activation(x, 0.5).double()
     exact = a @ nvfp4.dequantize_weight(weight).double().t()

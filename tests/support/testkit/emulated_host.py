@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastwan.bundle import Bundle
 from fastwan.plugins.regions.base import RegionOp
-from fastwan.quality.emulated.watch import reference_of, region_tensors
+from fastwan.quality.emulated.watch import region_tensors
 from fastwan.runtime.device.null import NullDevice, NullKernels
 from fastwan.runtime.device.session import Platform
 from fastwan.runtime.emulated.engines import Torch, TorchEngine, open_emulated
@@ -54,13 +54,14 @@ class ReferenceKernels(HostKernels):
 
     def compute(self, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Write what the region makes of its inputs."""
-        given, out = self.tensors(region, inputs, outputs)
-        out.copy_(reference_of(region)(*given))
+        given, made = self.tensors(region, inputs, outputs)
+        for out, value in zip(made, region.reference(*given), strict=True):
+            out.copy_(value)
 
     def tensors(
         self, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]
-    ) -> tuple[list[Tensor], Tensor]:
-        """Inputs and output of a region, over the memory itself."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Inputs and outputs of a region, over the memory itself."""
         return region_tensors(Torch(CPU), region, inputs, outputs)
 
 

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 
 from fastwan.export.attentions import Form
+from fastwan.manifest import Manifest
 from fastwan.plugins import nvfp4
+from fastwan.plugins.lifted import TEXT, derived
+from fastwan.plugins.regions import REGIONS
 from fastwan.quality.emulated.comparison import psnr, ssim
 from fastwan.quality.emulated.module import Reference
 from fastwan.quality.emulated.watch import watched
@@ -27,11 +30,13 @@ from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import combine, denoise
 from fastwan.runtime.model.noise import DEFAULT_SEED, draw
 from fastwan.runtime.model.samplers import schedule_of
-from fastwan.runtime.recording.operations import RunEngine
+from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.recorder import COMPUTE
+from fastwan.runtime.recording.tensors import Tensor as RecordedTensor
 
-REGION_LIMIT = 2e-4
-"""Relative L2 of a region to its reference: the order of fp32 sums, and ties of P that it turns."""
+REGIONS_CHECK, PROMPT_CHECK = "emulated_regions", "emulated_prompt"
+LOG_LIMIT = 2.0**-20
+"""Of what a region reads of a prompt: a logarithm of at most 512, to two of its last units."""
 
 TRIALS = 2
 """Runs of the module with its scales moved; each costs a video of it."""
@@ -94,9 +99,14 @@ class FullSize:
         session.prepare(self.text)
         for tensor, noise in zip(session.recording.noises, self.noises, strict=True):
             player.memory.write(tensor, noise)
+        first = [stage for stage in session.recording.stages if stage.name == "step_0"]
+        self.watch.launches = [
+            operation for stage in first for operation in stage.operations
+            if isinstance(operation, LaunchRegion)
+        ]  # fmt: skip
         self.watch.on = True
         try:
-            player.enqueue([s for s in session.recording.stages if s.name == "step_0"])
+            player.enqueue(first)
             player.synchronize()
         finally:
             self.watch.on = False
@@ -122,9 +132,30 @@ class FullSize:
         ]
         player = session.load()
         player.device.synchronize(player.streams[COMPUTE])
-        tensor = made[-1]
-        at = self._setting.at.tensor(player.address(tensor), tensor.shape, tensor.dtype)
-        return np.asarray(at.float().cpu().numpy())
+        return np.asarray(self._content(made[-1]).float().cpu().numpy())
+
+    def _content(self, tensor: RecordedTensor) -> torch.Tensor:
+        """What lies in a tensor of the recording."""
+        player = self._session.load()
+        return self._setting.at.tensor(player.address(tensor), tensor.shape, tensor.dtype)
+
+    @cached_property
+    def of_prompt(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """What regions read of a prompt and the exported graph does not hold, by name.
+
+        Each as it lies on the device after the video of `velocities`, and as it follows from the
+        prompt.
+        """
+        _ = self.velocities
+        text = torch.from_numpy(self.text).to(self.device, torch.bfloat16)
+        found = {}
+        for operation in (o for stage in self._session.recording.stages for o in stage.operations):
+            made = operation.outputs if isinstance(operation, RunEngine) else {}
+            for name, tensor in made.items():
+                known = derived(name)
+                if known is not None and known.source == TEXT:
+                    found[name] = self._content(tensor), known.compute(text)
+        return found
 
     @cached_property
     def frames(self) -> Array:
@@ -193,22 +224,71 @@ def check_operands(full: FullSize) -> Check:
     )
 
 
-def check_regions(full: FullSize) -> Check:
-    """Every region of the first step against its reference, on what it was given there."""
+def check_regions(full: FullSize) -> list[Check]:
+    """Every region of the first step against its reference, on what it was given there.
+
+    Returns:
+        a check for each kind of region in the bundle.
+    """
     _ = full.velocities
-    seen = full.watch.regions
-    expected = len(full.subject.manifest.regions)
-    worst = max((figure.relative_l2 for figure in seen), default=None)
+    return [_check_kind(full, op) for op in kinds(full.subject.manifest)]
+
+
+def kinds(manifest: Manifest) -> tuple[str, ...]:
+    """Kinds of regions that a bundle has, in the order of their table."""
+    held = {node.op for region in manifest.regions.values() for node in region.nodes}
+    return tuple(op for op in REGIONS if op in held)
+
+
+def _check_kind(full: FullSize, op: str) -> Check:
+    seen = [figure for figure in full.watch.regions if figure.op == op]
+    regions = full.subject.manifest.regions.values()
+    expected = sum(node.op == op for region in regions for node in region.nodes)
+    limit = REGIONS[op].limit
     zero = all(figure.padding_is_zero for figure in seen)
-    least = min((figure.equal for figure in seen), default=0.0)
     return Check(
-        name="emulated_regions",
-        metric="relative L2 difference of a region to its reference",
-        value=worst if len(seen) == expected and zero and expected else None,
-        limit=REGION_LIMIT,
+        name=f"{REGIONS_CHECK}_{op}",
+        metric="relative L2 difference of a region to its reference"
+        if limit
+        else "bytes of a region that differ from its reference",
+        value=max(figure.difference for figure in seen)
+        if len(seen) == expected and zero and expected
+        else None,
+        limit=limit,
         label="emulated",
-        note=f"{len(seen)} of {expected} regions; at least {least:.3%} of elements equal; padding "
+        note=f"{len(seen)} of {expected} regions; at least "
+        f"{min((figure.equal for figure in seen), default=0.0):.3%} of elements equal; padding "
         + ("zero" if zero else "NOT zero"),
+    )
+
+
+def prompt_checks(manifest: Manifest) -> tuple[str, ...]:
+    """`PROMPT_CHECK` for a bundle whose regions read of a prompt what its graph does not hold."""
+    made = (spec.name for engine in manifest.engines.values() for spec in engine.outputs)
+    known = (derived(name) for name in made)
+    return (PROMPT_CHECK,) if any(each and each.source == TEXT for each in known) else ()
+
+
+def check_prompt(full: FullSize) -> Check:
+    """What regions read of the prompt, such as how many of its keys count, against the prompt."""
+    values = full.of_prompt
+    moved = [
+        float(
+            (found.double() - expected.double())
+            .masked_fill(found == expected, 0.0)  # minus infinity, too
+            .nan_to_num(1.0, posinf=1.0, neginf=1.0)
+            .abs()
+            .max()
+        )
+        for found, expected in values.values()
+    ]
+    return Check(
+        name=PROMPT_CHECK,
+        metric="largest difference of what regions read of the prompt to what follows from it",
+        value=max(moved, default=None),
+        limit=LOG_LIMIT,
+        label="emulated",
+        note=", ".join(values),
     )
 
 
@@ -321,7 +401,9 @@ def compare_video(full: FullSize) -> tuple[Sequence[Check], tuple[StepFigure, ..
 def compare(full: FullSize) -> tuple[list[Check], FP4Comparison, list[Array]]:
     """All checks of the full size, what FP4 makes of the video, and both videos."""
     _ = full.velocities
-    checks = [check_operands(full), check_regions(full)]
+    checks = [check_operands(full), *check_regions(full)]
+    if prompt_checks(full.subject.manifest):
+        checks.append(check_prompt(full))
     blocks_check, blocks = compare_blocks(full)
     full.watch.hidden.clear()
     steps_checks, steps, videos = compare_video(full)

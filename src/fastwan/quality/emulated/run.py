@@ -11,7 +11,15 @@ from fastwan.bundle import Bundle
 from fastwan.errors import BadInput
 from fastwan.outputs import OutputFile
 from fastwan.progress import Progress, stage
-from fastwan.quality.emulated.checks import UNCHECKED, FullSize, Setting, compare
+from fastwan.quality.emulated.checks import (
+    REGIONS_CHECK,
+    UNCHECKED,
+    FullSize,
+    Setting,
+    compare,
+    kinds,
+    prompt_checks,
+)
 from fastwan.quality.emulated.comparison import picture_file, save_picture
 from fastwan.quality.verify.report import Check, FP4Comparison, Planned, run_planned
 from fastwan.quality.verify.subject import Subject
@@ -101,4 +109,7 @@ def names(subject: Subject) -> tuple[str, ...]:
     count = len(schedule_of(subject.manifest.sampler_spec()).steps)
     steps = [f"emulated_step_{index}" for index in range(count)]
     frames = ["emulated_frames"] if "decoder" in subject.present else []
-    return ("emulated_operands", "emulated_regions", "emulated_blocks", *steps, *frames)
+    manifest = subject.manifest
+    regions = [f"{REGIONS_CHECK}_{op}" for op in kinds(manifest)]
+    read = [*regions, *prompt_checks(manifest)]
+    return ("emulated_operands", *read, "emulated_blocks", *steps, *frames)

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from fastwan.bundle import Bundle
-from fastwan.errors import BadInput
-from fastwan.plugins import reference
-from fastwan.plugins.regions.base import RegionOp
-from fastwan.plugins.regions.sage_attention3 import SageAttention3
+from fastwan.plugins.regions.base import RegionOp, dims
+from fastwan.quality.region_figures import RegionFigure, compare_region
 from fastwan.runtime.device.session import Platform
 from fastwan.runtime.emulated.engines import Torch
 from fastwan.runtime.emulated.fp4 import Operand
 from fastwan.runtime.recording.machine import Binding, Device, DeviceEngine, Kernels
+from fastwan.runtime.recording.operations import LaunchRegion
 
 HIDDEN = re.compile(r"(embed\.hidden|blocks\.\d+\.hidden_out)")
-"""Values between engines that a block of the transformer begins or ends with."""
-
-
-@dataclass(frozen=True)
-class RegionFigure:
-    """A region's output against its reference, for the inputs that it was given.
-
-    Attributes:
-        relative_l2: of the true rows.
-        equal: share of equal elements among them.
-        padding_is_zero: of the rows behind them.
-    """
-
-    name: str
-    relative_l2: float
-    equal: float
-    padding_is_zero: bool
+"""Values of an engine or a region that a block of the transformer begins or ends with."""
 
 
 @dataclass
@@ -46,12 +29,14 @@ class Watch:
     Attributes:
         operands: weights of all FP4 GEMMs as they are multiplied, [K, N], by their names in the
             graph; seen when the engines were opened.
-        regions: one a launch, in their order.
+        launches: the regions that will be launched, in their order.
+        regions: one of each of them that was.
         hidden: by name, on the device.
     """
 
     on: bool = False
     operands: dict[str, Operand] = field(default_factory=dict)
+    launches: Sequence[LaunchRegion] = ()
     regions: list[RegionFigure] = field(default_factory=list)
     hidden: dict[str, Tensor] = field(default_factory=dict)
 
@@ -81,68 +66,26 @@ class WatchedKernels:
         self._kernels.region(region, inputs, outputs, workspace, workspace_bytes, stream)
         if self._watch.on:
             self._device.synchronize(stream)
-            self._watch.regions.append(self._compare(region, inputs, outputs))
-
-    def _compare(
-        self, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]
-    ) -> RegionFigure:
-        given, got = region_tensors(self._at, region, inputs, outputs)
-        return compare_region(f"region {len(self._watch.regions)}", region, given, got)
+            given, got = region_tensors(self._at, region, inputs, outputs)
+            launch = self._watch.launches[len(self._watch.regions)]
+            self._watch.regions.append(compare_region(region, given, got))
+            for tensor, made in zip(launch.outputs, got, strict=True):
+                if HIDDEN.fullmatch(tensor.buffer.name):
+                    self._watch.hidden[tensor.buffer.name] = made.clone()
 
 
 def region_tensors(
     at: Torch, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]
-) -> tuple[list[Tensor], Tensor]:
-    """Inputs and output of a region of one output, over the memory itself."""
-    specs = zip((*region.inputs, *region.outputs), (*inputs, *outputs), strict=True)
-    *given, got = (
-        at.tensor(address, tuple(map(int, spec.shape)), spec.dtype) for spec, address in specs
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs and outputs of a region, over the memory itself."""
+    given, got = (
+        [
+            at.tensor(address, dims(spec), spec.dtype)
+            for spec, address in zip(specs, addresses, strict=True)
+        ]
+        for specs, addresses in ((region.inputs, inputs), (region.outputs, outputs))
     )
     return given, got
-
-
-def compare_region(
-    name: str, region: RegionOp, given: Sequence[Tensor], got: Tensor
-) -> RegionFigure:
-    """A region's output against the reference of its kind.
-
-    Args:
-        given: the inputs, in the order of the region's.
-        got: the output.
-    """
-    expected = reference_of(region)(*given)
-    tokens = region.attributes.num_tokens if isinstance(region, SageAttention3) else got.shape[1]
-    a, b = expected[:, :tokens].double(), got[:, :tokens].double()
-    norm = float(a.norm())
-    return RegionFigure(
-        name=name,
-        relative_l2=float((a - b).norm()) / norm if norm else float("inf"),
-        equal=float((expected[:, :tokens] == got[:, :tokens]).double().mean()),
-        padding_is_zero=not bool(got[:, tokens:].any()),
-    )
-
-
-def reference_of(region: RegionOp) -> Callable[..., Tensor]:
-    """What a region computes, in torch: a function of its inputs to its output.
-
-    Raises:
-        BadInput: a kind of region that has no reference.
-    """
-    if not isinstance(region, SageAttention3):
-        raise BadInput(f"no reference of {region}", where="manifest.json")
-    attributes = region.attributes
-
-    def attention(*tensors: Tensor) -> Tensor:
-        return reference.attention_node(
-            *tensors,
-            num_heads=attributes.num_heads,
-            num_tokens=attributes.num_tokens,
-            eps=attributes.eps,
-            softmax_scale=attributes.softmax_scale,
-            exact_max=attributes.exact_max,
-        )
-
-    return attention
 
 
 class WatchedEngine:

@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
+import ml_dtypes
 import numpy as np
 import torch
 
+from fastwan.dtypes import PAIRED
 from fastwan.engines.backend import load_backend
 from fastwan.engines.plan import GraphPart, plan_dit
 from fastwan.errors import BadInput
@@ -21,7 +23,6 @@ from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
 from fastwan.manifest import Region
 from fastwan.plugins.regions import region_op
-from fastwan.quality.emulated.watch import reference_of
 from fastwan.quality.selftest.memory import to_numpy, to_torch
 from fastwan.quality.verify.executor import MemoryExecutor
 from fastwan.quality.verify.subject import Subject
@@ -88,7 +89,9 @@ class EngineReferences:
                 lowered, self._subject.data_folder, threads=self._threads
             )
         record = self._manifest.engines[name]
-        made = self._executors[name].run({spec.name: inputs[spec.name] for spec in record.inputs})
+        made = self._executors[name].run(
+            {spec.name: _as_lowered(inputs[spec.name]) for spec in record.inputs}
+        )
         return {spec.name: made[spec.name].astype(spec.dtype) for spec in record.outputs}
 
     def step(self, latents: Array, timestep: int, prompt_embeds: Array) -> Iterator[Ran]:
@@ -108,7 +111,7 @@ class EngineReferences:
             if engine.component != "dit":
                 continue
             given = {
-                spec.name: np.ascontiguousarray(values[spec.name], np.dtype(spec.dtype))
+                spec.name: np.ascontiguousarray(values[spec.name], _numpy_dtype(spec.dtype))
                 for spec in engine.inputs
             }
             made = self.run(name, given)
@@ -132,10 +135,22 @@ class EngineReferences:
         }
 
 
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    """Of an engine's tensor in host memory: bytes for numbers that lie two a byte."""
+    return np.dtype("uint8" if name in PAIRED else name)
+
+
+def _as_lowered(values: Array) -> Array:
+    """As a lowered graph takes it: FP4 codes and their scales are bytes there."""
+    return values.view(np.uint8) if values.dtype == ml_dtypes.float8_e4m3fn else values
+
+
 def _launch(region: Region, values: dict[str, Array]) -> None:
     specs = {spec.name: spec for spec in region.tensors}
     for node in region.nodes:
         op = region_op(node, specs)
         on = "cuda" if torch.cuda.is_available() else "cpu"
-        made = reference_of(op)(*(to_torch(values[name]).to(on) for name in node.inputs))
-        values[node.outputs[0]] = to_numpy(made.cpu())
+        made = op.reference(*(to_torch(values[name]).to(on) for name in node.inputs))
+        values.update(
+            (name, to_numpy(value.cpu())) for name, value in zip(node.outputs, made, strict=True)
+        )

@@ -14,6 +14,12 @@ from fastwan.runtime.recording.machine import Device, DeviceError
 GARBAGE = 0xA5
 """Fills new memory, so that a read of what nobody wrote shows."""
 
+_NOT_NUMPYS = (
+    (torch.bfloat16, torch.int16, ml_dtypes.bfloat16),
+    (torch.float8_e4m3fn, torch.uint8, ml_dtypes.float8_e4m3fn),
+)
+"""Formats that torch hands to numpy as integers of the same size: torch's, those, ml_dtypes'."""
+
 
 class Scratch(AbstractContextManager["Scratch"]):
     """Memory on a device that is given back at the end of a stage.
@@ -65,16 +71,18 @@ class Scratch(AbstractContextManager["Scratch"]):
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
-    """A CPU tensor as an array over the same memory, bf16 included."""
+    """A CPU tensor as an array over the same memory, bf16 and e4m3 included."""
     tensor = tensor.contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
+    for dtype, bits, kind in _NOT_NUMPYS:
+        if tensor.dtype == dtype:
+            return np.asarray(tensor.view(bits).numpy().view(kind))
     return np.asarray(tensor.numpy())
 
 
 def to_torch(array: Array) -> torch.Tensor:
     """The inverse of `to_numpy`, of a copy."""
     array = np.array(array)
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    for dtype, bits, kind in _NOT_NUMPYS:
+        if array.dtype == kind:
+            return torch.from_numpy(array.view(np.dtype(str(bits).rpartition(".")[2]))).view(dtype)
     return torch.from_numpy(array)
