@@ -51,6 +51,7 @@ class TorchGraph:
         self._device = device
         self._where = source.file
         nodes = _between(source.model, inputs, outputs, source.file)
+        self.outputs = tuple(outputs)
         self._made = {name: _of_graph(name) for name in outputs}
         made = {each.source for each in self._made.values()}
         given = {name for name in inputs if not name.endswith(SHARED)}

@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastwan.export.passes.few_keys import KEY_BIAS, KEY_TILES
 from fastwan.export.passes.fusions import find_fusion
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.onnx_guard import BundleGraph
 from fastwan.plugins.glue_reference import (
     attention_to_keys,
+    few_keys,
     gelu_quantize,
     quantize,
     residual_norm_quantize,
 )
+from fastwan.plugins.lifted import KEY_BIAS, KEY_TILES
 from fastwan.plugins.nvfp4 import PackedWeight, dequantize_weight
 from fastwan.runtime.emulated.graph import TorchGraph
 
@@ -200,6 +201,22 @@ def test_the_keys_of_a_prompt_are_counted(count: Count, tokens: int, tiles: int)
     assert found == tiles
     assert torch.equal(bias == 0, wanted == 0) or tokens == rows - 1  # log(1) is 0, too
     assert torch.allclose(bias, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "zeros"), [(0, 0), (1, 0), (64, 0), (130, 9), (511, 0), (512, 3)]
+)
+def test_the_nodes_count_keys_as_the_reference_does(count: Count, tokens: int, zeros: int) -> None:
+    bias, tiles = count(tokens, zeros)
+    text = torch.ones(1, len(bias), 4)
+    text[:, :zeros] = 0
+    text[:, tokens:] = 0
+    expected, expected_tiles = few_keys(text)
+    assert expected.dtype == torch.float32
+    assert expected_tiles.dtype == torch.int32
+    assert tiles == int(expected_tiles)
+    assert torch.equal(bias == -torch.inf, expected == -torch.inf)
+    assert torch.allclose(bias, expected, rtol=1e-6, atol=0)
 
 
 def test_a_token_of_zeros_inside_a_prompt_counts(count: Count) -> None:

@@ -11,25 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastwan.bundle import open_bundle
 from fastwan.plugins.regions.base import RegionOp
 from fastwan.quality.emulated import checks
-from fastwan.quality.emulated.checks import FullSize, Setting
+from fastwan.quality.emulated.checks import FullSize
 from fastwan.quality.emulated.run import names
 from fastwan.quality.verify.graphs import relative_difference
-from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.session import Session
-from fastwan.runtime.emulated.engines import Torch
 from fastwan.runtime.emulated.fp4 import Operand
-from testkit.emulated_host import CPU, ReferenceKernels, emulated_host_platform
-from testkit.host_device import HostDevice
-
-
-def opened(bundle: Path, kernels: type[ReferenceKernels] = ReferenceKernels) -> FullSize:
-    subject = Subject(open_bundle(bundle))
-    device = HostDevice()
-    platform = emulated_host_platform(device, kernels(device))
-    return FullSize(subject, Setting(platform, Torch(CPU), subject.attention.reference))
+from testkit.emulated_host import ReferenceKernels, opened
 
 
 @pytest.fixture(scope="module")

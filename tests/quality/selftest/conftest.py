@@ -20,7 +20,6 @@ from fastwan.bundle import Bundle, open_bundle
 from fastwan.plugins import nvfp4
 from fastwan.plugins.regions.base import RegionOp
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageLayout
-from fastwan.quality.emulated.watch import reference_of
 from fastwan.quality.selftest import probe
 from fastwan.quality.selftest.engine_references import EngineReferences
 from fastwan.quality.selftest.machine import Driver, Machine
@@ -46,6 +45,7 @@ class Faults:
     capabilities: tuple[str, ...] = ("12.0", "12.1")
     operands: Change = same
     attention: Change = same
+    glue: Callable[[RegionOp, Any], Any] = lambda _, made: made
     cast: Change = same
     weight: Change = same
     activation: Change = same
@@ -125,8 +125,14 @@ class FakeKernels(HostKernels):
         (call,) = recorder.calls
 
         def run() -> None:
-            made = to_numpy(self._faults.attention(reference_of(region)(*tensors(region, inputs))))
-            at(outputs[0], "bfloat16", made.size)[:] = made.reshape(-1)
+            made = region.reference(*tensors(region, inputs))
+            if isinstance(region, SageAttention3):
+                made = (self._faults.attention(made[0]),)
+            else:
+                made = self._faults.glue(region, made)
+            for address, value in zip(outputs, made, strict=True):
+                flat = to_numpy(value).reshape(-1)
+                at(address, flat.dtype.name, flat.size)[:] = flat
 
         self._submit(call, run)
 
@@ -181,41 +187,67 @@ def references(tiny: Bundle) -> EngineReferences:
     return EngineReferences(Subject(tiny))
 
 
-@pytest.fixture
-def machine_with(
-    tiny: Bundle, references: EngineReferences, monkeypatch: pytest.MonkeyPatch
+def machine_of(references: EngineReferences, faults: Faults) -> Machine:
+    """A machine that looks like a Blackwell GPU with the engines of the references' bundle."""
+
+    def engines(bundle: Bundle) -> dict[str, HostEngine]:
+        return {
+            name: HostEngine(
+                faults.device,
+                name,
+                bundle,
+                graph_of(references, name, record, faults.engines.get(name, same))
+                if record.component == "dit"
+                else None,
+            )
+            for name, record in bundle.manifest.engines.items()
+        }
+
+    return Machine(
+        kind="cuda",
+        driver=lambda: faults.driver,
+        packages=lambda _: {"tensorrt-rtx": "0"},
+        device=lambda: faults.device,
+        library=lambda _: FakeLibrary(faults),
+        platform=lambda _: Platform(faults.device, FakeKernels(faults), engines),
+        linear=lambda _bundle, _probe: FakeLinear(faults),
+    )
+
+
+def machines(
+    references: EngineReferences, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Faults], Machine]:
-    """A machine that looks like a Blackwell GPU with the tiny bundle's engines."""
     # The same lowered graphs in every run: they are what takes time.
     monkeypatch.setattr(
         "fastwan.quality.selftest.context.EngineReferences", lambda _subject: references
     )
+    return lambda faults: machine_of(references, faults)
 
-    def make(faults: Faults) -> Machine:
-        def engines(bundle: Bundle) -> dict[str, HostEngine]:
-            return {
-                name: HostEngine(
-                    faults.device,
-                    name,
-                    bundle,
-                    graph_of(references, name, record, faults.engines.get(name, same))
-                    if record.component == "dit"
-                    else None,
-                )
-                for name, record in bundle.manifest.engines.items()
-            }
 
-        return Machine(
-            kind="cuda",
-            driver=lambda: faults.driver,
-            packages=lambda _: {"tensorrt-rtx": "0"},
-            device=lambda: faults.device,
-            library=lambda _: FakeLibrary(faults),
-            platform=lambda _: Platform(faults.device, FakeKernels(faults), engines),
-            linear=lambda _bundle, _probe: FakeLinear(faults),
-        )
+@pytest.fixture
+def machine_with(
+    references: EngineReferences, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Faults], Machine]:
+    """A machine with the tiny bundle's engines."""
+    return machines(references, monkeypatch)
 
-    return make
+
+@pytest.fixture(scope="session")
+def lifted(lifted_bundle: Path) -> Bundle:
+    return open_bundle(lifted_bundle)
+
+
+@pytest.fixture(scope="session")
+def lifted_references(lifted: Bundle) -> EngineReferences:
+    return EngineReferences(Subject(lifted))
+
+
+@pytest.fixture
+def lifted_machine_with(
+    lifted_references: EngineReferences, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Faults], Machine]:
+    """A machine with the engines of the bundle of which everything is lifted."""
+    return machines(lifted_references, monkeypatch)
 
 
 @pytest.fixture(scope="session")

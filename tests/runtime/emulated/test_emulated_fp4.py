@@ -67,3 +67,16 @@ def test_the_values_of_an_operand_are_those_of_dequantizelinear() -> None:
     codes, _ = fp4.quantize(x, 0.25)
     operand = fp4.Operand(codes.products, 0.25)
     assert torch.equal(operand.values(), nvfp4.fake_quantize_activation(x, 0.25))
+
+
+def test_codes_that_an_engine_is_given_are_the_operand_that_it_would_have_made() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.randn(1, 4100, 48, generator=generator) * 7).bfloat16()
+    packed, blocks = nvfp4.quantize_activation(x)
+    given = fp4.products(packed, blocks.float())
+    own, scales = fp4.quantize(x, 1.0)
+    assert given.shape == x.shape
+    assert torch.equal(given, own.products)
+    assert torch.equal(scales, blocks.float())
+    swapped = fp4.products((packed << 4) | (packed >> 4), blocks.float())
+    assert not torch.equal(given, swapped)

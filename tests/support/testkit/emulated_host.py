@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastwan.bundle import Bundle
+from fastwan.bundle import Bundle, open_bundle
 from fastwan.plugins.regions.base import RegionOp
+from fastwan.quality.emulated.checks import FullSize, Setting
 from fastwan.quality.emulated.watch import region_tensors
+from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.null import NullDevice, NullKernels
 from fastwan.runtime.device.session import Platform
 from fastwan.runtime.emulated.engines import Torch, TorchEngine, open_emulated
@@ -75,3 +78,18 @@ def emulated_host_platform(device: HostDevice, kernels: ReferenceKernels | None 
             for name, engine in open_emulated(bundle, CPU).items()
         },
     )
+
+
+def opened(
+    bundle: Path,
+    kernels: type[ReferenceKernels] = ReferenceKernels,
+    change: Callable[[Platform], Platform] = lambda platform: platform,
+) -> FullSize:
+    """The checks of the full size over a bundle on such a platform.
+
+    Args:
+        change: what becomes of the platform before.
+    """
+    subject, device = Subject(open_bundle(bundle)), HostDevice()
+    platform = change(emulated_host_platform(device, kernels(device)))
+    return FullSize(subject, Setting(platform, Torch(CPU), subject.attention.reference))

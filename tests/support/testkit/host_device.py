@@ -13,6 +13,7 @@ import ml_dtypes  # noqa: F401
 import numpy as np
 
 from fastwan.bundle import Bundle
+from fastwan.dtypes import PAIRED
 from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.device.null import Call, NullDevice, NullEngine, NullKernels
 from fastwan.runtime.device.session import Platform
@@ -213,6 +214,8 @@ class HostEngine(LateEngine):
 
         def tensor(name: str, dtype: str) -> np.ndarray:
             address, shape = bindings[name]
+            if dtype in PAIRED:
+                dtype, shape = "uint8", (*shape[:-1], shape[-1] // 2)
             return at(address, dtype, int(np.prod(shape))).reshape(shape)
 
         inputs = {name: tensor(name, spec.dtype).copy() for name, spec in graph.inputs.items()}

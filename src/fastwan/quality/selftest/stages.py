@@ -15,7 +15,7 @@ from fastwan.manifest import MANIFEST
 from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress, Quiet, stage
 from fastwan.quality import gpu_state
-from fastwan.quality.selftest import blocks, environment, gemm, regions, video
+from fastwan.quality.selftest import between, blocks, environment, gemm, regions, video
 from fastwan.quality.selftest.anonymous import anonymous, private_words
 from fastwan.quality.selftest.context import Context, Outcome, Skip, StageFailure
 from fastwan.quality.selftest.machine import Machine, machine_of
@@ -34,6 +34,7 @@ JSON, MARKDOWN = "selftest.json", "selftest.md"
 
 _ON_CPU = "small videos on the CPU reference: generate --device cpu"
 _NATIVE = "native attention: build-engine --attention native makes a bundle without this kernel"
+_NOT_LIFTED = "a bundle without these kernels: build-engine --fusion none makes one"
 _ENDED = "the process ended in this stage: a crash of the driver or of a library, or a signal"
 _CALLS = "everything, call by call: generate and bench make the same frames without a graph"
 
@@ -73,6 +74,13 @@ STAGES = (
         regions.attention,
         regions.attention_on_host,
         _NATIVE,
+    ),
+    Stage(
+        "glue",
+        "kernels between GEMMs against their references",
+        between.glue,
+        between.glue_on_host,
+        _NOT_LIFTED,
     ),
     Stage("gemm", "one FP4 GEMM against the reference", gemm.gemm, gemm.gemm_on_host, _ON_CPU),
     Stage("block", "one block", blocks.block, blocks.block_on_host, _ON_CPU),
