@@ -2,11 +2,13 @@
 """A whole video of a bundle on a Hopper GPU, with Blackwell's numbers: evidence for benchmarks/.
 
     python3 scripts/emulated_video.py BUNDLE -o benchmarks/h100_video.json [--verify]
+        [--lifted OTHER]
 
 Plays the bundle's own size as one CUDA graph several times and call by call once: the frames must
 be the same, and nothing may be allocated meanwhile. With --verify, the checks of the full size that
-`verify --device emulated` makes follow, without those that need no GPU. Times are those of the
-emulation, not of a Blackwell GPU.
+`verify --device emulated` makes follow, without those that need no GPU. --lifted is a bundle of the
+same checkpoint with another --fusion: it is played and verified likewise, and its frames are
+compared with those of the first. Times are those of the emulation, not of a Blackwell GPU.
 """
 
 from __future__ import annotations
@@ -18,18 +20,21 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from figure_sources import ROOT, VIDEO, sources
+from figure_sources import LIFTED, ROOT, VIDEO, sources
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.files import sha256_file
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.progress import Quiet
+from fastwan.quality.emulated.comparison import psnr
 from fastwan.quality.emulated.run import check_full_size, cuda_setting, place_picture
+from fastwan.quality.verify.steps import rms
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.session import Session
 from fastwan.runtime.emulated.platform import emulated_platform
@@ -64,8 +69,8 @@ def prompt_embeds(bundle: Bundle, session: Session) -> np.ndarray:
     return np.asarray(values.numpy())
 
 
-def play(bundle: Bundle) -> Record:
-    """Videos as one launch each, and one call by call."""
+def play(bundle: Bundle) -> tuple[Record, np.ndarray]:
+    """Videos as one launch each, and one call by call; and the frames."""
     platform = emulated_platform()
     before = platform.device.free_bytes()
     session = Session(platform, bundle, schedule_of(bundle.manifest.sampler_spec()))
@@ -114,7 +119,67 @@ def play(bundle: Bundle) -> Record:
         and record["bytes_taken_by_videos"] == 0
     )
     session.close()
-    return record
+    return record, first
+
+
+def video(bundle: Bundle, definitions: Sequence[str]) -> tuple[Record, np.ndarray]:
+    """What was played, of what, and the frames."""
+    manifest, library = bundle.manifest, PluginLibrary(emulated=True)
+    model, (played, frames) = manifest.onnx.model, play(bundle)
+    record = {
+        "sources": sources(ROOT, definitions),
+        "library": {"build": library.build_info, "sha256": sha256_file(library.path)},
+        "bundle": {
+            "model": model.name,
+            "recipe": model.recipe,
+            "attention": manifest.attention,
+            "fusion": manifest.fusion,
+            "size": f"{model.shape.width}x{model.shape.height}x{model.shape.num_frames}",
+            "tokens": model.shape.num_tokens,
+            "components": list(manifest.components),
+            "sampler": manifest.sampler_spec().name,
+            "dit_data_sha256": manifest.files["onnx/dit.data"].sha256,
+            "weights": "synthetic",
+        },
+        **played,
+    }
+    return record, frames
+
+
+def verified(bundle: Bundle, definitions: Sequence[str], picture: Path | None) -> Record:
+    """The checks of the full size."""
+    begin = time.monotonic()
+    result = check_full_size(
+        Subject(bundle),
+        cuda_setting(),
+        picture=place_picture(bundle, picture),
+        progress=Quiet(),
+    )
+    return {
+        "sources": sources(ROOT, definitions),
+        "seconds": round(time.monotonic() - begin, 1),
+        "checks": [check.model_dump() for check in result.checks],
+        "fp4": None if result.fp4 is None else result.fp4.model_dump(),
+        "unchecked": list(result.unchecked),
+        "passed": result.fp4 is not None and all(check.passed for check in result.checks),
+    }
+
+
+def beside(frames: np.ndarray, other: np.ndarray, checks: Sequence[Record]) -> Record:
+    """How far the frames of one bundle are from those of another one of the same checkpoint.
+
+    Args:
+        checks: those of the first bundle, of which `emulated_frames` has the limit; none where it
+            was not verified.
+    """
+    apart = rms(frames, other)
+    limits = [check["limit"] for check in checks if check["name"] == "emulated_frames"]
+    return {
+        "rms_levels": apart,
+        "psnr": psnr(frames, other) if apart else None,
+        "limit_levels": limits[0] if limits else None,
+        "within": apart <= limits[0] if limits else None,
+    }
 
 
 def main() -> int:
@@ -125,9 +190,9 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--verify", action="store_true")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--lifted", type=Path)
     arguments = parser.parse_args()
-    bundle = open_bundle(arguments.bundle)
-    model, library = bundle.manifest.onnx.model, PluginLibrary(emulated=True)
+    items: Record = {}
     record: Record = {
         "machine": {
             "nvidia_smi": {"query": _QUERY, "value": ask_smi()},
@@ -136,50 +201,30 @@ def main() -> int:
             "commit": commit(),
             "kind": "emulated",
         },
-        "items": {
-            "video": {
-                "sources": sources(ROOT, VIDEO),
-                "library": {
-                    "build": library.build_info,
-                    "sha256": sha256_file(library.path),
-                },
-                "bundle": {
-                    "model": model.name,
-                    "recipe": model.recipe,
-                    "attention": bundle.manifest.attention,
-                    "size": f"{model.shape.width}x{model.shape.height}x{model.shape.num_frames}",
-                    "tokens": model.shape.num_tokens,
-                    "components": list(bundle.manifest.components),
-                    "sampler": bundle.manifest.sampler_spec().name,
-                    "dit_data_sha256": bundle.manifest.files["onnx/dit.data"].sha256,
-                    "weights": "synthetic",
-                },
-                **play(bundle),
-            }
-        },
+        "items": items,
     }
-    passed = record["items"]["video"]["passed"]
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+
+    def write() -> None:
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+
+    bundle = open_bundle(arguments.bundle)
+    items["video"], frames = video(bundle, VIDEO)
+    write()
     if arguments.verify:
-        begin = time.monotonic()
-        result = check_full_size(
-            Subject(bundle),
-            cuda_setting(),
-            picture=place_picture(bundle, arguments.picture),
-            progress=Quiet(),
-        )
-        good = result.fp4 is not None and all(check.passed for check in result.checks)
-        record["items"]["verify"] = {
-            "sources": sources(ROOT, VIDEO),
-            "seconds": round(time.monotonic() - begin, 1),
-            "checks": [check.model_dump() for check in result.checks],
-            "fp4": None if result.fp4 is None else result.fp4.model_dump(),
-            "unchecked": list(result.unchecked),
-            "passed": good,
-        }
-        passed = passed and good
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
-    return 0 if passed else 1
+        items["verify"] = verified(bundle, VIDEO, arguments.picture)
+        write()
+    if arguments.lifted:
+        lifted = open_bundle(arguments.lifted)
+        item, other = video(lifted, LIFTED)
+        apart = beside(frames, other, items["verify"]["checks"] if arguments.verify else ())
+        same = items["video"]["bundle"]["dit_data_sha256"] == item["bundle"]["dit_data_sha256"]
+        passed = item["passed"] and same and apart["within"] is not False
+        items["lifted_video"] = {**item, "to_the_first": apart, "passed": passed}
+        write()
+        if arguments.verify:
+            items["lifted_verify"] = verified(lifted, LIFTED, None)
+            write()
+    return 0 if all(item["passed"] for item in items.values()) else 1
 
 
 if __name__ == "__main__":

@@ -52,6 +52,18 @@ VIDEO = (
 )
 """Globs, below the root, of what decides the frames of an emulated video."""
 
+LIFTED = (
+    *VIDEO,
+    "plugins/csrc/cross_attention.cuh",
+    "plugins/csrc/glue.*",
+    "plugins/csrc/glue_arguments.h",
+    "plugins/csrc/quantize.cuh",
+    "plugins/csrc/residual_norm.cuh",
+    "plugins/csrc/tensor_core.cuh",
+    "plugins/lifted.py",
+)
+"""Likewise of one whose kernels between GEMMs are the project's own."""
+
 
 def sources(folder: Path = PLUGINS, definitions: Sequence[str] = DEFINITIONS) -> dict[str, Any]:
     """The globs, and SHA-256 over names and contents of the files that they match."""
@@ -64,6 +76,7 @@ def sources(folder: Path = PLUGINS, definitions: Sequence[str] = DEFINITIONS) ->
 
 def sources_now(record: dict[str, Any]) -> dict[str, Any]:
     """`sources` as they are, of the globs that a record names."""
-    if tuple(record["of"]) == VIDEO:
-        return sources(ROOT, VIDEO)
+    for definitions in (VIDEO, LIFTED):
+        if tuple(record["of"]) == definitions:
+            return sources(ROOT, definitions)
     return sources()

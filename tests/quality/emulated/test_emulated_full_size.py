@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastwan.plugins.regions.base import RegionOp
-from fastwan.quality.emulated import checks
-from fastwan.quality.emulated.checks import FullSize
+from fastwan.quality.emulated import checks, region_checks
+from fastwan.quality.emulated.full_size import FullSize
 from fastwan.quality.emulated.run import names
 from fastwan.quality.verify.graphs import relative_difference
 from fastwan.runtime.device.session import Session
@@ -146,19 +146,19 @@ class WrongTiles(ReferenceKernels):
 def test_a_kernel_that_computes_something_else_fails(
     full: FullSize, tiny_bundle: Path, fault: type[ReferenceKernels]
 ) -> None:
-    assert all(check.passed for check in checks.check_regions(full))
+    assert all(check.passed for check in region_checks.check_regions(full))
     broken = opened(tiny_bundle, fault)
-    assert not all(check.passed for check in checks.check_regions(broken))
+    assert not all(check.passed for check in region_checks.check_regions(broken))
     broken.close()
 
 
 def test_a_region_that_was_not_launched_fails(full: FullSize) -> None:
     seen = full.watch.regions.pop()
     try:
-        assert not all(check.passed for check in checks.check_regions(full))
+        assert not all(check.passed for check in region_checks.check_regions(full))
     finally:
         full.watch.regions.append(seen)
-    assert all(check.passed for check in checks.check_regions(full))
+    assert all(check.passed for check in region_checks.check_regions(full))
 
 
 def test_keys_that_stay_from_another_prompt_show(

@@ -15,8 +15,8 @@ from torch import Tensor
 from fastwan.plugins.glue_reference import few_keys
 from fastwan.plugins.lifted import KEY_BIAS, KEY_TILES
 from fastwan.plugins.regions.base import RegionOp
-from fastwan.quality.emulated import checks
-from fastwan.quality.emulated.checks import FullSize
+from fastwan.quality.emulated import checks, region_checks
+from fastwan.quality.emulated.full_size import FullSize
 from fastwan.quality.emulated.run import names
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.steps import rms
@@ -117,7 +117,7 @@ def test_a_kernel_that_writes_something_else_fails_by_its_kind(
     name = f"emulated_regions_{op}"
     assert made[name].passed
     broken = opened(lifted_bundle, fault)
-    found = {check.name: check.passed for check in checks.check_regions(broken)}
+    found = {check.name: check.passed for check in region_checks.check_regions(broken)}
     broken.close()
     assert [each for each, passed in found.items() if not passed] == [name]
 
@@ -162,7 +162,7 @@ def test_keys_that_are_not_the_prompts_fail(
     assert made["emulated_prompt"].passed
     stale = opened(lifted_bundle, change=with_prompt(name, change))
     found, expected = stale.of_prompt[name]
-    check = checks.check_prompt(stale)
+    check = region_checks.check_prompt(stale)
     stale.close()
     assert not np.array_equal(found.numpy(), expected.numpy())
     assert not check.passed

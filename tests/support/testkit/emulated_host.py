@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.plugins.regions.base import RegionOp
-from fastwan.quality.emulated.checks import FullSize, Setting
+from fastwan.quality.emulated.full_size import FullSize, Setting
 from fastwan.quality.emulated.watch import region_tensors
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.null import NullDevice, NullKernels

@@ -11,16 +11,10 @@ from fastwan.bundle import Bundle
 from fastwan.errors import BadInput
 from fastwan.outputs import OutputFile
 from fastwan.progress import Progress, stage
-from fastwan.quality.emulated.checks import (
-    REGIONS_CHECK,
-    UNCHECKED,
-    FullSize,
-    Setting,
-    compare,
-    kinds,
-    prompt_checks,
-)
+from fastwan.quality.emulated.checks import UNCHECKED, compare
 from fastwan.quality.emulated.comparison import picture_file, save_picture
+from fastwan.quality.emulated.full_size import FullSize, Setting
+from fastwan.quality.emulated.region_checks import REGIONS_CHECK, kinds, prompt_checks
 from fastwan.quality.verify.report import Check, FP4Comparison, Planned, run_planned
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.executor import Array

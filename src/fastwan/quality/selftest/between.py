@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,14 +76,11 @@ def _nodes(context: Context, most: int | None) -> list[GlueOp]:
     """
     operations = (o for stage in context.recording.stages for o in stage.operations)
     regions = (each.region for each in operations if isinstance(each, LaunchRegion))
-    nodes = dict.fromkeys(
-        dataclasses.replace(each, rows=min(each.rows, most or each.rows))
-        for each in regions
-        if isinstance(each, GlueOp)
-    )
+    kinds: dict[Any, GlueOp] = {each: each for each in regions if isinstance(each, GlueOp)}
+    nodes = [replace(node, rows=min(op.rows, most or op.rows)) for node, op in kinds.items()]
     if not nodes:
         raise Skip("the bundle launches nothing but attention between its engines")
-    return list(nodes)
+    return nodes
 
 
 def _compared(nodes: Sequence[GlueOp], launch: Launch, label: Label) -> Outcome:
