@@ -214,7 +214,11 @@ def _given_bytes(graph: ir.Graph, value: ir.Value, shape: list[int]) -> ir.Value
     """The input of that name as uint8, put in its place once."""
     found = next((each for each in graph.inputs if each.name == value.name), None)
     if found is None:
-        raise BadInput("block scales are no input as their codes are", where=str(value.name))
+        raise BadInput(
+            "block scales are no input of the graph as their codes are",
+            where=str(value.name),
+            fix="divide the graph in front of both",
+        )
     if found.dtype == ir.DataType.UINT8:
         return found
     made = ir.Value(name=value.name, type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(shape))

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 
 from fastwan.bundle import Bundle
+from fastwan.errors import BadInput
+from fastwan.export.passes.graphs import clone
+from fastwan.export.passes.lower_nvfp4 import lower_nvfp4
 from fastwan.progress import Quiet
+from fastwan.quality.selftest.engine_references import EngineReferences
 from fastwan.quality.selftest.machine import Machine, machine_of
 from fastwan.quality.selftest.stages import STAGES, run_stages
 
@@ -30,6 +35,26 @@ def test_kernels_block_step_and_video_are_those_of_the_references(
     assert len(figures["glue"]) == 6  # three forms of the norm
     assert len(figures["block"]) == 8  # six GEMMs of a block, the first hidden state, the next qkv
     assert max(figure.value for figure in figures["block"]) < 1e-6
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_codes_that_an_engine_is_given_come_with_their_scales(
+    lifted_references: EngineReferences, lacking: bool
+) -> None:
+    model = clone(lifted_references._parts["segment_01"].model)
+    by_dtype = {value.dtype: value for value in model.graph.inputs}
+    codes, scales = by_dtype[ir.DataType.FLOAT4E2M1], by_dtype[ir.DataType.FLOAT8E4M3FN]
+    if lacking:
+        model.graph.inputs.remove(scales)
+        with pytest.raises(BadInput, match="block scales are no input"):
+            lower_nvfp4(model)
+        return
+    lower_nvfp4(model)
+    found = {value.name: (value.dtype, value.shape) for value in model.graph.inputs}
+    assert found == {
+        codes.name: (ir.DataType.UINT8, ir.Shape([1, 256, 128])),
+        scales.name: (ir.DataType.UINT8, ir.Shape([1, 256, 16])),
+    }
 
 
 def swap_nibbles(made: Any) -> Any:

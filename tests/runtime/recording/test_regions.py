@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from torch import Tensor
 
 from fastwan.bundle import Bundle
 from fastwan.config import SAMPLERS
@@ -55,6 +56,9 @@ class Negate(RegionOp):
     @property
     def workspace_bytes(self) -> int:
         return WORKSPACE
+
+    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(-each for each in inputs)
 
     def desc(self) -> ctypes.Structure:
         return ctypes.Structure()

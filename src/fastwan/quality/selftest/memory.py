@@ -15,10 +15,10 @@ GARBAGE = 0xA5
 """Fills new memory, so that a read of what nobody wrote shows."""
 
 _NOT_NUMPYS = (
-    (torch.bfloat16, torch.int16, ml_dtypes.bfloat16),
-    (torch.float8_e4m3fn, torch.uint8, ml_dtypes.float8_e4m3fn),
+    (torch.bfloat16, torch.int16, ml_dtypes.bfloat16, np.int16),
+    (torch.float8_e4m3fn, torch.uint8, ml_dtypes.float8_e4m3fn, np.uint8),
 )
-"""Formats that torch hands to numpy as integers of the same size: torch's, those, ml_dtypes'."""
+"""Formats that go between torch and numpy as integers: each with its integer, in both."""
 
 
 class Scratch(AbstractContextManager["Scratch"]):
@@ -73,7 +73,7 @@ class Scratch(AbstractContextManager["Scratch"]):
 def to_numpy(tensor: torch.Tensor) -> Array:
     """A CPU tensor as an array over the same memory, bf16 and e4m3 included."""
     tensor = tensor.contiguous()
-    for dtype, bits, kind in _NOT_NUMPYS:
+    for dtype, bits, kind, _ in _NOT_NUMPYS:
         if tensor.dtype == dtype:
             return np.asarray(tensor.view(bits).numpy().view(kind))
     return np.asarray(tensor.numpy())
@@ -82,7 +82,7 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 def to_torch(array: Array) -> torch.Tensor:
     """The inverse of `to_numpy`, of a copy."""
     array = np.array(array)
-    for dtype, bits, kind in _NOT_NUMPYS:
+    for dtype, _, kind, bits in _NOT_NUMPYS:
         if array.dtype == kind:
-            return torch.from_numpy(array.view(np.dtype(str(bits).rpartition(".")[2]))).view(dtype)
+            return torch.from_numpy(array.view(bits)).view(dtype)
     return torch.from_numpy(array)
