@@ -17,7 +17,7 @@ from fastwan.quality.emulated.full_size import FullSize
 from fastwan.quality.emulated.run import names
 from fastwan.quality.verify.graphs import relative_difference
 from fastwan.runtime.device.session import Session
-from fastwan.runtime.emulated.fp4 import Operand
+from testkit import operand_faults
 from testkit.emulated_host import ReferenceKernels, opened
 
 
@@ -56,30 +56,7 @@ def test_one_launch_and_step_by_step_make_the_same_video(full: FullSize) -> None
     assert full._session.eager_reason == ""
 
 
-def swap_nibbles(operand: Operand) -> Operand:
-    """As if codes were unpacked high nibble first."""
-    pairs = operand.products.t().reshape(operand.shape[1], -1, 2)
-    return Operand(pairs.flip(-1).flatten(1).t(), operand.scale)
-
-
-def flip_one(operand: Operand) -> Operand:
-    products = operand.products.clone()
-    products[3, 5] += 1
-    return Operand(products, operand.scale)
-
-
-def swap_scale_rows(operand: Operand) -> Operand:
-    """As if two rows of block scales had changed places; codes differ, so products do."""
-    products = operand.products.clone()
-    products[:, [0, 1]] = products[:, [1, 0]]
-    return Operand(products, operand.scale)
-
-
-def move_scale(operand: Operand) -> Operand:
-    return Operand(operand.products, float(np.nextafter(np.float32(operand.scale), np.float32(9))))
-
-
-@pytest.mark.parametrize("fault", [swap_nibbles, flip_one, swap_scale_rows, move_scale])
+@pytest.mark.parametrize("fault", operand_faults.ALL)
 def test_an_operand_that_is_not_the_bundles_fails(full: FullSize, fault: Any) -> None:
     assert checks.check_operands(full).passed
     name = "blocks.1.ffn.fc2/transposed/out"
