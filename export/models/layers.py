@@ -39,13 +39,16 @@ def rope_tables(shape: VideoShape, head_dim: int = 128) -> tuple[Tensor, Tensor]
 
 
 def timestep_frequencies(freq_dim: int) -> Tensor:
-    """Frequencies of the sinusoidal timestep embedding, [freq_dim / 2] fp32, as diffusers has them.
+    """Frequencies of the sinusoidal timestep embedding, [freq_dim / 2] fp32.
 
     A timestep of 999 multiplies them, so one unit in the last place is 6e-5 in the angle: they are
-    a weight of the graph rather than something each runtime computes its own way.
+    a weight of the graph rather than something each runtime computes its own way. The exponents
+    are those of diffusers, fp32; their powers are rounded from fp64, because an fp32 `exp` differs
+    in its last bit from one CPU to the next, and a bundle is verified where it was not built.
     """
     half = freq_dim // 2
-    return torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+    exponents = -math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half
+    return torch.exp(exponents.double()).float()
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
