@@ -16,6 +16,7 @@ from pathlib import Path
 from fastwan import __version__
 from fastwan.engines.builder import BuildRequest, BundleBuilder
 from fastwan.engines.cache import EngineCache
+from fastwan.engines.fallbacks import fallback_records, fallback_sources, graph_file
 from fastwan.engines.layers import LayerRecord
 from fastwan.engines.regions import region_records
 from fastwan.engines.source import EngineSource
@@ -59,7 +60,8 @@ def build_bundle(
         onnx_bundle: folder with ``export.json``; kept in the bundle as the CPU reference.
         output: folder of the bundle; replaced if all of it is a bundle of this tool.
         sources: one for each engine, in the order in which they run.
-        regions: what the runtime launches between the ``dit`` engines.
+        regions: what the runtime launches between the ``dit`` engines; engines of what lifted
+            nodes replaced are built beside `sources`.
         cache: by default the user's, see `EngineCache`.
 
     Raises:
@@ -71,6 +73,8 @@ def build_bundle(
     """
     progress = progress or Quiet()
     started = time.monotonic() if request.started is None else request.started
+    fallbacks = fallback_sources(regions, onnx_bundle)
+    sources = (*sources, *(each.engine for each in fallbacks))
     _check_names(sources)
     request.backend.check(request.target)
     exported = parse_manifest(onnx_bundle / ONNX_MANIFEST, OnnxManifest)
@@ -84,6 +88,11 @@ def build_bundle(
         finally:
             request.backend.close()
         begin = time.monotonic()
+        for each in fallbacks:
+            (folder / graph_file(each.engine)).write_bytes(each.engine.model)
+            builder.add_file(graph_file(each.engine))
+        beside = fallback_records(fallbacks, builder.engines)
+        engines = {name: e for name, e in builder.engines.items() if name not in beside}
         _write_layers(folder / LAYERS, builder.layers)
         builder.add_file(LAYERS)
         if request.plugin_library is not None:
@@ -112,8 +121,9 @@ def build_bundle(
             samplers=request.samplers,
             components=request.components,
             onnx=exported,
-            engines=builder.engines,
-            regions=region_records(regions, builder.engines),
+            engines=engines,
+            regions=region_records(regions, engines),
+            fallbacks=beside,
             files=dict(sorted(builder.files.items())),
             build=BuildRecord(
                 seconds=time.monotonic() - started,

@@ -38,17 +38,22 @@ def region_records(
         records[region.name] = Region(
             component="dit",
             after=max((after[str(value.name)] for value in graph.inputs), key=order.index),
-            nodes=tuple(_region_node(node) for node in graph),
-            inputs=tuple(map(_spec, graph.inputs)),
-            constants=tuple(_spec(graph.initializers[name]) for name in sorted(graph.initializers)),
-            outputs=tuple(map(_spec, graph.outputs)),
-            temporaries=tuple(map(_spec, inside)),
+            nodes=tuple(region_node(node) for node in graph),
+            inputs=tuple(map(tensor_spec, graph.inputs)),
+            constants=tuple(tensor_spec(graph.initializers[name]) for name in sorted(graph.initializers)),
+            outputs=tuple(map(tensor_spec, graph.outputs)),
+            temporaries=tuple(map(tensor_spec, inside)),
         )
         after |= {spec.name: records[region.name].after for spec in records[region.name].outputs}
     return records
 
 
-def _region_node(node: ir.Node) -> RegionNode:
+def region_node(node: ir.Node) -> RegionNode:
+    """The manifest's record of a node of the domain ``fastwan``.
+
+    Raises:
+        BadInput: the runtime launches no such node.
+    """
     return RegionNode(
         op=known(REGIONS, node.op_type, "kind of region"),
         inputs=tuple(str(value.name) for value in node.inputs if value is not None),
@@ -57,7 +62,7 @@ def _region_node(node: ir.Node) -> RegionNode:
     )
 
 
-def _spec(value: ir.Value) -> TensorSpec:
+def tensor_spec(value: ir.Value) -> TensorSpec:
     """A tensor as the project's kernels take it: 4-bit codes are bytes, two codes in each."""
     if value.dtype is None or value.shape is None or not value.shape.is_static():
         raise BadInput(f"{value.name!r} has no fixed type and shape", where="region")

@@ -22,6 +22,8 @@ def copy_node(
 ) -> ir.Node:
     """A copy of `node` that reads what `values` has for its inputs; its outputs join `values`.
 
+    What passes noted of the node goes along.
+
     Args:
         name: of the copy.
         prefix: before the names of its outputs.
@@ -34,6 +36,7 @@ def copy_node(
         num_outputs=len(node.outputs),
         name=name,
     )
+    copy.meta.update(node.meta)
     for source, target in zip(node.outputs, copy.outputs, strict=True):
         target.name = f"{prefix}{source.name}"
         target.type, target.shape = source.type, source.shape

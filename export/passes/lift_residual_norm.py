@@ -75,7 +75,8 @@ def lift_residual_norm(model: ir.Model) -> tuple[ir.Model, bool]:
         inputs = [residual.y, residual.bias, residual.hidden, *vectors]
         attributes: Mapping[str, int | float] = {"eps": norm.eps, "add_one": int(norm.add_one)}
         outputs = [norm.hidden, *quantise.outputs]
-        lift(model, quantise, RESIDUAL_NORM_QUANTIZE, inputs, outputs, attributes)
+        reads = [*inputs[:3], *small]
+        lift(model, quantise, RESIDUAL_NORM_QUANTIZE, inputs, outputs, attributes, reads)
         changed = True
     return model, changed
 

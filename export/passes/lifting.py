@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from fastwan.export.passes.graphs import FASTWAN, insert_before
+from fastwan.export.passes.graphs import FASTWAN, constant, copy_node, copy_value, insert_before
 from fastwan.export.recipes.nvfp4 import QUANTISE
 
 VERSION = 1
 """Of the domain ``fastwan``."""
+
+REPLACED = "fastwan.replaced"
+"""Key in the ``meta`` of a lifted node: the graph of what it stands for, see `replaced`."""
 
 
 def quantisers(model: ir.Model) -> list[ir.Node]:
@@ -79,15 +83,20 @@ def lift(
     inputs: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
     attributes: Mapping[str, int | float],
+    reads: Sequence[ir.Value] | None = None,
 ) -> None:
     """Put a node of the domain ``fastwan`` where `outputs` are made; they keep their names.
 
-    Nodes that nothing reads any more are removed.
+    Nodes that nothing reads any more are removed. The new node's ``meta`` has what it stands for
+    under `REPLACED`.
 
     Args:
         model: changed in place.
         anchor: a node that makes one of `outputs`; the new one stands in its place.
+        reads: what the pattern reads in place of `inputs`, by default the same values: equal to
+            them but for axes of size 1.
     """
+    stands_for = replaced(model, inputs, inputs if reads is None else reads, outputs)
     node = ir.Node(
         FASTWAN,
         op_type,
@@ -99,6 +108,7 @@ def lift(
         num_outputs=len(outputs),
         name=f"{anchor.name}/{op_type}",
     )
+    node.meta[REPLACED] = stands_for
     insert_before(anchor, [node])
     unread = []
     for old, new in zip(outputs, node.outputs, strict=True):
@@ -111,6 +121,67 @@ def lift(
     for maker in unread:
         _remove_unread(model.graph, maker)
     model.graph.opset_imports[FASTWAN] = VERSION
+
+
+def replaced(
+    model: ir.Model,
+    inputs: Sequence[ir.Value],
+    reads: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+) -> ir.Model:
+    """The nodes between `reads` and `outputs` as a graph of their own, which needs no weight.
+
+    Its inputs and outputs are in the order of `inputs` and `outputs`. Those that are constants of
+    `model` are inputs here, too; an input that only the node in their place needs has no reader.
+
+    Args:
+        model: left unchanged.
+        inputs: what the graph is given.
+        reads: what its nodes read of it, equal to `inputs` but for axes of size 1.
+    """
+    graph, between = model.graph, _between(reads, outputs)
+    made = ir.Graph([], [], nodes=[], name="replaced", opset_imports=dict(graph.opset_imports))
+    made.inputs.extend(map(_without_content, inputs))
+    copies: dict[ir.Value, ir.Value] = {}
+    for index, (given, read) in enumerate(zip(made.inputs, reads, strict=True)):
+        copies[read] = given
+        assert read.shape is not None
+        if given.shape != read.shape:
+            shape = ir.tensor(np.array(read.shape.numpy(), np.int64))
+            sizes = constant(made, f"replaced/{index}/shape", shape)
+            node = ir.node("Reshape", [given, sizes], name=f"replaced/{index}/Reshape")
+            copies[read] = node.outputs[0]
+            copies[read].name = f"replaced/{index}/reshaped"
+            copies[read].type, copies[read].shape = read.type, read.shape
+            made.append(node)
+    for node in (node for node in graph if node in between):
+        for value in node.inputs:
+            if value is not None and value not in copies:
+                copies[value] = copy_value(value)
+                made.initializers.add(copies[value])
+        made.append(copy_node(node, copies, node.name))
+    made.outputs.extend(copies[value] for value in outputs)
+    return ir.Model(made, ir_version=model.ir_version)
+
+
+def _between(reads: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> set[ir.Node]:
+    found: set[ir.Node] = set()
+    waiting = [value for value in outputs if value not in reads]
+    while waiting:
+        node = waiting.pop().producer()
+        assert node is not None, "the pattern reads what is not given"
+        if node not in found:
+            found.add(node)
+            waiting += [
+                value
+                for value in node.inputs
+                if value is not None and not value.is_initializer() and value not in reads
+            ]
+    return found
+
+
+def _without_content(value: ir.Value) -> ir.Value:
+    return ir.Value(name=value.name, type=value.type, shape=value.shape)
 
 
 def _remove_unread(graph: ir.Graph, node: ir.Node) -> None:

@@ -286,6 +286,35 @@ class Region(_Record):
         return self
 
 
+class Fallback(_Record):
+    """An engine that computes what a node of a region computes, by the backend's own kernels.
+
+    It serves every node of that kind with these shapes and attributes.
+
+    Attributes:
+        node: names are those of `tensors`.
+        tensors: all that the node reads and writes, as the project's kernels take it.
+        graph: file of the engine's ONNX graph, which needs no other file.
+        engine: inputs and outputs have the names of `tensors`; what it does not need to read is
+            left out.
+    """
+
+    node: RegionNode
+    tensors: tuple[TensorSpec, ...]
+    graph: str
+    engine: Engine
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Fallback:
+        """The engine reads and writes what the node does."""
+        read = {spec.name for spec in self.engine.inputs} - set(self.node.inputs)
+        if read:
+            raise ValueError(f"the engine of {self.node.op} reads {min(read)!r}, the node does not")
+        if {spec.name for spec in self.engine.outputs} != set(self.node.outputs):
+            raise ValueError(f"the engine of {self.node.op} does not write what the node does")
+        return self
+
+
 class FileRecord(_Record):
     sha256: Digest
     bytes: Bytes
@@ -311,6 +340,8 @@ class Manifest(_Record):
     Attributes:
         engines: by engine name, in the order in which they run.
         regions: by region name, what the runtime launches between engines.
+        fallbacks: by engine name, what can be played in place of nodes of regions; none in a
+            bundle that was built before there were any.
         attention: what the engines were made with.
         fusion: what of the graph between GEMMs was lifted into regions.
         sampler: name of the one of `samplers` that plays unless another is asked for.
@@ -332,6 +363,7 @@ class Manifest(_Record):
     onnx: OnnxManifest
     engines: dict[str, Engine] = Field(max_length=MAX_ENGINES)
     regions: dict[str, Region] = Field(default_factory=dict, max_length=MAX_ENGINES)
+    fallbacks: dict[str, Fallback] = Field(default_factory=dict, max_length=MAX_ENGINES)
     files: dict[str, FileRecord] = Field(max_length=MAX_FILES)
     build: BuildRecord
 
@@ -340,6 +372,12 @@ class Manifest(_Record):
         names = [spec.name for spec in self.samplers]
         if len(set(names)) < len(names) or self.sampler not in names:
             raise ValueError(f"sampler {self.sampler!r} is not one of {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_fallbacks(self) -> Manifest:
+        if both := self.engines.keys() & self.fallbacks.keys():
+            raise ValueError(f"two engines have the name {min(both)!r}")
         return self
 
     def engine_record(self, engine: Engine) -> FileRecord:
