@@ -40,7 +40,9 @@ def region_records(
             after=max((after[str(value.name)] for value in graph.inputs), key=order.index),
             nodes=tuple(region_node(node) for node in graph),
             inputs=tuple(map(tensor_spec, graph.inputs)),
-            constants=tuple(tensor_spec(graph.initializers[name]) for name in sorted(graph.initializers)),
+            constants=tuple(
+                tensor_spec(graph.initializers[name]) for name in sorted(graph.initializers)
+            ),
             outputs=tuple(map(tensor_spec, graph.outputs)),
             temporaries=tuple(map(tensor_spec, inside)),
         )

@@ -146,12 +146,16 @@ def _context(trt: Any, engine: Any, cache: RuntimeCache | None) -> Any:
 
 
 def open_engines(
-    bundle: Bundle, device: DeviceInfo, cache: RuntimeCache | None = None
+    bundle: Bundle,
+    device: DeviceInfo,
+    cache: RuntimeCache | None = None,
+    records: Mapping[str, Engine] | None = None,
 ) -> dict[str, TensorRTEngine]:
-    """Every engine of a bundle, deserialised after its hash was checked.
+    """Engines of a bundle, each deserialised after its hash was checked.
 
     Args:
         cache: for the kernels of TensorRT-RTX; see `runtime_cache`.
+        records: which; by default all that a video is made with.
 
     Raises:
         EnvironmentLacks: a missing package or plugin, or another GPU or TensorRT than the engines
@@ -170,7 +174,7 @@ def open_engines(
     fix = f"it was built for {manifest.target}; this is {device.name}"
     return {
         name: loader.load(name, record, bundle.read(record.file), cache, fix)
-        for name, record in manifest.engines.items()
+        for name, record in (manifest.engines if records is None else records).items()
     }
 
 

@@ -102,6 +102,18 @@ class DeviceMemory:
         finally:
             self._device.free_host(address)
 
+    def download(self, tensor: Tensor, stream: int) -> Array:
+        """Bytes of a device tensor once a stream is done, flat uint8."""
+        size = tensor.size
+        address, array = self._device.allocate_host(size)
+        try:
+            self._device.copy(address, self.address(tensor), size, stream)
+            self._device.synchronize(stream)
+            self._device.host_access(reads=[(address, address + size)])
+            return array.copy()
+        finally:
+            self._device.free_host(address)
+
     def write(self, tensor: Tensor, values: Array) -> None:
         """Write a pinned tensor, rounded to its dtype.
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastwan.bundle import Bundle
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.runtime.device.first_load import FirstLoad
 from fastwan.runtime.device.memory import DeviceMemory, check_fit
+from fastwan.runtime.device.opening import open_for
 from fastwan.runtime.device.player import BEGIN, Player
 from fastwan.runtime.device.runtime_cache import RuntimeCache
+from fastwan.runtime.device.self_check import SelfCheck
 from fastwan.runtime.model.checks import check_finite
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import OnStep
@@ -41,12 +44,17 @@ class Platform:
         kernels: the launches of the plugin library.
         open_engines: the engines of a bundle, deserialised after their hashes were checked.
         runtime_cache: kernels that are compiled for these engines; None where none are.
+        open_fallbacks: opens the engines that can be played in place of regions, likewise.
+        first_load: what was found out when the bundle was first loaded here; None where nothing is
+            computed that could be compared.
     """
 
     device: Device
     kernels: Kernels
     open_engines: Callable[[Bundle], Mapping[str, DeviceEngine]]
     runtime_cache: RuntimeCache | None = None
+    open_fallbacks: Callable[[Bundle], Mapping[str, DeviceEngine]] = lambda _: {}
+    first_load: FirstLoad | None = None
 
 
 class Session:
@@ -55,12 +63,28 @@ class Session:
     After `load` nothing is allocated and, but for a stage that is played on its own for the first
     time, nothing is captured.
 
+    Args:
+        fallbacks: kinds of regions that the builder's kernels are played in place of; by default
+            those whose kernels disagree with them, see `fastwan.runtime.device.self_check`.
+
+    Attributes:
+        checked: how the kernels of regions agree, known after `load`; None where nothing was
+            compared.
+
     Raises:
-        BadInput: the bundle cannot make a video.
+        BadInput: the bundle cannot make a video, or has no such fallbacks.
     """
 
-    def __init__(self, platform: Platform, bundle: Bundle, schedule: Schedule) -> None:
-        self.recording = record(bundle.manifest, schedule)
+    def __init__(
+        self,
+        platform: Platform,
+        bundle: Bundle,
+        schedule: Schedule,
+        fallbacks: Collection[str] | None = None,
+    ) -> None:
+        self.recording = record(bundle.manifest, schedule, fallbacks or ())
+        self.checked: SelfCheck | None = None
+        self._fallbacks = fallbacks
         self.plan = plan(self.recording)
         self._platform = platform
         self._device = platform.device
@@ -74,7 +98,9 @@ class Session:
         return self._player.eager_reason if self._player else ""
 
     def load(self) -> Player:
-        """Allocate, open the engines, compute the tables, warm up and capture the video's graph.
+        """Open the engines, allocate, compute the tables, warm up and capture the video's graph.
+
+        The first time on a GPU, the kernels of regions are compared with the builder's.
 
         Does nothing when that was done.
 
@@ -85,28 +111,17 @@ class Session:
         with self._guard():
             if self._player is None:
                 check_fit(self._device, self.plan)
-                engines = self._platform.open_engines(self._bundle)
-                self._adopt(engines)
+                opened = open_for(self._platform, self._bundle, self.recording, self._fallbacks)
+                self.recording, self.checked = opened.recording, opened.checked
+                self.plan = plan(self.recording)
                 memory = DeviceMemory(self._device, self.plan)
                 try:
-                    player = self._start(engines, memory)
+                    player = self._start(opened.engines, memory)
                 except BaseException:
                     memory.release()
                     raise
                 self._player = player
             return self._player
-
-    def _adopt(self, engines: Mapping[str, DeviceEngine]) -> None:
-        """Plan anew where an engine needs another scratch here than its builder foresaw."""
-        manifest = self.recording.manifest
-        found = {
-            name: engine.model_copy(update={"scratch_bytes": engines[name].scratch_bytes})
-            for name, engine in manifest.engines.items()
-        }
-        if found != manifest.engines:
-            changed = manifest.model_copy(update={"engines": found})
-            self.recording = record(changed, self.recording.schedule)
-            self.plan = plan(self.recording)
 
     def _start(self, engines: Mapping[str, DeviceEngine], memory: DeviceMemory) -> Player:
         recording = self.recording

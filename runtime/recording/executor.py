@@ -9,8 +9,9 @@ import numpy as np
 
 from fastwan.errors import BadInput
 from fastwan.manifest import Engine, Region, TensorSpec
-from fastwan.plugins.regions import region_op
+from fastwan.plugins.regions import RegionOp, region_op
 from fastwan.runtime.model.executor import fixed_shape
+from fastwan.runtime.recording.fallbacks import in_place_of
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.recorder import Recorder, scratch
 from fastwan.runtime.recording.tensors import Tensor, allocate, resolved
@@ -24,6 +25,8 @@ class RecordingExecutor:
         engines: in the order in which they run.
         regions: each is launched behind its engine.
         keep: results stay from one video to the next.
+        fallbacks: name and record of the engine that runs in place of a node, by what else would
+            be launched for it.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class RecordingExecutor:
         regions: Mapping[str, Region] | None = None,
         *,
         keep: bool = False,
+        fallbacks: Mapping[RegionOp, tuple[str, Engine]] | None = None,
     ) -> None:
         self._recorder = recorder
         self._call = call
         self._engines = engines
         self._regions = regions or {}
         self._keep = keep
+        self._fallbacks = fallbacks or {}
         self._constants: dict[str, Tensor] = {}
         self._inputs: dict[str, TensorSpec] = {}
         made: dict[str, TensorSpec] = {}
@@ -143,11 +148,11 @@ class RecordingExecutor:
             op = region_op(node, specs)
             for name in node.outputs:
                 values[name] = allocate(specs[name])
-            self._recorder.add(
-                LaunchRegion(
-                    region=op,
-                    inputs=tuple(values[name] for name in node.inputs),
-                    outputs=tuple(values[name] for name in node.outputs),
-                    workspace=scratch(op.workspace_bytes),
-                )
+            launch = LaunchRegion(
+                region=op,
+                inputs=tuple(values[name] for name in node.inputs),
+                outputs=tuple(values[name] for name in node.outputs),
+                workspace=scratch(op.workspace_bytes),
             )
+            fallback = self._fallbacks.get(op)
+            self._recorder.add(launch if fallback is None else in_place_of(launch, *fallback))

@@ -90,7 +90,7 @@ def lifetimes(recording: Recording) -> tuple[dict[Buffer, Lifetime], set[Buffer]
     """Lifetime of every buffer in the recorded order, and the buffers of more than one stream."""
     found: dict[Buffer, Lifetime] = {}
     streams: dict[Buffer, set[int]] = {}
-    operations = [op for stage in recording.stages for op in stage.operations]
+    operations = recording.operations
     for number, operation in enumerate(operations):
         for tensor in (*operation.reads, *operation.writes):
             known = found.get(tensor.buffer, Lifetime(number, number))
@@ -124,9 +124,8 @@ def plan(recording: Recording) -> MemoryPlan:
     host = dict.fromkeys(buffer for buffer in lives if buffer.space == "host")
     host[recording.latents.buffer] = None
     scratch, workspace = _scratch(recording)
-    manifest = recording.manifest
     return MemoryPlan(
-        weights=sum(manifest.engine_record(each).bytes for each in manifest.engines.values()),
+        weights=_weights(recording),
         scratch=scratch,
         workspace=workspace,
         arena=max((offset + aligned(b.size) for b, offset in offsets.items()), default=0),
@@ -154,8 +153,17 @@ def bundle_memory(bundle: Bundle, sampler: str | None = None) -> DeviceBytes:
     return plan(recording).device_bytes
 
 
+def _weights(recording: Recording) -> int:
+    """Bytes of the engines, and of the fallbacks that are played."""
+    manifest = recording.manifest
+    played = {op.engine for op in recording.operations if isinstance(op, RunEngine)}
+    fallbacks = (each for name, each in manifest.fallback_engines.items() if name in played)
+    engines = (*manifest.engines.values(), *fallbacks)
+    return sum(manifest.engine_record(each).bytes for each in engines)
+
+
 def _scratch(recording: Recording) -> tuple[int, int]:
-    operations = [op for stage in recording.stages for op in stage.operations]
+    operations = recording.operations
     engines = [op.scratch.size for op in operations if isinstance(op, RunEngine)]
     regions = [op.workspace.size for op in operations if isinstance(op, LaunchRegion)]
     return max([*engines, *regions], default=0), max(regions, default=0)

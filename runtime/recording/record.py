@@ -5,6 +5,7 @@ The same `DiT`, `Decoder` and `denoise` as on the CPU run here over executors th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
@@ -16,6 +17,8 @@ from fastwan.runtime.model.dit import DiT
 from fastwan.runtime.model.loop import denoise
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.recording.executor import RecordingExecutor
+from fastwan.runtime.recording.fallbacks import fallbacks_of
+from fastwan.runtime.recording.operations import Operation
 from fastwan.runtime.recording.recorder import COPY, Recorder, Stage
 from fastwan.runtime.recording.tensors import Tensor, allocate, row_major
 from fastwan.runtime.recording.text import TextBuffers, text_buffers
@@ -39,6 +42,7 @@ class Recording:
         latents: pinned, for latents that go in or out between stages; ``decode`` copies the ones
             that it decodes.
         frames: pinned [F, H, W, 3] uint8; None without a decoder.
+        fallbacks: kinds of regions that other engines are played in place of.
     """
 
     manifest: Manifest
@@ -52,6 +56,7 @@ class Recording:
     states: list[Tensor]
     latents: Tensor
     frames: Tensor | None = field(default=None)
+    fallbacks: frozenset[str] = frozenset()
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -60,19 +65,27 @@ class Recording:
         return [*text, self.prompt_embeds, *self.noises]
 
     @property
+    def operations(self) -> list[Operation]:
+        """Of all stages, in order."""
+        return [operation for stage in self.stages for operation in stage.operations]
+
+    @property
     def video(self) -> list[Stage]:
         """What one launch covers: every step and the decoder."""
         return [stage for stage in self.stages if stage.name not in _BEFORE_VIDEO]
 
 
-def record(manifest: Manifest, schedule: Schedule) -> Recording:
+def record(manifest: Manifest, schedule: Schedule, fallbacks: Collection[str] = ()) -> Recording:
     """Record a video.
+
+    Args:
+        fallbacks: kinds of regions that the bundle's own engines are played in place of.
 
     Raises:
         BadInput: no transformer in the bundle, or parts that do not fit together.
     """
     recorder = Recorder()
-    dit = _dit(manifest, recorder)
+    dit = _dit(manifest, recorder, fallbacks)
     recorder.begin("tables")
     for step in schedule.steps:
         dit.tables(step.timestep)
@@ -128,10 +141,11 @@ def record(manifest: Manifest, schedule: Schedule) -> Recording:
         noises=noises,
         states=states,
         latents=out,
+        fallbacks=frozenset(fallbacks),
     )
 
 
-def _dit(manifest: Manifest, recorder: Recorder) -> DiT[Tensor]:
+def _dit(manifest: Manifest, recorder: Recorder, fallbacks: Collection[str]) -> DiT[Tensor]:
     engines = _engines(manifest, "dit")
     if not engines:
         raise BadInput("bundle has no transformer", where="manifest.json", fix="build it with dit")
@@ -142,7 +156,13 @@ def _dit(manifest: Manifest, recorder: Recorder) -> DiT[Tensor]:
     return DiT(
         RecordingExecutor(recorder, "time_tables", those("schedule"), keep=True),
         RecordingExecutor(recorder, "text_kv", those("prompt"), keep=True),
-        RecordingExecutor(recorder, "dit", those("step"), manifest.regions),
+        RecordingExecutor(
+            recorder,
+            "dit",
+            those("step"),
+            manifest.regions,
+            fallbacks=fallbacks_of(manifest, fallbacks),
+        ),
     )
 
 

@@ -304,6 +304,11 @@ class Fallback(_Record):
     graph: str
     engine: Engine
 
+    def with_scratch(self, scratch_bytes: int) -> Fallback:
+        """The same with an engine that needs another scratch."""
+        engine = self.engine.model_copy(update={"scratch_bytes": scratch_bytes})
+        return self.model_copy(update={"engine": engine})
+
     @model_validator(mode="after")
     def _check_names(self) -> Fallback:
         """The engine reads and writes what the node does."""
@@ -379,6 +384,11 @@ class Manifest(_Record):
         if both := self.engines.keys() & self.fallbacks.keys():
             raise ValueError(f"two engines have the name {min(both)!r}")
         return self
+
+    @property
+    def fallback_engines(self) -> dict[str, Engine]:
+        """Engines of `fallbacks`, by name."""
+        return {name: each.engine for name, each in self.fallbacks.items()}
 
     def engine_record(self, engine: Engine) -> FileRecord:
         """Hash and size of an engine's file.
