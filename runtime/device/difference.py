@@ -44,13 +44,15 @@ class Difference(Record):
 
     name: str
     """Of the tensor."""
+    differing: Measured[Share]
+    """Share that is not the same."""
     whole: Measured[Share]
     worst_row: Measured[Share]
     rounding: bool
     """Whether rounding alone can have made it."""
 
     def __str__(self) -> str:
-        return f"{self.name} {100 * self.whole:.2g} % ({100 * self.worst_row:.2g} % in a row)"
+        return f"{self.name} {self.whole:.2%}, {self.worst_row:.2%} in a row"
 
 
 def difference(name: str, found: Array, expected: Array, dtype: str) -> Difference:
@@ -67,20 +69,28 @@ def difference(name: str, found: Array, expected: Array, dtype: str) -> Differen
         amounts(found[at : at + rows], expected[at : at + rows], dtype)
         for at in range(0, len(found), rows)
     ]
-    apart, of = (np.concatenate(each) for each in zip(*parts, strict=True))
+    apart, of, differing = (np.concatenate(each) for each in zip(*parts, strict=True))
     whole, by_row = _share(apart.sum(), of.sum()), _share(apart, of)
     limits = STEPS, STEPS_IN_ROW
     if dtype in _FLOATS:
         whole, by_row, limits = np.sqrt(whole), np.sqrt(by_row), (RELATIVE, RELATIVE_IN_ROW)
     worst = float(by_row.max())
     within = float(whole) <= limits[0] and worst <= limits[1]
-    return Difference(name=name, whole=float(whole), worst_row=worst, rounding=within)
+    return Difference(
+        name=name,
+        differing=float(differing.mean()),
+        whole=float(whole),
+        worst_row=worst,
+        rounding=within,
+    )
 
 
-def _steps(found: Array, expected: Array, dtype: str) -> tuple[Array, Array]:
-    """By row the codes or scales that are more than a step apart, and how many there are."""
+def _steps(found: Array, expected: Array, dtype: str) -> tuple[Array, Array, Array]:
+    """By row the codes or scales that are more than a step apart, how many there are, and the share
+    that differs at all."""
     a, b = (_places(each, dtype) for each in (found, expected))
-    return (np.abs(a - b) > 1).sum(-1), np.full(len(a), a.shape[-1])
+    apart = np.abs(a - b)
+    return (apart > 1).sum(-1), np.full(len(a), a.shape[-1]), (apart > 0).mean(-1)
 
 
 def _places(raw: Array, dtype: str) -> Array:
@@ -92,13 +102,14 @@ def _places(raw: Array, dtype: str) -> Array:
     return np.where(raw >> bits, -magnitude, magnitude)
 
 
-def _relative(found: Array, expected: Array, dtype: str) -> tuple[Array, Array]:
-    """By row the squared difference and the squared norm of what is expected."""
-    a, b = (each.view(np.dtype(dtype)).astype(np.float64) for each in (found, expected))
+def _relative(found: Array, expected: Array, dtype: str) -> tuple[Array, Array, Array]:
+    """By row the squared difference, the squared norm of what is expected, and the share that
+    differs at all."""
     with np.errstate(invalid="ignore", over="ignore"):
+        a, b = (each.view(np.dtype(dtype)).astype(np.float64) for each in (found, expected))
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         apart = np.where(same, 0.0, a - b)
-        return (apart**2).sum(-1), (b**2).sum(-1)
+        return (apart**2).sum(-1), (b**2).sum(-1), 1 - same.mean(-1)
 
 
 def _share(apart: Array, of: Array) -> Array:

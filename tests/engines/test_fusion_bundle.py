@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import onnx
 import pytest
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.config import FUSIONS, SAMPLERS, TARGETS, Component
+from fastwan.config import FUSIONS, SAMPLERS
 from fastwan.dtypes import packed_bytes
-from fastwan.engines.backend import load_backend
-from fastwan.engines.build import ONNX_FOLDER, build_bundle
-from fastwan.engines.builder import BuildRequest
+from fastwan.engines.build import ONNX_FOLDER
 from fastwan.engines.plan import plan_sources
 from fastwan.errors import BadInput
 from fastwan.export.attentions import find_attention
 from fastwan.export.passes.fusions import NONE, Fusion, find_fusion
+from fastwan.plugins.regions import region_op
 from fastwan.quality.bench import counts
 from fastwan.quality.report import inspect_bundle
+from fastwan.quality.verify.engine_plan import check_engine_plan
+from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.constants import initializers
 from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.recording.fallbacks import fallback_names
 from fastwan.runtime.recording.tensors import allocate
+from testkit.fused_bundle import build_fused
 
-PARTS: tuple[Component, ...] = ("dit", "decoder")
 REGIONS = {
     "none": {"SageAttention3": 1},
     "gelu": {"SageAttention3": 1, "GeluQuantize": 1},
@@ -44,19 +47,8 @@ def fused(
     request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     """The transformer of the tiny bundle, built anew with a fusion."""
-    whole = open_bundle(tiny_bundle)
-    folder = tiny_bundle / ONNX_FOLDER
-    fusion = find_fusion(request.param)
-    sources, regions = plan_sources(
-        folder, whole.manifest.onnx, attention=find_attention("sage3"), plugins=False,
-        components=PARTS, fusion=fusion,
-    )  # fmt: skip
-    wanted = BuildRequest(
-        target=TARGETS["rtx5090"], backend=load_backend("tensorrt-rtx"), attention="sage3",
-        fusion=fusion.name, samplers=(SAMPLERS["unipc"],), components=PARTS, use_cache=False,
-    )  # fmt: skip
     out = tmp_path_factory.mktemp("fused") / "bundle"
-    build_bundle(folder, out, sources, wanted, regions=regions)
+    build_fused(tiny_bundle, out, request.param)
     return open_bundle(out)
 
 
@@ -77,6 +69,60 @@ def test_the_regions_of_a_block_are_those_of_the_fusion(fused: Bundle) -> None:
     found = Counter(node.op for each in fused.manifest.regions.values() for node in each.nodes)
     assert found == expected
     assert inspect_bundle(fused).components["dit"].regions == expected
+
+
+@pytest.mark.trt
+def test_every_lifted_node_has_a_fallback(fused: Bundle) -> None:
+    """One for each kind, shape and set of attributes; the attention replaced nothing."""
+    manifest = fused.manifest
+    nodes = {
+        region_op(node, {spec.name: spec for spec in region.tensors})
+        for region in manifest.regions.values()
+        for node in region.nodes
+    }
+    lifted = {op for op in nodes if op.op != "SageAttention3"}
+    assert fallback_names(manifest).keys() == lifted
+    assert len(lifted) == sum(REGIONS[manifest.fusion].values()) - 1
+    for each in manifest.fallbacks.values():
+        assert {each.engine.file, each.graph} <= manifest.files.keys()
+        assert not each.engine.linears
+        fused.file(each.graph)
+        model = onnx.load_from_string(fused.read(each.graph))
+        assert all(len(tensor.dims) < 2 for tensor in model.graph.initializer)
+        assert [value.name for value in model.graph.input] == [s.name for s in each.engine.inputs]
+
+
+@pytest.mark.trt
+def test_fallbacks_are_not_counted_as_played(fused: Bundle) -> None:
+    report = inspect_bundle(fused)
+    assert report.fallbacks.keys() == fused.manifest.fallbacks.keys()
+    bare = Bundle(fused.root, fused.manifest.model_copy(update={"fallbacks": {}}))
+    without = inspect_bundle(bare)
+    assert report.prediction == without.prediction
+    assert report.device_bytes == without.device_bytes
+    assert report.components["dit"].per_run == without.components["dit"].per_run
+    assert report.engines == without.engines
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("fault", [None, "attribute", "removed", "graph"])
+def test_verify_holds_fallbacks_to_the_graph(fused: Bundle, fault: str | None) -> None:
+    if not fused.manifest.fallbacks:
+        pytest.skip("nothing is lifted")
+    fallbacks = dict(fused.manifest.fallbacks)
+    name, first = next(iter(fallbacks.items()))
+    if fault == "attribute":
+        node = first.node.model_copy(update={"attributes": {"eps": 0.5}})
+        fallbacks[name] = first.model_copy(update={"node": node})
+    elif fault == "removed":
+        fallbacks.pop(name)
+        fallbacks["another"] = first
+    elif fault == "graph":
+        fallbacks[name] = first.model_copy(update={"graph": f"{ONNX_FOLDER}/export.json"})
+    changed = fused.manifest.model_copy(update={"fallbacks": fallbacks})
+    check = check_engine_plan(Subject(Bundle(fused.root, changed)))
+    assert bool(check.value) is (fault is not None)
+    assert check.passed is (fault is None)
 
 
 @pytest.mark.trt

@@ -40,7 +40,8 @@ def timed(report: BenchReport, median_ms: float) -> BenchReport:
     decode = StageTimes(min_ms=9.0, median_ms=median_ms, p95_ms=11.0)
     measured = Measurement(
         compute_capability=120, driver_cuda="13.0", prompt="a", runs=1, warmup=0,
-        times={"decode": decode}, load_seconds=1.0, runtime_cache="unused", memory_peak_bytes=100,
+        times={"decode": decode}, load_seconds=1.0, runtime_cache="unused", checked=None,
+        memory_peak_bytes=100,
         gpu_states=(None,), eager_reason="",
     )  # fmt: skip
     return report.model_copy(update={"measurement": measured})

@@ -122,3 +122,56 @@ def test_messages_call_the_folder_what_the_caller_calls_it(tmp_path: Path) -> No
     for change in (wrong_version, wrong_name, lambda fields: fields.pop("engines")):
         said = refused(changed(tmp_path, change), MANIFEST, where="my bundle")
         assert said.where == "my bundle"
+
+
+def fallback(**changes: Any) -> dict[str, Any]:
+    """Fields of a sound fallback, but for changes of its engine's tensors."""
+    x, codes = ({"name": name, "dtype": "bfloat16", "shape": [1, 16]} for name in ("x", "codes"))
+    engine = {"file": "f.engine", "component": "dit", "inputs": [x], "outputs": [codes]}
+    return {
+        "node": {"op": "Quantize", "inputs": ["x"], "outputs": ["codes"], "attributes": {}},
+        "tensors": [x, codes],
+        "graph": "f.onnx",
+        "engine": {**engine, "scratch_bytes": 0, **changes},
+    }
+
+
+def test_a_fallback_is_read(tmp_path: Path) -> None:
+    path = changed(tmp_path, lambda fields: fields.update(fallbacks={"f": fallback()}))
+    read = parse_manifest(path, Manifest)
+    assert read.fallback_engines["f"].file == "f.engine"
+    idle = changed(tmp_path, lambda fields: fields.update(fallbacks={"f": fallback(inputs=[])}))
+    assert not parse_manifest(idle, Manifest).fallback_engines["f"].inputs
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": [{"name": "z", "dtype": "bfloat16", "shape": [1]}]}, "reads 'z', the node"),
+        ({"outputs": []}, "does not write what the node does"),
+    ],
+)
+def test_a_fallback_of_another_node_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    refused(
+        changed(tmp_path, lambda fields: fields.update(fallbacks={"f": fallback(**changes)})),
+        message,
+    )
+
+
+@pytest.mark.parametrize("name", ["f", "g"])
+def test_a_fallback_has_a_name_of_its_own(tmp_path: Path, name: str) -> None:
+    engine = fallback()["engine"]
+    path = changed(
+        tmp_path, lambda fields: fields.update(engines={"f": engine}, fallbacks={name: fallback()})
+    )
+    if name == "g":
+        assert parse_manifest(path, Manifest).fallbacks
+    else:
+        refused(path, "two engines have the name 'f'")
+
+
+def test_a_manifest_without_fallbacks_is_read(tmp_path: Path) -> None:
+    path = changed(tmp_path, lambda fields: fields.pop("fallbacks"))
+    assert parse_manifest(path, Manifest) == manifest_of()

@@ -179,6 +179,7 @@ def _measure(
         times=summarize(measured[warmup:]),
         load_seconds=load_seconds,
         runtime_cache=components.runtime_cache,
+        checked=components.session(schedule).checked,
         memory_peak_bytes=before - least,
         gpu_states=tuple(states),
         eager_reason=components.session(schedule).eager_reason,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fastwan.quality.gpu_state import Environment, GpuState
+from fastwan.runtime.device.self_check import SelfCheck
 from fastwan.runtime.recording.memory_plan import DeviceBytes
 from fastwan.schema import BundleFacts, Count, Duration, FigureReport, Measured, Predicted, Record
 
@@ -34,6 +35,9 @@ class Measurement(Record):
     load_seconds: Measured[Duration]
     runtime_cache: str
     """Whether kernels that were compiled before were used."""
+    checked: SelfCheck | None
+    """How kernels between GEMMs agreed with the builder's when the bundle was first loaded on this
+    GPU, and which were not played for that; null where nothing was compared."""
     memory_peak_bytes: Measured[Count]
     """Device memory that was taken at most, by the device's own account."""
     gpu_states: Measured[tuple[GpuState | None, ...]]
@@ -95,4 +99,7 @@ def render(report: BenchReport) -> str:
             f"{stage:>10}: median {times.median_ms:.2f} ms, min {times.min_ms:.2f}, "
             f"p95 {times.p95_ms:.2f} (measured)"
         )
+    checked = report.measurement.checked
+    if checked is not None:
+        lines.append(checked.played)
     return "\n".join([*lines, f"total covers {report.covers}"])

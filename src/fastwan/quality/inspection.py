@@ -56,6 +56,20 @@ class EngineFigures(Figures):
     """How often it runs."""
 
 
+class FallbackFigures(Figures):
+    """One run of an engine that can be played in place of a node between engines."""
+
+    kind: str
+    """Of the node."""
+    bytes: Measured[int]
+    """Of its file."""
+    scratch_bytes: Measured[int]
+    nodes: Measured[int]
+    """Of a step, that it would be played for."""
+    node_ms: Predicted[float | None]
+    """What is played otherwise, for each of them."""
+
+
 class BuiltComponent(Record):
     """What was built of a component."""
 
@@ -134,6 +148,9 @@ class InspectReport(FigureReport):
     engines: dict[str, EngineFigures]
     regions: dict[str, Figures]
     """What the runtime launches between engines."""
+    fallbacks: dict[str, FallbackFigures]
+    """What it plays in place of nodes whose kernels do not agree with it on a GPU; in no other
+    figure but the files of the transformer."""
     device_bytes: Predicted[DeviceBytes | None]
     """What the runtime allocates for a video; null where the bundle cannot make one."""
     prediction: Prediction | None

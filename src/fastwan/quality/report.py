@@ -11,11 +11,13 @@ from fastwan.engines.layer_json import bundle_layers
 from fastwan.engines.layers import LayerRecord
 from fastwan.export.recipes.nvfp4 import is_fp4_gemm
 from fastwan.manifest import Cadence, Engine, Manifest
+from fastwan.plugins.regions import region_op
 from fastwan.quality.cost import (
     USUAL_TEXT_LENGTH,
     Cost,
     engine_cost,
     region_cost,
+    region_op_cost,
     total,
     usual_records,
 )
@@ -31,6 +33,7 @@ from fastwan.quality.inspection import (
     BuiltComponent,
     ComponentFigures,
     EngineFigures,
+    FallbackFigures,
     Figures,
     InspectReport,
     Prediction,
@@ -39,6 +42,7 @@ from fastwan.quality.inspection import (
 )
 from fastwan.quality.price import price
 from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.recording.fallbacks import fallback_names
 from fastwan.runtime.recording.memory_plan import plan
 from fastwan.runtime.recording.record import Recording, record
 from fastwan.schema import BundleFacts
@@ -81,10 +85,33 @@ def inspect_bundle(bundle: Bundle) -> InspectReport:
             for name, engine in manifest.engines.items()
         },
         regions={name: Figures.of(cost) for name, cost in regions.items()},
+        fallbacks=_fallbacks(manifest, layers, gpu),
         device_bytes=None if recording is None else plan(recording).device_bytes,
         prediction=None if recording is None else _prediction(recording, layers, gpu),
         note="the bundle has no transformer: it makes no video" if recording is None else "",
     )
+
+
+def _fallbacks(
+    manifest: Manifest, layers: Mapping[str, Sequence[LayerRecord]], gpu: GpuRates
+) -> dict[str, FallbackFigures]:
+    names = fallback_names(manifest)
+    nodes = Counter(
+        region_op(node, {spec.name: spec for spec in region.tensors})
+        for region in manifest.regions.values()
+        for node in region.nodes
+    )
+    return {
+        name: FallbackFigures.of(
+            engine_cost(manifest.fallbacks[name].engine, layers.get(name, ()), gpu),
+            kind=op.op,
+            bytes=manifest.engine_record(manifest.fallbacks[name].engine).bytes,
+            scratch_bytes=manifest.fallbacks[name].engine.scratch_bytes,
+            nodes=nodes[op],
+            node_ms=milliseconds(region_op_cost(op, gpu).seconds),
+        )
+        for op, name in names.items()
+    }
 
 
 def _recording(manifest: Manifest) -> Recording | None:

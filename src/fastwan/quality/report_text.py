@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastwan.quality.inspection import ComponentFigures, InspectReport, Prediction
+from fastwan.quality.inspection import (
+    ComponentFigures,
+    FallbackFigures,
+    InspectReport,
+    Prediction,
+)
 from fastwan.runtime.recording.memory_plan import DeviceBytes
 from fastwan.schema import labels_of
 
@@ -49,6 +55,8 @@ def render(report: InspectReport) -> RenderableType:
     parts: list[RenderableType] = [Text(_headline(report)), table]
     if report.prediction is not None:
         parts.append(_prediction(report.prediction))
+    if report.fallbacks:
+        parts.append(_fallbacks(report.fallbacks))
     if report.device_bytes is not None:
         parts.append(_memory(report.device_bytes))
     if report.note:
@@ -103,6 +111,23 @@ def _prediction(prediction: Prediction) -> RenderableType:
     for name, figures in rows.items():
         table.add_row(name, *(_format(figure, "ms") for figure in figures))
     return table
+
+
+def _fallbacks(fallbacks: Mapping[str, FallbackFigures]) -> RenderableType:
+    """What each fallback would be played for, and how much longer a step would take (predicted)."""
+    kinds: dict[str, list[FallbackFigures]] = {}
+    for each in fallbacks.values():
+        kinds.setdefault(each.kind, []).append(each)
+    parts = []
+    for kind, figures in kinds.items():
+        more = [
+            each.nodes * (each.predicted_ms - each.node_ms)
+            for each in figures
+            if each.predicted_ms is not None and each.node_ms is not None
+        ]
+        longer = f", {sum(more):+,.2f} ms a step (predicted)" if len(more) == len(figures) else ""
+        parts.append(f"{kind} ({sum(each.nodes for each in figures)} nodes{longer})")
+    return Text(f"not played unless a GPU calls for it: fallbacks of {'; '.join(parts)}")
 
 
 def _memory(memory: DeviceBytes) -> RenderableType:

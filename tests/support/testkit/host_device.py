@@ -174,7 +174,9 @@ class LateEngine(NullEngine, ABC):
     """An engine whose work is queued; a subclass says what it is."""
 
     def __init__(self, device: HostDevice, name: str, bundle: Bundle) -> None:
-        super().__init__(device, name, bundle.manifest.engines[name])
+        manifest = bundle.manifest
+        records = {**manifest.engines, **manifest.fallback_engines}
+        super().__init__(device, name, records[name])
 
     def enqueue(
         self,

@@ -52,8 +52,9 @@ def capture(context: Context) -> Outcome:
         if not np.array_equal(session.video(noises), graphed):
             raise StageFailure("the same video again has other frames")
     taken = free - context.device.free_bytes()
+    played = "" if session.checked is None else f"; {session.checked.played}"
     return Outcome(
-        f"{len(graphed)} frames, identical as a graph, call by call and again",
+        f"{len(graphed)} frames, identical as a graph, call by call and again{played}",
         (
             Figure(name="values that differ", value=0.0, limit=0.0),
             Figure(name="device memory that two videos take", value=float(taken), unit="bytes"),

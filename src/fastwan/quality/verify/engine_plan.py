@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import onnx_ir as ir
 
 from fastwan.engines.backend import load_backend
+from fastwan.engines.fallbacks import fallback_sources
 from fastwan.engines.plan import GraphPart, plan_dit
 from fastwan.engines.regions import region_records
 from fastwan.export.attentions import find_attention
+from fastwan.export.passes.cut_at_regions import Region
 from fastwan.export.passes.fusions import find_fusion
 from fastwan.manifest import Engine
 from fastwan.quality.verify.report import Check
@@ -41,14 +43,31 @@ def check_engine_plan(subject: Subject) -> Check:
     }
     wrong = _differing({part.name: _planned(part) for part in plan.parts}, _recorded(engines))
     wrong += _differing(region_records(plan.regions, engines), manifest.regions)
+    wrong += _wrong_fallbacks(subject, plan.regions)
     return Check(
         name="engine_plan",
-        metric="engines and regions that differ from the plan of the graph",
+        metric="engines, regions and fallbacks that differ from the plan of the graph",
         value=float(len(wrong)) if plan.parts else None,
         limit=0.0,
         note=f"{len(plan.parts)} engines, {len(plan.regions)} regions"
         + (f"; {wrong[0]}" if wrong else ""),
     )
+
+
+def _wrong_fallbacks(subject: Subject, regions: Sequence[Region]) -> list[str]:
+    """Fallbacks that are of other nodes than the graph's, or of other graphs; a bundle without any
+    is complete, too."""
+    manifest = subject.manifest
+    if not manifest.fallbacks:
+        return []
+    sources = {each.engine.name: each for each in fallback_sources(regions, subject.data_folder)}
+    wrong = sorted(sources.keys() ^ manifest.fallbacks.keys())
+    for name in sources.keys() & manifest.fallbacks.keys():
+        source, found = sources[name], manifest.fallbacks[name]
+        same = (found.node, found.tensors) == (source.node, source.tensors)
+        if not same or subject.bundle.read(found.graph) != source.engine.model:
+            wrong.append(name)
+    return wrong
 
 
 def _differing(expected: Mapping[str, T], found: Mapping[str, T]) -> list[str]:

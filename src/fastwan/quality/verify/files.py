@@ -44,6 +44,8 @@ def referenced_files(manifest: Manifest) -> set[str]:
     """Files that some part of the manifest names, and that its list therefore has to hold."""
     names = {LAYERS, f"onnx/{ONNX_MANIFEST}"}
     names |= {engine.file for engine in manifest.engines.values()}
+    for each in manifest.fallbacks.values():
+        names |= {each.engine.file, each.graph}
     names |= {f"onnx/{name}" for name in manifest.onnx.extra_files}
     for graph in manifest.onnx.graphs.values():
         names |= {f"onnx/{name}" for name in (graph.file, *graph.data, graph.cpu_file) if name}
