@@ -40,6 +40,7 @@ class DeviceComponents:
         self._bundle = bundle
         self._platform = platform
         self._engines: Mapping[str, DeviceEngine] | None = None
+        self._fallbacks: Mapping[str, DeviceEngine] | None = None
         self._sessions: dict[str, Session] = {}
         self._current: Session | None = None
         self._prepared: dict[str, Array] = {}
@@ -69,7 +70,11 @@ class DeviceComponents:
             return self._current
         schedule = schedule or schedule_of(self._bundle.manifest.sampler_spec())
         if schedule.name not in self._sessions:
-            shared = replace(self._platform, open_engines=self._open_engines)
+            shared = replace(
+                self._platform,
+                open_engines=self._open_engines,
+                open_fallbacks=self._open_fallbacks,
+            )
             self._sessions[schedule.name] = Session(shared, self._bundle, schedule)
         self._current = self._sessions[schedule.name]
         return self._current
@@ -88,6 +93,11 @@ class DeviceComponents:
         if self._engines is None:
             self._engines = self._platform.open_engines(bundle)
         return self._engines
+
+    def _open_fallbacks(self, bundle: Bundle) -> Mapping[str, DeviceEngine]:
+        if self._fallbacks is None:
+            self._fallbacks = self._platform.open_fallbacks(bundle)
+        return self._fallbacks
 
     @cached_property
     def shape(self) -> VideoShape:
@@ -168,7 +178,7 @@ class DeviceComponents:
             session.close()
         self._sessions.clear()
         self._prepared.clear()
-        self._current = self._engines = None
+        self._current = self._engines = self._fallbacks = None
         self.__dict__.pop("text_encoder", None)
 
 

@@ -57,7 +57,8 @@ def open_for(
     if first is None or not recording.manifest.fallbacks:
         return Opened(engines, recording)
     checked = first.find(self_check.NAME, SelfCheck)
-    if checked is None:
+    kinds = {each.node.op for each in recording.manifest.fallbacks.values()}
+    if checked is None or not kinds.issuperset(checked.fallbacks):
         everything = {**engines, **platform.open_fallbacks(bundle)}
         checked = self_check.compare(
             platform.device, platform.kernels, bundle, _fitted(recording, everything), everything
