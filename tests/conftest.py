@@ -88,26 +88,9 @@ def lifted_bundle(once: Once, tiny_bundle: Path) -> Path:
     """The transformer and decoder of the tiny bundle, built anew with everything lifted."""
 
     def build(folder: Path) -> None:
-        from fastwan.bundle import open_bundle
-        from fastwan.config import SAMPLERS, TARGETS, Component
-        from fastwan.engines.backend import load_backend
-        from fastwan.engines.build import ONNX_FOLDER, build_bundle
-        from fastwan.engines.builder import BuildRequest
-        from fastwan.engines.plan import plan_sources
-        from fastwan.export.attentions import find_attention
-        from fastwan.export.passes.fusions import find_fusion
+        from testkit.fused_bundle import build_fused
 
-        parts: tuple[Component, ...] = ("dit", "decoder")
-        source, fusion = tiny_bundle / ONNX_FOLDER, find_fusion("all")
-        sources, regions = plan_sources(
-            source, open_bundle(tiny_bundle).manifest.onnx, attention=find_attention("sage3"),
-            plugins=False, components=parts, fusion=fusion,
-        )  # fmt: skip
-        wanted = BuildRequest(
-            target=TARGETS["rtx5090"], backend=load_backend("tensorrt-rtx"), attention="sage3",
-            fusion=fusion.name, samplers=(SAMPLERS["unipc"],), components=parts, use_cache=False,
-        )  # fmt: skip
-        build_bundle(source, folder, sources, wanted, regions=regions)
+        build_fused(tiny_bundle, folder, "all")
 
     return once("lifted-bundle", build)
 

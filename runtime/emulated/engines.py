@@ -15,6 +15,7 @@ from fastwan.bundle import Bundle
 from fastwan.dtypes import PAIRED
 from fastwan.errors import BadInput, first_line
 from fastwan.manifest import Engine
+from fastwan.onnx_guard import BundleGraph, bundle_graph, checked_model
 from fastwan.runtime.emulated.fp4 import Operand, pairs
 from fastwan.runtime.emulated.graph import SHARED, TorchGraph
 from fastwan.runtime.recording.machine import Binding, DeviceError
@@ -155,11 +156,9 @@ def open_emulated(bundle: Bundle, device: torch.device) -> dict[str, TorchEngine
         BadInput: a graph holds what is not emulated, or see `fastwan.onnx_guard.bundle_graph`.
         VerificationFailed: a file differs from its hash.
     """
-    from fastwan.onnx_guard import bundle_graph
-
     where = Torch(device)
     manifest = bundle.manifest
-    graphs: dict[str, Any] = {}
+    graphs: dict[str, BundleGraph] = {}
     engines = {}
     for name, record in manifest.engines.items():
         component = record.component
@@ -168,9 +167,30 @@ def open_emulated(bundle: Bundle, device: torch.device) -> dict[str, TorchEngine
             if graph is None:
                 raise BadInput(f"bundle has no graph of its {component}", where=str(bundle.root))
             graphs[component] = bundle_graph(bundle, graph.file, graph.data)
-        inputs = [spec.name for spec in record.inputs]
-        outputs = [spec.name for spec in record.outputs]
-        with where.on(0):
-            computed = TorchGraph(graphs[component], inputs, outputs, device)
-        engines[name] = TorchEngine(where, name, record, computed)
+        engines[name] = _engine(where, name, record, graphs[component])
     return engines
+
+
+def open_emulated_fallbacks(bundle: Bundle, device: torch.device) -> dict[str, TorchEngine]:
+    """Every engine that can be played in place of nodes between engines, from its own graph.
+
+    Raises:
+        BadInput: a graph holds what is not emulated, or see `fastwan.onnx_guard.checked_model`.
+        VerificationFailed: a file differs from its hash.
+    """
+    where = Torch(device)
+    engines = {}
+    for name, fallback in bundle.manifest.fallbacks.items():
+        content = bundle.read(fallback.graph)
+        model = checked_model(content, bundle.folder, fallback.graph, listed=())
+        graph = BundleGraph(model, content, bundle.folder, fallback.graph)
+        engines[name] = _engine(where, name, fallback.engine, graph)
+    return engines
+
+
+def _engine(where: Torch, name: str, record: Engine, graph: BundleGraph) -> TorchEngine:
+    inputs = [spec.name for spec in record.inputs]
+    outputs = [spec.name for spec in record.outputs]
+    with where.on(0):
+        computed = TorchGraph(graph, inputs, outputs, where.device)
+    return TorchEngine(where, name, record, computed)

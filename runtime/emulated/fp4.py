@@ -38,9 +38,23 @@ class Codes:
 
     Attributes:
         products: [..., K] bf16.
+        blocks: the block scales, [..., K/16] fp32.
     """
 
     products: Tensor
+    blocks: Tensor
+
+    def packed(self) -> Tensor:
+        """The codes, [..., K/2] uint8, two a byte."""
+        rows = self.products.reshape(-1, self.products.shape[-1])
+        scales = self.blocks.reshape(len(rows), -1, 1)
+        packed = torch.empty((len(rows), rows.shape[1] // 2), dtype=torch.uint8, device=rows.device)
+        for begin in range(0, len(rows), _ROWS):
+            part = slice(begin, begin + _ROWS)
+            grouped = rows[part].float().view(*scales[part].shape[:2], -1)
+            values = torch.where(scales[part] > 0, grouped / scales[part], grouped)
+            packed[part] = nvfp4.pack_nibbles(nvfp4.round_to_e2m1(values).flatten(1))
+        return packed.view(*self.products.shape[:-1], -1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,8 @@ def quantize(x: Tensor, scale: float) -> tuple[Codes, Tensor]:
         scaled = torch.where(divisor > 0, grouped / divisor, torch.zeros((), device=x.device))
         values = nvfp4.round_to_e2m1_values(scaled).mul_(rounded[..., None])
         products[part] = values.view(-1, rows.shape[1])
-    return Codes(products.view(x.shape)), blocks.view(*x.shape[:-1], groups)
+    scales = blocks.view(*x.shape[:-1], groups)
+    return Codes(products.view(x.shape), scales), scales
 
 
 def multiply(left: Operand, right: Operand) -> Tensor:

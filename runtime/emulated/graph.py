@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastwan.errors import BadInput
 from fastwan.plugins.lifted import Derived, derived
-from fastwan.runtime.emulated.fp4 import Operand
+from fastwan.runtime.emulated.fp4 import Codes, Operand
 from fastwan.runtime.emulated.operators import DTYPES, HOST_INPUTS, OPERATORS, Node, Value, plain
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class TorchGraph:
         source: the checked graph; nodes that do not lead to `outputs` are left out.
         inputs: names of what the engine is given; a quantised activation among them is its codes,
             two a byte, and its block scales.
-        outputs: names of what it computes, see `fastwan.plugins.lifted` for those that the graph
-            does not hold.
+        outputs: names of what it computes, a quantised activation likewise; see
+            `fastwan.plugins.lifted` for those that the graph does not hold.
 
     Raises:
         BadInput: an operator that is not known here, or a value that nothing computes.
@@ -131,7 +131,9 @@ class TorchGraph:
             for name in released:
                 del values[name]
         for name, made in self._made.items():
-            outputs[name].copy_(made.compute(plain(values[made.source])))
+            value = values[made.source]
+            result = value.packed() if isinstance(value, Codes) else plain(value)
+            outputs[name].copy_(made.compute(result))
 
 
 def _of_graph(name: str) -> Derived:

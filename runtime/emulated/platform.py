@@ -11,12 +11,16 @@ from fastwan.runtime.device.session import Platform
 from fastwan.runtime.recording.machine import DeviceEngine
 
 
-def emulated_platform() -> Platform:
+def emulated_platform(bundle: Bundle | None = None) -> Platform:
     """The first visible GPU, if it has compute capability 9.0.
 
     Engines are computed by torch from the exported graphs, see `TorchEngine`; regions are the
     plugin library's own kernels, with the FP4 MMA replaced by an exact equivalent. Session, memory
     plan, player and graph are those of a Blackwell GPU.
+
+    Args:
+        bundle: whose kernels are compared when it is first loaded, and not played where they
+            differ; None plays and compares nothing but what is asked for.
 
     Raises:
         EnvironmentLacks: no such GPU, no torch with CUDA, or no emulated plugin library.
@@ -25,6 +29,7 @@ def emulated_platform() -> Platform:
 
     from fastwan.plugins.loader import PluginLibrary
     from fastwan.runtime.device.cuda import CudaDevice
+    from fastwan.runtime.device.first_load import first_load
     from fastwan.runtime.device.kernels import PluginKernels
 
     if not torch.cuda.is_available():
@@ -37,9 +42,22 @@ def emulated_platform() -> Platform:
     # What is computed here must not be taken for what a Blackwell GPU gave, or this one in bf16.
     device.info = replace(device.info, name=f"{device.info.name}, FP4 emulated")
 
-    def engines(bundle: Bundle) -> Mapping[str, DeviceEngine]:
+    gpu = torch.device("cuda", 0)
+
+    def engines(opened: Bundle) -> Mapping[str, DeviceEngine]:
         from fastwan.runtime.emulated.engines import open_emulated
 
-        return open_emulated(bundle, torch.device("cuda", 0))
+        return open_emulated(opened, gpu)
 
-    return Platform(device, PluginKernels(library), engines)
+    def fallbacks(opened: Bundle) -> Mapping[str, DeviceEngine]:
+        from fastwan.runtime.emulated.engines import open_emulated_fallbacks
+
+        return open_emulated_fallbacks(opened, gpu)
+
+    return Platform(
+        device,
+        PluginKernels(library),
+        engines,
+        open_fallbacks=fallbacks,
+        first_load=None if bundle is None else first_load(bundle, device.info, library.path),
+    )

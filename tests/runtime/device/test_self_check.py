@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,40 +22,49 @@ from fastwan.runtime.device.platforms import null_platform
 from fastwan.runtime.device.session import Session
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.machine import DeviceError
-from testkit.fused_bundle import build_fused
-from testkit.fused_host import Compute, Fault, fused_host_platform
+from testkit.emulated_host import (
+    Fault,
+    Reference,
+    ReferenceKernels,
+    emulated_host_platform,
+)
 from testkit.host_device import HostDevice
-from testkit.once import Once
 
 KINDS = {"Quantize", "ResidualNormQuantize", "CrossAttention", "GeluQuantize"}
 pytestmark = pytest.mark.trt
 
 
 @pytest.fixture(scope="module")
-def fused(once: Once, tiny_bundle: Path) -> Bundle:
+def whole(lifted_bundle: Path) -> Bundle:
     """The tiny bundle with everything lifted."""
-    folder = once("fused", lambda place: build_fused(tiny_bundle, place, "all"))
-    return open_bundle(folder)
+    return open_bundle(lifted_bundle)
 
 
-def swapped_nibbles(compute: Compute, given: list[Tensor]) -> list[Tensor]:
+@pytest.fixture(scope="module")
+def fused(whole: Bundle) -> Bundle:
+    """Its transformer alone, which is all that has regions."""
+    engines = {n: e for n, e in whole.manifest.engines.items() if e.component == "dit"}
+    return Bundle(whole.root, whole.manifest.model_copy(update={"engines": engines}))
+
+
+def swapped_nibbles(compute: Reference, given: Sequence[Tensor]) -> list[Tensor]:
     *hidden, codes, scales = compute(*given)
     return [*hidden, (codes >> 4) | (codes << 4), scales]
 
 
-def swapped_scale_rows(compute: Compute, given: list[Tensor]) -> list[Tensor]:
+def swapped_scale_rows(compute: Reference, given: Sequence[Tensor]) -> list[Tensor]:
     *others, scales = compute(*given)
     raw = scales.view(torch.uint8).clone()
     raw[:, [8, 9]] = raw[:, [9, 8]]
     return [*others, raw.view(scales.dtype)]
 
 
-def wrong_bias(compute: Compute, given: list[Tensor]) -> list[Tensor]:
+def wrong_bias(compute: Reference, given: Sequence[Tensor]) -> list[Tensor]:
     y, bias, *rest = given
-    return compute(y, bias.roll(1) + 0.5 * y.std(), *rest)
+    return [*compute(y, bias.roll(1) + 0.5 * y.std(), *rest)]
 
 
-def other_rounding(compute: Compute, given: list[Tensor]) -> list[Tensor]:
+def other_rounding(compute: Reference, given: Sequence[Tensor]) -> list[Tensor]:
     """Every 16th code of a row is the next larger one."""
     *hidden, codes, scales = compute(*given)
     moved = codes.clone()
@@ -76,7 +85,9 @@ def session(fused: Bundle) -> Iterator[Callable[..., Session]]:
         fallbacks: set[str] | None = None,
         bundle: Bundle = fused,
     ) -> Session:
-        platform = fused_host_platform(device or HostDevice(), faults, first_load)
+        device = device or HostDevice()
+        kernels = ReferenceKernels(device, faults)
+        platform = emulated_host_platform(device, kernels, first_load)
         schedule = schedule_of(bundle.manifest.sampler_spec())
         made.append(Session(platform, bundle, schedule, fallbacks))
         return made[-1]
@@ -90,31 +101,37 @@ def anew() -> FirstLoad:
     return FirstLoad(None, {})
 
 
-def frames_of(session: Session) -> np.ndarray:
+def inputs_of(session: Session) -> list[np.ndarray]:
+    """Noises of a video, whose prompt is prepared."""
     recording = session.recording
     random = np.random.default_rng(5)
     embeds = np.zeros(recording.prompt_embeds.shape, np.float32)
     embeds[:, :20] = random.normal(0, 0.2, embeds[:, :20].shape)
     session.prepare(embeds)
-    noises = [random.standard_normal(each.shape, np.float32) for each in session.recording.noises]
-    return session.video(noises).copy()
+    return [random.standard_normal(each.shape, np.float32) for each in session.recording.noises]
+
+
+def latents_of(session: Session) -> np.ndarray:
+    """Clean latents of a video."""
+    return session.denoise(inputs_of(session)).copy()
 
 
 def told(caught: list[warnings.WarningMessage]) -> list[str]:
     return [str(each.message) for each in caught if issubclass(each.category, FastWanWarning)]
 
 
-def test_kernels_that_agree_are_played(session: Callable[..., Session]) -> None:
-    played = session(first_load=anew())
+def test_kernels_that_agree_are_played(session: Callable[..., Session], whole: Bundle) -> None:
+    played = session(first_load=anew(), bundle=whole)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        frames = frames_of(played)
+        frames = played.video(inputs_of(played)).copy()
     assert played.checked is not None
     assert {each.kind for each in played.checked.regions} == KINDS
     assert all(each.agrees for each in played.checked.regions)
     assert played.checked.block
     assert not played.recording.fallbacks
-    assert np.array_equal(frames, frames_of(session()))
+    other = session(bundle=whole)
+    assert np.array_equal(frames, other.video(inputs_of(other)))
 
 
 @pytest.mark.parametrize(
@@ -135,13 +152,13 @@ def test_a_kernel_at_fault_is_not_played(
     played = session({kind: fault}, anew())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        frames = frames_of(played)
+        latents = latents_of(played)
     assert played.checked is not None
     assert played.checked.fallbacks == (kind,)
     (said,) = told(caught)
     assert said.startswith(f"{kind} on NULL device differ by more than rounding")
-    assert np.array_equal(frames, frames_of(session(fallbacks={kind})))
-    assert not np.array_equal(frames, frames_of(session({kind: fault})))
+    assert np.array_equal(latents, latents_of(session(fallbacks={kind})))
+    assert not np.array_equal(latents, latents_of(session({kind: fault})))
 
 
 def test_another_rounding_is_no_fault(session: Callable[..., Session]) -> None:
@@ -221,10 +238,10 @@ def test_a_bundle_without_fallbacks_is_played(
 
 
 @pytest.mark.parametrize("fallbacks", [set(), {"GeluQuantize"}, KINDS])
-def test_fallbacks_are_part_of_the_same_graph(fused: Bundle, fallbacks: set[str]) -> None:
+def test_fallbacks_are_part_of_the_same_graph(whole: Bundle, fallbacks: set[str]) -> None:
     device = NullDevice()
-    schedule = schedule_of(fused.manifest.sampler_spec())
-    played = Session(null_platform(fused, device), fused, schedule, fallbacks)
+    schedule = schedule_of(whole.manifest.sampler_spec())
+    played = Session(null_platform(whole, device), whole, schedule, fallbacks)
     played.load()
     played.prepare(np.zeros(played.recording.prompt_embeds.shape, np.float32))
     loaded = len(device.calls)
@@ -236,6 +253,6 @@ def test_fallbacks_are_part_of_the_same_graph(fused: Bundle, fallbacks: set[str]
     assert not find_races(device.calls)
     names = [call.name for call in launch.graph if call.kind == "engine"]
     expected = {
-        name for name, each in fused.manifest.fallbacks.items() if each.node.op in fallbacks
+        name for name, each in whole.manifest.fallbacks.items() if each.node.op in fallbacks
     }
     assert {name for name in names if name.startswith("fallback")} == expected

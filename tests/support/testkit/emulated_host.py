@@ -14,9 +14,15 @@ from fastwan.plugins.regions.base import RegionOp
 from fastwan.quality.emulated.full_size import FullSize, Setting
 from fastwan.quality.emulated.watch import region_tensors
 from fastwan.quality.verify.subject import Subject
+from fastwan.runtime.device.first_load import FirstLoad
 from fastwan.runtime.device.null import NullDevice, NullKernels
 from fastwan.runtime.device.session import Platform
-from fastwan.runtime.emulated.engines import Torch, TorchEngine, open_emulated
+from fastwan.runtime.emulated.engines import (
+    Torch,
+    TorchEngine,
+    open_emulated,
+    open_emulated_fallbacks,
+)
 from fastwan.runtime.emulated.fp4 import Operand
 from testkit.host_device import HostDevice, HostKernels, LateEngine
 
@@ -38,8 +44,21 @@ class TorchHostEngine(LateEngine):
         self._engine.enqueue(bindings, 0, 0, 0)
 
 
+Reference = Callable[..., Sequence[Tensor]]
+Fault = Callable[[Reference, Sequence[Tensor]], Sequence[Tensor]]
+"""What a kernel at fault writes: of what it should compute, and its inputs."""
+
+
 class ReferenceKernels(HostKernels):
-    """Regions computed by their references."""
+    """Regions computed by their references, but for those at fault.
+
+    Args:
+        faults: by kind of region.
+    """
+
+    def __init__(self, device: HostDevice, faults: Mapping[str, Fault] | None = None) -> None:
+        super().__init__(device)
+        self._faults = faults or {}
 
     def region(
         self,
@@ -58,7 +77,9 @@ class ReferenceKernels(HostKernels):
     def compute(self, region: RegionOp, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Write what the region makes of its inputs."""
         given, made = self.tensors(region, inputs, outputs)
-        for out, value in zip(made, region.reference(*given), strict=True):
+        fault = self._faults.get(region.op)
+        values = fault(region.reference, given) if fault else region.reference(*given)
+        for out, value in zip(made, values, strict=True):
             out.copy_(value)
 
     def tensors(
@@ -68,15 +89,24 @@ class ReferenceKernels(HostKernels):
         return region_tensors(Torch(CPU), region, inputs, outputs)
 
 
-def emulated_host_platform(device: HostDevice, kernels: ReferenceKernels | None = None) -> Platform:
+def emulated_host_platform(
+    device: HostDevice,
+    kernels: ReferenceKernels | None = None,
+    first_load: FirstLoad | None = None,
+) -> Platform:
     """A platform like `emulated_platform` without a GPU."""
+
+    def late(bundle: Bundle, engines: Mapping[str, TorchEngine]) -> dict[str, TorchHostEngine]:
+        return {
+            name: TorchHostEngine(device, name, bundle, engine) for name, engine in engines.items()
+        }
+
     return Platform(
         device,
         kernels or ReferenceKernels(device),
-        lambda bundle: {
-            name: TorchHostEngine(device, name, bundle, engine)
-            for name, engine in open_emulated(bundle, CPU).items()
-        },
+        lambda bundle: late(bundle, open_emulated(bundle, CPU)),
+        open_fallbacks=lambda bundle: late(bundle, open_emulated_fallbacks(bundle, CPU)),
+        first_load=first_load,
     )
 
 
