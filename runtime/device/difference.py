@@ -85,6 +85,17 @@ def difference(name: str, found: Array, expected: Array, dtype: str) -> Differen
     )
 
 
+def significant(codes: Array, scales: Array) -> Array:
+    """Codes that mean something: 0 for those whose scale is 0, which may be anything.
+
+    Args:
+        codes: [rows, bytes], two a byte.
+        scales: [rows, groups] of e4m3.
+    """
+    width = codes.shape[1] // scales.shape[1]
+    return np.where(np.repeat(scales & 0x7F, width, axis=1), codes, 0).astype(np.uint8)
+
+
 def _steps(found: Array, expected: Array, dtype: str) -> tuple[Array, Array, Array]:
     """By row the codes or scales that are more than a step apart, how many there are, and the share
     that differs at all."""

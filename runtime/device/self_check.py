@@ -15,9 +15,10 @@ from dataclasses import replace
 import numpy as np
 
 from fastwan.bundle import Bundle
+from fastwan.dtypes import PAIRED
 from fastwan.errors import EnvironmentLacks, FastWanWarning
 from fastwan.plugins.regions import RegionOp
-from fastwan.runtime.device.difference import Difference, difference
+from fastwan.runtime.device.difference import Difference, difference, significant
 from fastwan.runtime.device.memory import DeviceMemory
 from fastwan.runtime.device.player import Player
 from fastwan.runtime.model.executor import Array
@@ -206,17 +207,27 @@ class _Check:
         if region in checks:
             self._enqueue([fallback])
             return
+        dtypes = {name: tensor.dtype for name, tensor in fallback.outputs.items()}
         self._enqueue([launch])
-        found = [self._read(tensor) for tensor in launch.outputs]
+        found = self._results(launch, dtypes)
         self._enqueue([fallback])
+        expected = self._results(launch, dtypes)
         checks[region] = RegionCheck(
             kind=region.op,
             region=str(region),
             outputs=tuple(
-                difference(spec.name, ours, self._read(tensor), fallback.outputs[spec.name].dtype)
-                for spec, tensor, ours in zip(region.outputs, launch.outputs, found, strict=True)
+                difference(name, found[name], expected[name], dtypes[name]) for name in found
             ),
         )
+
+    def _results(self, launch: LaunchRegion, dtypes: Mapping[str, str]) -> dict[str, Array]:
+        """Outputs of a region by name; the scales of codes are the output behind them."""
+        names = [spec.name for spec in launch.region.outputs]
+        read = [self._read(tensor) for tensor in launch.outputs]
+        for index, name in enumerate(names):
+            if dtypes[name] in PAIRED:
+                read[index] = significant(read[index], read[index + 1])
+        return dict(zip(names, read, strict=True))
 
     def _fallback(self, launch: LaunchRegion) -> RunEngine:
         return in_place_of(launch, *self._fallbacks[launch.region])

@@ -6,7 +6,7 @@ import ml_dtypes  # noqa: F401
 import numpy as np
 import pytest
 
-from fastwan.runtime.device.difference import difference
+from fastwan.runtime.device.difference import difference, significant
 
 ROWS, COLUMNS = 256, 256
 RANDOM = np.random.default_rng(3)
@@ -65,6 +65,16 @@ def test_other_numbers_differ_by_their_roundings(error: float, rounding: bool) -
     found = (expected * (1 + error)).astype("float32")
     left, right = (each.view(np.uint8) for each in (found, expected))
     assert difference("hidden", left, right, "float32").rounding is rounding
+
+
+def test_codes_without_a_scale_count_as_zeros() -> None:
+    scales = SCALES.copy()
+    scales[3, 2], scales[4, 5] = 0, 0x80
+    kept = significant(CODES, scales)
+    expected = CODES.copy()
+    expected[3, 16:24] = expected[4, 40:48] = 0
+    assert np.array_equal(kept, expected)
+    assert not np.array_equal(kept, CODES)
 
 
 def test_one_row_of_other_numbers_counts() -> None:

@@ -73,6 +73,14 @@ def other_rounding(compute: Reference, given: Sequence[Tensor]) -> list[Tensor]:
     return [*hidden, moved, scales]
 
 
+def codes_of_nothing(compute: Reference, given: Sequence[Tensor]) -> list[Tensor]:
+    """Where a scale is 0, as in rows behind the last token, any code stands for 0."""
+    codes, scales = compute(*given)
+    empty = (scales.view(torch.uint8) == 0).repeat_interleave(8, -1)
+    assert empty.any()
+    return [torch.where(empty, 0x57, codes), scales]
+
+
 @pytest.fixture
 def session(fused: Bundle) -> Iterator[Callable[..., Session]]:
     """Sessions of the bundle on a host device."""
@@ -168,6 +176,13 @@ def test_another_rounding_is_no_fault(session: Callable[..., Session]) -> None:
     assert played.checked.fallbacks == ()
     (gelu,) = (each for each in played.checked.regions if each.kind == "GeluQuantize")
     assert gelu.outputs[0].differing > 0.03
+
+
+def test_codes_without_a_scale_are_no_fault(session: Callable[..., Session]) -> None:
+    played = session({"Quantize": codes_of_nothing}, anew())
+    played.load()
+    assert played.checked is not None
+    assert played.checked.fallbacks == ()
 
 
 def test_several_kinds_at_fault_are_told_in_one_warning(session: Callable[..., Session]) -> None:
