@@ -13,7 +13,7 @@ from fastwan.errors import BadInput, VerificationFailed
 from fastwan.export.attentions import Attention
 from fastwan.export.passes.cut_at_blocks import cut_at_blocks
 from fastwan.export.passes.cut_at_regions import Region
-from fastwan.export.passes.fusions import NONE, Fusion
+from fastwan.export.passes.fusions import NONE, Fusion, fastest_fusion
 from fastwan.export.passes.phase_convolutions import phase_convolutions
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.passes.split_statistics import split_statistics
@@ -100,6 +100,23 @@ def plan_sources(
     if "decoder" in components:
         sources.append(_decoder(onnx_bundle, _record(exported, "decoder")))
     return tuple(sources), regions
+
+
+def choose_fusion(
+    onnx_bundle: Path, exported: OnnxManifest, *, attention: Attention, plugins: bool
+) -> Fusion:
+    """The fastest fusion of a bundle's transformer; none where it has no transformer.
+
+    Args:
+        plugins: see `plan_sources`.
+
+    Raises:
+        BadInput: a graph that the guard refuses.
+    """
+    if "dit" not in exported.graphs:
+        return NONE
+    model = _load(onnx_bundle, exported.graphs["dit"])
+    return fastest_fusion(model, attention, plugins=plugins)
 
 
 def plan_dit(

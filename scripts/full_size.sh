@@ -52,8 +52,8 @@ build() {
 rm -rf "$out/cache" "$out/checkpoint"
 measure make-checkpoint 0.6 "$bin/fastwan-export" make-checkpoint --size 1.3b "${text[@]}" \
     "$out/checkpoint"
-build cut 1.6 --components dit
-build cut-again 1.6 --components dit
+build cut 1.6 --components dit --fusion none
+build cut-again 1.6 --components dit --fusion none
 build native 1.6 --components dit --attention native
 build decoder 2 --components decoder
 bundles=(cut native decoder)

@@ -1,4 +1,4 @@
-"""Fusions, a row each: which patterns are lifted out of the builder's sight.
+"""Fusions, a row each from slow to fast: which patterns are lifted out of the builder's sight.
 
 What a fusion lifts becomes a node of the domain ``fastwan``, which the project's own kernels
 compute between two engines. The ONNX file, the CPU reference and `verify` keep the graph as it is.
@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from fastwan.config import FUSIONS
 from fastwan.errors import BadInput
+from fastwan.export.attentions import Attention
 from fastwan.export.passes.graphs import FASTWAN, clone
 from fastwan.export.passes.lift_cross_attention import lift_cross_attention
 from fastwan.export.passes.lift_gelu import lift_gelu
@@ -55,6 +56,15 @@ class Fusion:
                 )
         return lifted
 
+    def fits(self, model: ir.Model) -> bool:
+        """Whether the transformer has all that the fusion lifts.
+
+        Args:
+            model: left unchanged.
+        """
+        lifted = clone(model) if self.lifts else model
+        return all(each(lifted)[1] for each in self.lifts)
+
     def require_outside(self, model: ir.Model, engines: Iterable[ir.Model]) -> None:
         """Refuse engines that hold what was lifted: no builder has it.
 
@@ -76,7 +86,7 @@ class Fusion:
 
 NONE = Fusion("none")
 
-IMPLEMENTED = {
+IMPLEMENTED: dict[str, Fusion] = {
     each.name: each
     for each in (
         NONE,
@@ -85,6 +95,21 @@ IMPLEMENTED = {
         Fusion("all", (lift_gelu, lift_cross_attention, lift_residual_norm, lift_quantiser)),
     )
 }
+
+
+def fastest_fusion(model: ir.Model, attention: Attention, *, plugins: bool) -> Fusion:
+    """The last of the table that the engines can be divided for.
+
+    What is lifted is launched between engines. So it needs the plugin library, and an attention and
+    a backend that divide the transformer at nodes of the domain.
+
+    Args:
+        model: the transformer.
+        plugins: whether the backend's engines hold nodes of the plugin library.
+    """
+    if plugins or not attention.uses_library:
+        return NONE
+    return next(each for each in reversed(IMPLEMENTED.values()) if each.fits(model))
 
 
 def find_fusion(name: str) -> Fusion:

@@ -23,7 +23,7 @@ from fastwan.engines.backend import Backend, check_served, load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
 from fastwan.engines.cache import EngineCache
-from fastwan.engines.plan import plan_sources
+from fastwan.engines.plan import choose_fusion, plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks, FastWanWarning
 from fastwan.export.attentions import Attention, find_attention
 from fastwan.export.cache import ExportCache
@@ -37,6 +37,9 @@ from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress
 from fastwan.staging import staging
 from fastwan.tables import lookup
+
+AUTO = "auto"
+"""Value of an option that leaves the choice to this tool."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class BuildSpec:
         target: row of `fastwan.config.TARGETS`.
         backend: builder of the engines.
         attention: the model's own where None.
-        fusion: row of `fastwan.config.FUSIONS`.
+        fusion: row of `fastwan.config.FUSIONS`; "auto" takes the fastest that backend, attention
+            and transformer allow.
         sampler: default of the bundle; "auto" takes the checkpoint's.
         height: of the video in pixels; the checkpoint's own where None.
         width: likewise.
@@ -71,8 +75,8 @@ class BuildSpec:
     target: str = "rtx5090"
     backend: str = "tensorrt-rtx"
     attention: str | None = None
-    fusion: str = "none"
-    sampler: str = "auto"
+    fusion: str = AUTO
+    sampler: str = AUTO
     height: int | None = None
     width: int | None = None
     num_frames: int | None = None
@@ -112,7 +116,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
     check_served(backend, target)
     backend.check(target)
     text_recipe = find_recipe(spec.text_encoder_recipe)
-    fusion = find_fusion(spec.fusion)
+    named = None if spec.fusion == AUTO else find_fusion(spec.fusion)
     checkpoint = open_checkpoint(
         spec.checkpoint,
         taehv=spec.taehv,
@@ -156,12 +160,14 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             progress=progress,
         )
         export_seconds = time.monotonic() - started
+        plugins = backend.takes_plugins
+        fusion = named or choose_fusion(folder, exported, attention=attention, plugins=plugins)
         sources, regions = plan_sources(
             folder,
             exported,
             attention=attention,
             fusion=fusion,
-            plugins=backend.takes_plugins,
+            plugins=plugins,
             components=spec.components,
         )
         request = BuildRequest(
@@ -200,7 +206,7 @@ def _samplers(
         BadInput: the model was not trained for the chosen one, or the runtime cannot play it.
     """
     offered = {name: lookup(SAMPLERS, name, "sampler") for name in preset.samplers}
-    if spec.sampler != "auto":
+    if spec.sampler != AUTO:
         first = lookup(offered, spec.sampler, "sampler")
         first.require_no_guidance()
         notes += overruled(checkpoint.scheduler, first)
