@@ -108,16 +108,16 @@ def _has_pip() -> bool:
 
 
 def _kernel_headers() -> Requirement:
-    """The attention's published headers and CUTLASS: at hand, or pip to download them with."""
-    named = ("FASTWAN_KERNEL_INCLUDE", "FASTWAN_CUTLASS_INCLUDE")
+    """The attentions' published headers and CUTLASS: at hand, or pip to download them with."""
+    named = loader.HEADER_VARIABLES
     downloaded = loader.build_folder() / "kernel_headers"
     if all(os.environ.get(name) for name in named):
-        found = " and ".join(os.environ[name] for name in named)
+        found = ", ".join(os.environ[name] for name in named)
     elif downloaded.is_dir():
         found = str(downloaded)
     else:
-        found = "downloaded by pip, 30 MB" if _has_pip() else ""
-    fix = f"install pip for {sys.executable}, or set {named[0]} and {named[1]}"
+        found = "downloaded by pip, 92 MB" if _has_pip() else ""
+    fix = f"install pip for {sys.executable}, or set {', '.join(named)}"
     return Requirement("kernel headers", found, True, fix)
 
 
@@ -188,9 +188,9 @@ def build_plugin(
 ) -> Path:
     """Build the library and load it once to see that it works.
 
-    The build runs in `loader.build_folder` and is incremental. Headers of the attention kernel and
-    of CUTLASS come from ``FASTWAN_KERNEL_INCLUDE`` and ``FASTWAN_CUTLASS_INCLUDE``, an installed
-    package, or a download from the package index with pinned hashes. Takes about 90 s and 6 GB of
+    The build runs in `loader.build_folder` and is incremental. Headers of the attention
+    kernels and of CUTLASS come from `loader.HEADER_VARIABLES`, an installed package, or a download
+    from the package index with pinned hashes. Takes about 90 s and 6 GB of
     memory on two cores the first time (measured).
 
     Args:

@@ -25,7 +25,13 @@ LIBRARY_VARIABLE = "FASTWAN_PLUGIN_LIBRARY"
 EMULATED_LIBRARY_NAME = "libfastwan_plugins_emulated.so"
 """The same kernels with the FP4 MMA emulated, for compute capability 9.0 (docs/emulation.md)."""
 EMULATED_LIBRARY_VARIABLE = "FASTWAN_EMULATED_PLUGIN_LIBRARY"
-INTERFACE_VERSION = 1
+HEADER_VARIABLES = (
+    "FASTWAN_KERNEL_INCLUDE",
+    "FASTWAN_FLASHINFER_INCLUDE",
+    "FASTWAN_CUTLASS_INCLUDE",
+)
+"""Environment variables that name folders of headers for the build."""
+INTERFACE_VERSION = 2
 LIBRARY_VERSION = "0.1.0"
 """Version of CMakeLists.txt; it changes with anything that changes a result."""
 
@@ -223,7 +229,8 @@ class PluginLibrary:
 
     @property
     def build_info(self) -> dict[str, str]:
-        """What the library was built from: version, cuda, kernel, attention, prologue, tensorrt.
+        """What the library was built from: version, cuda, kernel, flashinfer, attention, prologue,
+        tensorrt.
 
         `attention` and `prologue` list compute architectures; `tensorrt` is the version of the
         headers, or ``none`` when the library has no TensorRT plugin; `emulated` is ``yes`` when

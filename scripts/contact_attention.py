@@ -12,7 +12,11 @@ from figure_sources import sources
 
 from fastwan.errors import EnvironmentLacks
 from fastwan.plugins.loader import PluginLibrary
-from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
+from fastwan.plugins.regions.sage_attention3 import (
+    IMPLEMENTATIONS,
+    SageAttention3,
+    SageAttributes,
+)
 from fastwan.quality.selftest.regions import LIMITS, node_inputs
 
 FULL = (1, 32760, 12, 32768)
@@ -56,6 +60,11 @@ class Node:
         size = library.workspace_bytes(region)
         self.workspace = torch.full((size,), 0xA5, dtype=torch.uint8, device="cuda")
 
+    def by(self, implementation: str) -> Node:
+        """The same node, from here on by that kernel."""
+        self.region = self.region.alternatives[implementation]
+        return self
+
     def run(self) -> torch.Tensor:
         stream = torch.cuda.current_stream().cuda_stream
         addresses, size = [x.data_ptr() for x in self.inputs], self.workspace.numel()
@@ -73,12 +82,14 @@ class Node:
         return self.region.reference(*self.inputs)[0]
 
 
-def compare(node: Node) -> dict[str, Any]:
+def compare(node: Node, expected: torch.Tensor) -> dict[str, Any]:
     """The output against the reference on the same GPU."""
-    found, expected = node.run(), node.expected()
+    node.out.fill_(7.0)
+    found = node.run()
     tokens = node.region.attributes.num_tokens
     difference = found.float() - expected.float()
     return {
+        "implementation": node.region.implementation,
         "batch": node.region.batch,
         "tokens": tokens,
         "heads": node.region.attributes.num_heads,
@@ -107,9 +118,10 @@ def require(records: list[dict[str, Any]], limit: float) -> None:
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The furthest of `BOUNDARIES`."""
+    """The furthest of `BOUNDARIES`, of one implementation in one mode."""
     shares = [record["share_of_equal_elements"] for record in records]
     return {
+        "implementation": records[0]["implementation"],
         "tokens": f"{BOUNDARIES[0]} .. {BOUNDARIES[-1]}, all",
         "heads": BOUNDARY_HEADS,
         "rows": BOUNDARY_ROWS,
@@ -157,34 +169,44 @@ def measure(node: Node) -> dict[str, Any]:
 
 
 def check() -> dict[str, Any]:
-    """Every shape in both modes, then capture, replay and times at full size.
+    """Every shape in both modes by every implementation, then capture, replay and times.
 
     Raises:
         AssertionError: the output is not that of the reference.
     """
     library = library_of_this_gpu()
-    arithmetic = "emulated" if library.emulated else "of the GPU"
-    compared, boundaries, shapes, modes = [], [], [], {}
+    compared, boundaries, shapes = [], [], []
+    modes: dict[str, dict[str, Any]] = {}
     swept = [(1, tokens, BOUNDARY_HEADS, BOUNDARY_ROWS) for tokens in BOUNDARIES]
     for exact_max in (False, True):
-        records = []
+        records: dict[str, list[dict[str, Any]]] = {each: [] for each in IMPLEMENTATIONS}
         for batch, tokens, heads, rows in (*swept, *SHAPES):
             attributes = SageAttributes(heads, tokens, exact_max=exact_max)
             node = Node(library, SageAttention3(batch, rows, attributes))
-            records.append(compare(node))
-        boundaries.append(summary(records[: len(swept)]))
-        shapes += records[len(swept) :]
-        compared += records
-        modes["exact" if exact_max else "published"] = measure(node)
-        print(boundaries[-1], *shapes[-len(SHAPES) :], modes, sep="\n", flush=True)
+            expected = node.expected()
+            for name in records:
+                records[name].append(compare(node.by(name), expected))
+        times = {name: measure(node.by(name)) for name in records}
+        modes["exact" if exact_max else "published"] = times
+        for found in records.values():
+            boundaries.append(summary(found[: len(swept)]))
+            shapes += found[len(swept) :]
+            compared += found
+            print(boundaries[-1], *found[len(swept) :], sep="\n", flush=True)
+        print(times, flush=True)
     limit = LIMITS["emulated" if library.emulated else "cuda"]
     require(compared, limit)
     return {
-        "fp4_arithmetic": arithmetic,
+        "fp4_arithmetic": "emulated" if library.emulated else "of the GPU",
         "limit_of_relative_l2": limit,
         "boundaries": boundaries,
         "shapes": shapes,
-        "full_size": {"shape": FULL, "times": f"median of {REPEATS}", "maxima": modes},
+        "full_size": {
+            "shape": FULL,
+            "times": f"median of {REPEATS}, measured"
+            + (" (emulation): they say nothing of FP4" if library.emulated else ""),
+            "maxima": modes,
+        },
         "library": {
             "build": library.build_info,
             "sha256": hashlib.sha256(Path(library.path).read_bytes()).hexdigest(),

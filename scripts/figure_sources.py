@@ -19,12 +19,13 @@ DEFINITIONS = (
     "packing.py",
     "nvfp4.py",
     "cmake/*",
-    "csrc/attention.cu",
+    "csrc/attention*.cu",
     "csrc/elementwise.*",
     "csrc/emulate_mma.cpp",
     "csrc/emulate_prologue.cpp",
     "csrc/emulated_*",
     "csrc/fastwan_plugins.h",
+    "csrc/flashinfer_softmax.h",
     "csrc/fp4.cuh",
     "csrc/host_*.h",
     "csrc/kernels.h",
@@ -33,6 +34,7 @@ DEFINITIONS = (
     "csrc/region.cpp",
     "csrc/shims/**/*",
     "csrc/status.h",
+    "csrc/tensor_map_status.h",
     "csrc/widen.cuh",
 )
 """Globs, below `PLUGINS`, of what decides the output and the time of the attention."""

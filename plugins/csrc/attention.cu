@@ -7,36 +7,7 @@
 // With FASTWAN_EMULATED the same kernel runs on compute capability 9.0: the FP4 MMA and the
 // conversion to e2m1 are replaced by exact equivalents (emulated_attention.h), and TMA moves bytes
 // (emulated_tensor_map.h). Without it none of that is in the library.
-#include <cuda.h>
-#include <cutlass/cuda_host_adapter.hpp>
-
-#include "layout.h"
-
-#if FASTWAN_EMULATED
-#include "emulated_tensor_map.h"
-#define FASTWAN_DRIVER_CALL(function) ::fastwan::bytewise_##function
-#else
-#define FASTWAN_DRIVER_CALL(function) ::cutlass::call_##function
-#endif
-
-namespace fastwan {
-namespace {
-
-// First failure to make a TMA descriptor on this thread since it was reset.
-thread_local CUresult tensor_map_error = CUDA_SUCCESS;
-
-inline CUresult record(CUresult result) {
-  if (tensor_map_error == CUDA_SUCCESS) tensor_map_error = result;
-  return result;
-}
-
-}  // namespace
-}  // namespace fastwan
-
-// CuTe only asserts that a descriptor could be made, and a release build drops the assertion.
-#undef CUTLASS_CUDA_DRIVER_WRAPPER_CALL
-#define CUTLASS_CUDA_DRIVER_WRAPPER_CALL(function) \
-  ([](auto... arguments) { return ::fastwan::record(FASTWAN_DRIVER_CALL(function)(arguments...)); })
+#include "tensor_map_status.h"
 
 #define SoftmaxFused PublishedSoftmaxFused
 #include "softmax_fused.h"

@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or the meaning of a call changes. */
-#define FASTWAN_INTERFACE_VERSION 1
+#define FASTWAN_INTERFACE_VERSION 2
 #define FASTWAN_HEAD_DIM 128
 #define FASTWAN_TILE 128
 #define FASTWAN_MAX_HEADS 40
@@ -46,6 +46,13 @@ typedef enum {
 /* Start the maxima of the first key tile at minus infinity instead of 0. */
 #define FASTWAN_FLAG_EXACT_MAX 1u
 
+/* Kernels of the attention. They read the same operands and are held to one reference at the same
+ * limits; which is faster depends on the GPU. */
+typedef enum {
+  FASTWAN_ATTENTION_SAGE3 = 0,     /* fastvideo-kernel */
+  FASTWAN_ATTENTION_FLASHINFER = 1 /* flashinfer */
+} fastwan_attention;
+
 typedef struct {
   uint32_t struct_bytes; /* sizeof(fastwan_region_desc) */
   uint32_t kind;         /* fastwan_region_kind */
@@ -56,6 +63,7 @@ typedef struct {
   float eps;             /* of the RMS norm */
   float softmax_scale;   /* 1/sqrt(128) in FastWan */
   uint32_t flags;        /* FASTWAN_FLAG_* */
+  uint32_t implementation; /* fastwan_attention */
 } fastwan_region_desc;
 
 /* Byte offsets of the packed operands in the workspace of a FASTWAN_REGION_SAGE_ATTENTION3;

@@ -15,6 +15,11 @@ fastwan_status launch_attention(fastwan_region_desc const& desc,
                                 fastwan_sage_layout const& layout, SageBuffers const& buffers,
                                 cudaStream_t stream);
 
+// The second kernel for the same operands (FASTWAN_ATTENTION_FLASHINFER).
+fastwan_status launch_flashinfer(fastwan_region_desc const& desc,
+                                 fastwan_sage_layout const& layout, SageBuffers const& buffers,
+                                 cudaStream_t stream);
+
 // FASTWAN_OK when the current device can run the attention.
 fastwan_status attention_supported(int device);
 

@@ -44,6 +44,10 @@ fastwan_status validate(fastwan_region_desc const* desc) {
   if ((desc->flags & ~FASTWAN_FLAG_EXACT_MAX) != 0) {
     return fail(FASTWAN_INVALID_ARGUMENT, "unknown flags 0x%x", desc->flags);
   }
+  if (desc->implementation > FASTWAN_ATTENTION_FLASHINFER) {
+    return fail(FASTWAN_INVALID_ARGUMENT, "unknown implementation %u of the attention",
+                desc->implementation);
+  }
   int64_t const rows = (int64_t{desc->length} + FASTWAN_TILE) * desc->batch * desc->num_heads;
   if (rows > kMaxRows) {
     return fail(FASTWAN_INVALID_ARGUMENT, "batch %d x length %d x num_heads %d is too large",
@@ -104,7 +108,9 @@ fastwan_status enqueue(fastwan_region_desc const* desc, void const* const* input
     status = launch_prologue(*desc, layout, buffers, queue);
   }
   if (status == FASTWAN_OK && (stages & kAttention) != 0) {
-    status = launch_attention(*desc, layout, buffers, queue);
+    auto* const launch = desc->implementation == FASTWAN_ATTENTION_FLASHINFER ? &launch_flashinfer
+                                                                              : &launch_attention;
+    status = launch(*desc, layout, buffers, queue);
   }
   return status;
 }

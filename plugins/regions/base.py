@@ -98,6 +98,11 @@ class RegionOp(ABC):
             inputs: in the order of `inputs`, all on one device.
         """
 
+    @property
+    def alternatives(self) -> Mapping[str, RegionOp]:
+        """This region by each kernel that computes it, by the kernel's name; empty with one."""
+        return {}
+
     @abstractmethod
     def desc(self) -> ctypes.Structure:
         """The structure of the C interface that describes the node."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from fastwan.config import TOKEN_TILE
 from fastwan.errors import BadInput
@@ -37,6 +37,10 @@ _KIND = 1
 _FLAG_EXACT_MAX = 1
 _ALIGNMENT = 1024  # of each operand in the workspace (csrc/layout.h)
 _BF16, _FP32 = 2, 4
+Implementation = Literal["sage3", "flashinfer"]
+"""Kernels of the attention, in the order of ``fastwan_attention``: fastvideo-kernel's, from
+SageAttention3, and FlashInfer's."""
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 _PACKED = HEAD_DIM // 2 + HEAD_DIM // 16
 """Bytes of a packed row of 128 values: 64 of codes and 8 of scales."""
 
@@ -96,6 +100,7 @@ class RegionDesc(ctypes.Structure):
         ("eps", ctypes.c_float),
         ("softmax_scale", ctypes.c_float),
         ("flags", ctypes.c_uint32),
+        ("implementation", ctypes.c_uint32),
     )
 
 
@@ -117,7 +122,11 @@ class SageLayout(ctypes.Structure):
 
 @dataclass(frozen=True)
 class SageAttention3(RegionOp):
-    """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16."""
+    """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16.
+
+    Attributes:
+        implementation: kernel of its attention; no property of the node, which any computes.
+    """
 
     op: ClassVar[str] = "SageAttention3"
     limit: ClassVar[float] = 2e-4
@@ -126,6 +135,7 @@ class SageAttention3(RegionOp):
     batch: int
     length: int
     attributes: SageAttributes
+    implementation: Implementation = "sage3"
 
     @classmethod
     def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> SageAttention3:
@@ -169,6 +179,10 @@ class SageAttention3(RegionOp):
         return (tensor("out", "bfloat16", self.batch, self.length, self.channels),)
 
     @property
+    def alternatives(self) -> Mapping[str, SageAttention3]:
+        return {name: replace(self, implementation=name) for name in IMPLEMENTATIONS}
+
+    @property
     def launches(self) -> tuple[Launch, ...]:
         return (
             Launch("prologue", sum(self.prologue_traffic().values())),
@@ -209,6 +223,7 @@ class SageAttention3(RegionOp):
             attributes.eps,
             attributes.softmax_scale,
             _FLAG_EXACT_MAX if attributes.exact_max else 0,
+            IMPLEMENTATIONS.index(self.implementation),
         )
 
     def __str__(self) -> str:

@@ -32,7 +32,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("PATH", str(tools))
     for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "TENSORRT_ROOT"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("FASTWAN_KERNEL_INCLUDE", "FASTWAN_CUTLASS_INCLUDE"):
+    for name in loader.HEADER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(build, "DEFAULT_NVCC", tmp_path / "none")
     monkeypatch.setattr(loader, "build_folder", lambda **_: tmp_path / "build")
@@ -91,7 +91,7 @@ def test_kernel_headers_need_pip_or_a_place(bare: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(build, "_has_pip", lambda: False)
     (missing,) = build.missing_for_build()
     assert missing.name == "kernel headers"
-    for name in ("FASTWAN_KERNEL_INCLUDE", "FASTWAN_CUTLASS_INCLUDE"):
+    for name in loader.HEADER_VARIABLES:
         monkeypatch.setenv(name, str(bare))
     assert build.missing_for_build() == []
 
@@ -173,6 +173,8 @@ def test_the_sources_of_the_build_are_package_data(tmp_path: Path) -> None:
         "add_compile_definitions(FASTWAN_EMULATED=1)",
         "target_compile_options(fastwan_attention PRIVATE "
         "--use_fast_math --expt-relaxed-constexpr --expt-extended-lambda)",
+        "target_compile_options(fastwan_flashinfer PRIVATE "
+        "--use_fast_math --expt-relaxed-constexpr --expt-extended-lambda)",
         "target_compile_options(fastwan_prologue PRIVATE -fmad=false)",
     ],
 )
@@ -181,7 +183,8 @@ def test_how_the_attention_is_compiled(statement: str) -> None:
     cmake = " ".join((build.SOURCE / "CMakeLists.txt").read_text().split())
     assert cmake.count(statement) == 1
     options = [part.split(")")[0] for part in cmake.split("target_compile_options(")[1:]]
-    assert [part.split()[0] for part in options].count("fastwan_attention") == 1
+    targets = [part.split()[0] for part in options]
+    assert (targets.count("fastwan_attention"), targets.count("fastwan_flashinfer")) == (1, 1)
 
 
 @pytest.mark.slow
