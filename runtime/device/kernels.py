@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,10 +27,17 @@ def library_path(bundle: Bundle) -> Path:
 
 
 class PluginKernels:
-    """`Kernels` of a loaded plugin library."""
+    """`Kernels` of a loaded plugin library.
 
-    def __init__(self, library: PluginLibrary) -> None:
+    Args:
+        chosen: what to launch in place of a region, where another kernel of it is faster.
+    """
+
+    def __init__(
+        self, library: PluginLibrary, chosen: Mapping[RegionOp, RegionOp] | None = None
+    ) -> None:
         self._library = library
+        self._chosen = chosen or {}
 
     def region(
         self,
@@ -41,6 +48,7 @@ class PluginKernels:
         workspace_bytes: int,
         stream: int,
     ) -> None:
+        region = self._chosen.get(region, region)
         with _device_errors():
             self._library.enqueue(region, inputs, outputs, workspace, workspace_bytes, stream)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from fastwan.bundle import Bundle
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.runtime.device.first_load import FirstLoad
+from fastwan.runtime.device.kernel_choice import KernelChoice
 from fastwan.runtime.device.memory import DeviceMemory, check_fit
 from fastwan.runtime.device.opening import open_for
 from fastwan.runtime.device.player import BEGIN, Player
@@ -47,6 +48,7 @@ class Platform:
         open_fallbacks: opens the engines that can be played in place of regions, likewise.
         first_load: what was found out when the bundle was first loaded here; None where nothing is
             computed that could be compared.
+        choices: kernels that were chosen where a region has several.
     """
 
     device: Device
@@ -55,6 +57,7 @@ class Platform:
     runtime_cache: RuntimeCache | None = None
     open_fallbacks: Callable[[Bundle], Mapping[str, DeviceEngine]] = lambda _: {}
     first_load: FirstLoad | None = None
+    choices: tuple[KernelChoice, ...] = ()
 
 
 class Session:

@@ -180,6 +180,7 @@ def _measure(
         load_seconds=load_seconds,
         runtime_cache=components.runtime_cache,
         checked=components.session(schedule).checked,
+        kernel_choices=platform.choices,
         memory_peak_bytes=before - least,
         gpu_states=tuple(states),
         eager_reason=components.session(schedule).eager_reason,

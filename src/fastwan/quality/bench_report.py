@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fastwan.quality.gpu_state import Environment, GpuState
+from fastwan.runtime.device.kernel_choice import KernelChoice
 from fastwan.runtime.device.self_check import SelfCheck
 from fastwan.runtime.recording.memory_plan import DeviceBytes
 from fastwan.schema import BundleFacts, Count, Duration, FigureReport, Measured, Predicted, Record
@@ -38,6 +39,8 @@ class Measurement(Record):
     checked: SelfCheck | None
     """How kernels between GEMMs agreed with the builder's when the bundle was first loaded on this
     GPU, and which were not played for that; null where nothing was compared."""
+    kernel_choices: tuple[KernelChoice, ...]
+    """Of the regions that the plugin library has several kernels for."""
     memory_peak_bytes: Measured[Count]
     """Device memory that was taken at most, by the device's own account."""
     gpu_states: Measured[tuple[GpuState | None, ...]]
@@ -102,4 +105,5 @@ def render(report: BenchReport) -> str:
     checked = report.measurement.checked
     if checked is not None:
         lines.append(checked.played)
+    lines += map(str, report.measurement.kernel_choices)
     return "\n".join([*lines, f"total covers {report.covers}"])
