@@ -41,6 +41,7 @@ def timed(report: BenchReport, median_ms: float) -> BenchReport:
     measured = Measurement(
         compute_capability=120, driver_cuda="13.0", prompt="a", runs=1, warmup=0,
         times={"decode": decode}, load_seconds=1.0, runtime_cache="unused", checked=None,
+        kernel_choices=(),
         memory_peak_bytes=100,
         gpu_states=(None,), eager_reason="",
     )  # fmt: skip
