@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fastwan.bundle import Bundle
 from fastwan.content_cache import ContentCache
-from fastwan.errors import FastWanWarning, VerificationFailed
+from fastwan.errors import EnvironmentLacks, FastWanWarning, VerificationFailed
 from fastwan.plugins.regions import RegionOp
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.sage_attention3 import (
     IMPLEMENTATIONS,
     SageAttention3,
     SageAttributes,
+    SageLayout,
 )
 from fastwan.runtime.device.first_load import FirstLoad
 from fastwan.runtime.device.kernel_choice import LIMIT, Candidate, choose, fastest
+from fastwan.runtime.device.kernels import PluginKernels
+from fastwan.runtime.device.null import NullDevice
+from fastwan.runtime.device.platforms import choose_kernels
 from fastwan.runtime.recording.machine import DeviceError
+from testkit.fake_regions import HEADS, region
+from testkit.manifests import manifest_of
 
 REGION = SageAttention3(1, 256, SageAttributes(2, 200))
 LONGER = SageAttention3(1, 384, SageAttributes(2, 300))
@@ -139,3 +147,46 @@ def test_a_trial_that_fails_warns_and_is_repeated(tmp_path: Path) -> None:
 def test_a_lost_device_ends_the_load(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="gone"):
         choose([REGION], Gpu(error=DeviceError("gone", "sticky")), cache(tmp_path))
+
+
+class Library:
+    """A plugin library that launches nothing, or says why not."""
+
+    emulated = False
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+        self.launched: list[RegionOp] = []
+
+    def layout(self, region: SageAttention3) -> SageLayout:
+        padded = 128
+        codes, scales = padded * HEADS * 64, padded * HEADS * 8
+        starts = [0, codes, codes + scales, 2 * codes + scales, 2 * (codes + scales)]
+        return SageLayout(padded, *starts, 3 * codes + 2 * scales)
+
+    def enqueue(self, region: RegionOp, *_: object) -> None:
+        if self.fault:
+            raise EnvironmentLacks(self.fault)
+        self.launched.append(region)
+
+
+def test_regions_of_a_bundle_are_tried_through_the_library() -> None:
+    regions = {f"region_{i:02d}": region(i) for i in range(2)}
+    bundle = Bundle(Path("bundle"), manifest_of(regions=regions))
+    library: Any = Library()
+    chosen = choose_kernels(bundle, NullDevice(), library, FirstLoad(None, {}))
+    ((op, choice),) = chosen.items()
+    # A device without a clock, whose memory is all zeros, gives no reason to leave the first.
+    assert (choice.kernel, [each.relative_l2 for each in choice.candidates]) == (FIRST, [0.0, 0.0])
+    assert {each.implementation for each in library.launched} == set(IMPLEMENTATIONS)
+    library.launched.clear()
+    PluginKernels(library, {op: op.alternatives[SECOND]}).region(op, [], [], 0, 0, 0)
+    PluginKernels(library).region(op, [], [], 0, 0, 0)
+    assert [each.implementation for each in library.launched] == [SECOND, FIRST]
+
+
+def test_a_bundle_without_a_kernel_that_runs_does_not_load() -> None:
+    bundle = Bundle(Path("bundle"), manifest_of(regions={"region_00": region(0)}))
+    library: Any = Library("no kernel image")
+    with pytest.raises(VerificationFailed, match=r"sage3 fails: no kernel image; flashinfer fails"):
+        choose_kernels(bundle, NullDevice(), library, FirstLoad(None, {}))
