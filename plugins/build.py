@@ -190,8 +190,8 @@ def build_plugin(
 
     The build runs in `loader.build_folder` and is incremental. Headers of the attention
     kernels and of CUTLASS come from `loader.HEADER_VARIABLES`, an installed package, or a download
-    from the package index with pinned hashes. Takes about 90 s and 6 GB of
-    memory on two cores the first time (measured).
+    from the package index with pinned hashes. Takes about 150 s of
+    processor time and 6 GB of memory the first time (measured).
 
     Args:
         output: folder that gets a copy of the library; by default it stays where it was built.
