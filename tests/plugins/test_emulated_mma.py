@@ -159,8 +159,8 @@ def test_each_scale_matters_where_it_stands(mma_emulation: ctypes.CDLL, which: i
         before = after
 
 
-def preprocessed(folder: Path, *definitions: str) -> set[str]:
-    """Our files that reach the compiler with attention.cu; those of CUDA and CUTLASS are empty."""
+def preprocessed(folder: Path, source: str, *definitions: str) -> set[str]:
+    """Our files that reach the compiler with `source`; those of CUDA and CUTLASS are empty."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
@@ -183,7 +183,7 @@ def preprocessed(folder: Path, *definitions: str) -> set[str]:
         str(folder / "empty"),
     ]
     result = subprocess.run(
-        [*command, *definitions, str(ours / "attention.cu")],
+        [*command, *definitions, str(ours / source)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return {
@@ -191,20 +191,30 @@ def preprocessed(folder: Path, *definitions: str) -> set[str]:
     }
 
 
-def test_without_the_option_nothing_of_the_emulation_is_compiled(tmp_path: Path) -> None:
-    plain = preprocessed(tmp_path)
-    assert {"attention.cu", "layout.h", "kernels.h", "status.h"} <= plain
-    assert preprocessed(tmp_path, "-DFASTWAN_EMULATED=0") == plain
-    emulated = preprocessed(tmp_path, "-DFASTWAN_EMULATED=1")
+KERNELS = [
+    ("attention.cu", "emulated_attention.h"),
+    ("attention_flashinfer.cu", "emulated_flashinfer.h"),
+]
+
+
+@pytest.mark.parametrize(("source", "own"), KERNELS)
+def test_without_the_option_nothing_of_the_emulation_is_compiled(
+    tmp_path: Path, source: str, own: str
+) -> None:
+    plain = preprocessed(tmp_path, source)
+    assert {source, "layout.h", "kernels.h", "status.h", "tensor_map_status.h"} <= plain
+    assert preprocessed(tmp_path, source, "-DFASTWAN_EMULATED=0") == plain
+    emulated = preprocessed(tmp_path, source, "-DFASTWAN_EMULATED=1")
     assert emulated - plain == {
-        "emulated_attention.h", "emulated_tensor_map.h", "emulated_mma.cuh", "widen.cuh", "fp4.cuh",
+        own, "emulated_gemm.h", "emulated_tensor_map.h", "emulated_mma.cuh", "widen.cuh", "fp4.cuh",
     }  # fmt: skip
 
 
-def test_code_for_another_gpu_is_an_error_of_the_compiler(tmp_path: Path) -> None:
-    preprocessed(tmp_path, "-DFASTWAN_EMULATED=1", "-D__CUDA_ARCH__=900")
+@pytest.mark.parametrize("source", [source for source, _ in KERNELS])
+def test_code_for_another_gpu_is_an_error_of_the_compiler(tmp_path: Path, source: str) -> None:
+    preprocessed(tmp_path, source, "-DFASTWAN_EMULATED=1", "-D__CUDA_ARCH__=900")
     with pytest.raises(subprocess.CalledProcessError) as refused:
-        preprocessed(tmp_path, "-DFASTWAN_EMULATED=1", "-D__CUDA_ARCH__=1200")
+        preprocessed(tmp_path, source, "-DFASTWAN_EMULATED=1", "-D__CUDA_ARCH__=1200")
     assert "compute capability 9.0" in refused.value.stderr
 
 
