@@ -12,6 +12,7 @@ import io
 import math
 import threading
 import warnings
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ _NVFP4: dict[str, Any] = {
     "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
 }
 _BLOCK = 16
-# ModelOpt prints and warns through process-wide switches, so one thread at a time converts.
-_LOCK = threading.Lock()
+MODELOPT_LOCK = threading.Lock()
+"""ModelOpt prints and warns through process-wide switches, so one thread at a time converts."""
 
 
 def modelopt_config() -> dict[str, Any]:
@@ -64,13 +65,14 @@ def quantize_linear(
     Raises:
         EnvironmentLacks: ModelOpt cannot be imported.
     """
-    mtq, qtensor = _modelopt()
+    mtq = import_modelopt("modelopt.torch.quantization")
+    qtensor = import_modelopt("modelopt.torch.quantization.qtensor").NVFP4QTensor
     linear = torch.nn.Linear(
         weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype, device="meta"
     )
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     model: Any = torch.nn.Sequential(linear)
-    with _LOCK, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with MODELOPT_LOCK, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mtq.quantize(model, modelopt_config(), None)
         amax = activation_global_scale * E2M1_MAX * E4M3_MAX
@@ -107,18 +109,20 @@ def _pack(qtensor: Any, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return packed, block_scale
 
 
-def _modelopt() -> tuple[Any, Any]:
-    """``modelopt.torch.quantization`` and its class of NVFP4 tensors."""
+def import_modelopt(module: str) -> Any:
+    """A module of ModelOpt.
+
+    Raises:
+        EnvironmentLacks: it cannot be imported.
+    """
     try:
-        with _LOCK, collector_paused(), warnings.catch_warnings():
+        with MODELOPT_LOCK, collector_paused(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import modelopt.torch.quantization as mtq
-            from modelopt.torch.quantization.qtensor import NVFP4QTensor
+            return import_module(module)
     except ImportError as error:
         raise EnvironmentLacks(
             f"nvidia-modelopt cannot be imported: {error}", fix="pip install nvidia-modelopt"
         ) from None
-    return mtq, NVFP4QTensor
 
 
 def convert_linear(weight: Tensor, activation_global_scale: float) -> PackedWeight:

@@ -90,8 +90,8 @@ class Targeted(Group):
     targeted = True
 
     def load(self, reader: WeightReader) -> dict[str, Tensor]:
-        tensors = _named(self.name, reader.stored(self.sources[0]))
-        return tensors | {f"{self.name}.bias": reader.cast(f"{self.sources[0]}.bias")}
+        stored = reader.stored(self.sources[0]) | reader.recipe.of_input(self.name)
+        return _named(self.name, stored) | {f"{self.name}.bias": reader.cast(f"{self.sources[0]}.bias")}
 
 
 class Merged(Group):
@@ -103,7 +103,7 @@ class Merged(Group):
         parts = [reader.stored(source) for source in self.sources]
         merged, factors = reader.recipe.merge(parts)
         biases = [reader.cast(f"{source}.bias") for source in self.sources]
-        return _named(self.name, merged) | {
+        return _named(self.name, merged | reader.recipe.of_input(self.name)) | {
             f"{self.name}_scale": factors,
             f"{self.name}_bias": torch.cat(biases),
         }

@@ -8,12 +8,13 @@ what becomes of that node. Nothing else asks for its name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
+from fastwan.export.recipes import Kernel
 from fastwan.plugins import reference
 
 if TYPE_CHECKING:
@@ -82,6 +83,18 @@ class Division:
     regions: tuple[Region, ...] = ()
 
 
+class AttentionKernel(Kernel, Protocol):
+    """What an attention asks of a layer record of an engine."""
+
+    @property
+    def nodes(self) -> Sequence[str]:
+        """Names of the ONNX nodes behind it."""
+
+    @property
+    def precision(self) -> str:
+        """dtype of what is multiplied."""
+
+
 @dataclass(frozen=True)
 class Attention(ABC):
     """How self-attention is computed.
@@ -110,3 +123,12 @@ class Attention(ABC):
             dit: with the attention nodes; left unchanged.
             plugins: whether the backend holds nodes of the domain ``fastwan`` in an engine.
         """
+
+    def faults(self, nodes: Iterable[str], kernels: Sequence[AttentionKernel]) -> list[str]:
+        """What an engine lost of the attention, in words; an engine with any is refused.
+
+        Args:
+            nodes: names of the nodes of the graph that the engine was built from.
+            kernels: of the engine.
+        """
+        return []

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastwan.export.attentions.base import EXACT, Attention, Division, Form
+from fastwan.export.attentions.heads import rotated_heads
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,33 +37,24 @@ def _sdpa(
     softmax_scale: float,
     exact_max: bool = False,
 ) -> Tensor:
-    """The reference's prologue with sums in the order of the builder's choice, then SDPA.
-
-    q and k go through norm and RoPE as one tensor, and the builder joins v: two kernels over the
-    GEMM's output make all three.
-    """
+    """The reference's prologue, then SDPA."""
     batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    thirds, dtype = (batch, -1, 3, channels), qkv.dtype
-    factor, bias = qkv_scale.reshape(3, 1), qkv_bias.reshape(3, channels)
-    # The mean of squares has a path of its own from the GEMM's output, over all rows: were any
-    # value of it the other kernel's too, the builder would store it in fp32.
-    x = (qkv.reshape(thirds).float() * factor).to(dtype) + bias
-    mean = (x.float() * x.float()).mean(-1, keepdim=True)
-    # Keys past the last token are left out, and with them the queries: one shape for all.
-    tokens = num_tokens
-    x = (qkv[:, :tokens].reshape(thirds).float() * factor).to(dtype) + bias
-    scale = torch.rsqrt(mean[:, :tokens, :2] + eps)
-    pairs = (x[:, :, :2].float() * scale).to(dtype) * torch.stack([q_norm, k_norm])
-    pairs = pairs.reshape(batch, tokens, 2, num_heads, -1, 2).float()
-    cos, sin = rope_cos[:tokens, None, None], rope_sin[:tokens, None, None]
-    even, odd = pairs[..., 0], pairs[..., 1]
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    rotated = rotated.reshape(batch, tokens, 2, num_heads, -1).to(dtype)
-    q, k = rotated.permute(2, 0, 3, 1, 4).unbind()
-    v = x[:, :, 2].reshape(batch, tokens, num_heads, -1).transpose(1, 2)
+    q, k, x = rotated_heads(
+        qkv,
+        qkv_scale,
+        qkv_bias,
+        q_norm,
+        k_norm,
+        rope_cos,
+        rope_sin,
+        num_heads=num_heads,
+        num_tokens=num_tokens,
+        eps=eps,
+    )
+    v = x[:, :, 2].reshape(batch, num_tokens, num_heads, -1).transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, scale=softmax_scale)
-    out = out.transpose(1, 2).reshape(batch, tokens, channels)
-    return F.pad(out, (0, 0, 0, length - tokens))
+    out = out.transpose(1, 2).reshape(batch, num_tokens, channels)
+    return F.pad(out, (0, 0, 0, length - num_tokens))
 
 
 SDPA = Form("native", _sdpa)
@@ -78,15 +69,24 @@ class Native(Attention):
     reference = EXACT
 
     def divide(self, dit: ir.Model, *, plugins: bool) -> Division:
-        """One engine, or one for `BLOCKS` blocks where the hidden state is large."""
-        from fastwan.export.passes.cut_at_blocks import cut_every
-        from fastwan.export.passes.graphs import clone
-        from fastwan.export.passes.lower_attention import lower_attention
+        return divide_blocks(dit, SDPA)
 
-        lowered = lower_attention(clone(dit), SDPA)[0]
-        if _hidden_bytes(dit) <= SINGLE_ENGINE_BYTES:
-            return Division((lowered,))
-        return Division(cut_every(lowered, BLOCKS))
+
+def divide_blocks(dit: ir.Model, form: Form) -> Division:
+    """One engine, or one for `BLOCKS` blocks where the hidden state is large.
+
+    Args:
+        dit: see `Attention.divide`.
+        form: standard operators that take the place of the attention node.
+    """
+    from fastwan.export.passes.cut_at_blocks import cut_every
+    from fastwan.export.passes.graphs import clone
+    from fastwan.export.passes.lower_attention import lower_attention
+
+    lowered = lower_attention(clone(dit), form)[0]
+    if _hidden_bytes(dit) <= SINGLE_ENGINE_BYTES:
+        return Division((lowered,))
+    return Division(cut_every(lowered, BLOCKS))
 
 
 def _hidden_bytes(dit: ir.Model) -> int:

@@ -72,13 +72,20 @@ class Linear(nn.Module):
 
     Attributes:
         quantize_activation: numerics of the model when true; `verify` also runs it false.
+        tokens: rows of the input that are no padding; None where all are.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, recipe: Recipe, dtype: torch.dtype, bias: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        recipe: Recipe,
+        dtype: torch.dtype,
+        bias: bool = True,
+        tokens: int | None = None,
     ) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.tokens = recipe, tokens
         self.quantize_activation = True
         buffers = recipe.buffers(inputs, outputs, dtype)
         self._stored = tuple(buffers)
@@ -91,7 +98,9 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         stored = {name: getattr(self, name) for name in self._stored}
-        y = self.recipe.multiply(x, stored, quantize_activation=self.quantize_activation)
+        y = self.recipe.multiply(
+            x, stored, quantize_activation=self.quantize_activation, tokens=self.tokens
+        )
         return y if self.bias is None else y + self.bias
 
 

@@ -126,12 +126,14 @@ class SelfAttention(nn.Module):
         self.form: Form | None = None
         self.qkv_scale: Tensor
         self.qkv_bias: Tensor
-        self.qkv = Linear(config.width, 3 * config.width, recipe, dtype, bias=False)
+        self.qkv = Linear(
+            config.width, 3 * config.width, recipe, dtype, bias=False, tokens=num_tokens
+        )
         self.register_buffer("qkv_scale", torch.ones(3))
         self.register_buffer("qkv_bias", torch.empty(3 * config.width, dtype=dtype))
         self.norm_q = Norm(config.width, dtype)
         self.norm_k = Norm(config.width, dtype)
-        self.to_out = Linear(config.width, config.width, recipe, dtype)
+        self.to_out = Linear(config.width, config.width, recipe, dtype, tokens=num_tokens)
 
     def forward(self, x: Tensor, rope_cos: Tensor, rope_sin: Tensor) -> Tensor:
         config = self.config
@@ -159,12 +161,14 @@ class CrossAttention(nn.Module):
     k and v as `TextKV` returns them.
     """
 
-    def __init__(self, config: DiTConfig, recipe: Recipe, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: DiTConfig, num_tokens: int, recipe: Recipe, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.config = config
-        self.to_q = Linear(config.width, config.width, recipe, dtype)
+        self.to_q = Linear(config.width, config.width, recipe, dtype, tokens=num_tokens)
         self.norm_q = Norm(config.width, dtype)
-        self.to_out = Linear(config.width, config.width, recipe, dtype)
+        self.to_out = Linear(config.width, config.width, recipe, dtype, tokens=num_tokens)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = rms_norm(self.to_q(x), self.norm_q.weight, self.config.eps)
@@ -176,10 +180,12 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     """Linear, tanh gelu in fp32, linear."""
 
-    def __init__(self, config: DiTConfig, recipe: Recipe, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: DiTConfig, num_tokens: int, recipe: Recipe, dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.fc1 = Linear(config.width, config.ffn_dim, recipe, dtype)
-        self.fc2 = Linear(config.ffn_dim, config.width, recipe, dtype)
+        self.fc1 = Linear(config.width, config.ffn_dim, recipe, dtype, tokens=num_tokens)
+        self.fc2 = Linear(config.ffn_dim, config.width, recipe, dtype, tokens=num_tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         # A gelu in bf16 rounds after each of its parts when it is compiled; one in fp32 is free.
@@ -203,8 +209,8 @@ class Block(nn.Module):
         self.register_buffer("scale_shift_table", torch.empty(1, 6, config.width))
         self.attn1 = SelfAttention(config, num_tokens, recipe, dtype)
         self.norm2 = Norm(config.width, torch.float32, bias=True)
-        self.attn2 = CrossAttention(config, recipe, dtype)
-        self.ffn = FeedForward(config, recipe, dtype)
+        self.attn2 = CrossAttention(config, num_tokens, recipe, dtype)
+        self.ffn = FeedForward(config, num_tokens, recipe, dtype)
 
     def forward(
         self,

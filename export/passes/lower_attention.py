@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from fastwan.export import ops
+from fastwan.export import fp8, ops
 from fastwan.export.attentions import Form
 from fastwan.export.passes.graphs import FASTWAN, inline, required_inputs
 from fastwan.export.tracing import trace
@@ -95,5 +95,5 @@ def _trace(
         name=f"attention_{form.name}",
         inputs=_INPUTS,
         outputs=["out"],
-        translations=ops.translations(),
+        translations=ops.translations() | fp8.translations(),
     )

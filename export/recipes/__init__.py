@@ -9,12 +9,13 @@ from __future__ import annotations
 from fastwan.config import RECIPES
 from fastwan.export.recipes.base import Fault, Gate, Kernel, Recipe
 from fastwan.export.recipes.bf16 import BF16
+from fastwan.export.recipes.fp8 import FP8
 from fastwan.export.recipes.nvfp4 import NVFP4
 from fastwan.tables import implementation
 
-IMPLEMENTED: dict[str, Recipe] = {recipe.name: recipe for recipe in (NVFP4(), BF16())}
+IMPLEMENTED: dict[str, Recipe] = {recipe.name: recipe for recipe in (NVFP4(), FP8(), BF16())}
 
-__all__ = ["BF16", "IMPLEMENTED", "NVFP4", "Fault", "Gate", "Kernel", "Recipe", "find_recipe"]
+__all__ = ["BF16", "FP8", "IMPLEMENTED", "NVFP4", "Fault", "Gate", "Kernel", "Recipe", "find_recipe"]
 
 
 def find_recipe(name: str) -> Recipe:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from fastwan.errors import VerificationFailed
+from fastwan.errors import BadInput, VerificationFailed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,11 +37,13 @@ class Recipe(ABC):
         operator: type of the node that stands for a linear in a traced graph.
         global_scales: buffers that hold an fp32 factor of the whole weight; `verify` moves them by
             one unit in the last place.
+        activations: ways to scale activations to choose from, see `with_activation`.
     """
 
     name: str
     operator: ClassVar[str] = "MatMul"
     global_scales: ClassVar[tuple[str, ...]] = ()
+    activations: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -91,6 +93,33 @@ class Recipe(ABC):
     def reference(self, weight: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """The same by an implementation of its own, which the files are held against."""
 
+    def with_activation(self, activation: str, scales: Mapping[str, float]) -> Recipe:
+        """The recipe with another way to scale activations.
+
+        Args:
+            activation: one of `activations`.
+            scales: by linear, where a calibration decides them.
+
+        Raises:
+            BadInput: the recipe leaves no choice, or has not this one.
+        """
+        raise BadInput(
+            f"recipe {self.name} leaves no choice of the activation scale",
+            where="--activation-scale",
+            fix="leave it out",
+        )
+
+    def of_input(self, linear: str) -> dict[str, Tensor]:
+        """What is stored of a linear's activation, beside what is stored of its weight.
+
+        Args:
+            linear: its name in the graph.
+
+        Raises:
+            BadInput: the recipe needs a calibration that has not seen the linear.
+        """
+        return {}
+
     @abstractmethod
     def merge(self, parts: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
         """One weight of several with the same K, row after row.
@@ -106,7 +135,12 @@ class Recipe(ABC):
 
     @abstractmethod
     def multiply(
-        self, x: Tensor, stored: Mapping[str, Tensor], *, quantize_activation: bool
+        self,
+        x: Tensor,
+        stored: Mapping[str, Tensor],
+        *,
+        quantize_activation: bool,
+        tokens: int | None = None,
     ) -> Tensor:
         """``x @ weight^T`` in the dtype of `x`, as the module is traced and as it computes.
 
@@ -114,6 +148,7 @@ class Recipe(ABC):
             x: [..., K].
             stored: the buffers.
             quantize_activation: quantise `x` too, where the recipe does.
+            tokens: rows of `x` that are no padding; None where all are.
         """
 
     def translations(self) -> dict[Any, Callable[..., Any]]:

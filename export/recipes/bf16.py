@@ -41,7 +41,12 @@ class BF16(Recipe):
         return {WEIGHT: torch.empty(outputs, inputs, dtype=dtype)}
 
     def multiply(
-        self, x: Tensor, stored: Mapping[str, Tensor], *, quantize_activation: bool
+        self,
+        x: Tensor,
+        stored: Mapping[str, Tensor],
+        *,
+        quantize_activation: bool,
+        tokens: int | None = None,
     ) -> Tensor:
         import torch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import onnx
+import onnx.numpy_helper
 from onnx import TensorProto
 
 from fastwan.export.recipes.base import Fault
@@ -56,6 +57,13 @@ class GraphIndex:
             return False
         values, scales = ([axis.dim_value for axis in t.shape.dim] for t in found if t)
         return values == [*scales[:-1], scales[-1] * block]
+
+    def scalar(self, name: str) -> float | None:
+        """The number that an initializer of one element inside the file holds; None for others."""
+        tensor = self.initializers.get(name)
+        if tensor is None or math.prod(tensor.dims) != 1 or tensor.external_data:
+            return None
+        return float(onnx.numpy_helper.to_array(tensor).item())
 
     def initializer(self, name: str, dtype: int, role: str) -> int:
         """Number of elements of an initializer.

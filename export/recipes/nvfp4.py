@@ -86,7 +86,12 @@ class NVFP4(Recipe):
         }
 
     def multiply(
-        self, x: Tensor, stored: Mapping[str, Tensor], *, quantize_activation: bool
+        self,
+        x: Tensor,
+        stored: Mapping[str, Tensor],
+        *,
+        quantize_activation: bool,
+        tokens: int | None = None,
     ) -> Tensor:
         from fastwan.export.recipes.nvfp4_operator import nvfp4_linear
 

@@ -321,13 +321,22 @@ BACKENDS = {
 
 RECIPES = {
     "nvfp4": "FP4 weights and activations, a scale for every 16 values",
+    "fp8": "FP8 weights and activations, a scale a weight and one a token",
     "bf16": "not quantised",
 }
 """What the targeted linears are made of, by name; see `fastwan.export.recipes`."""
 
+ACTIVATIONS = {
+    "per_token": "one a row, from its largest value",
+    "per_tensor": "one a tensor, from its largest value, as published",
+    "static": "one a linear, from a calibration",
+}
+"""Scales of FP8 activations, by name; see `fastwan.export.recipes.fp8`."""
+
 ATTENTIONS = {
     "sage3": "SageAttention3, FP4",
     "native": "bf16, by the builder's own kernels",
+    "fp8": "FP8, by the builder's own kernel",
 }
 """How self-attention is computed, by name; see `fastwan.export.attentions`."""
 
@@ -341,15 +350,21 @@ FUSIONS = {
 `fastwan.export.passes.fusions`."""
 
 _BOTH = ("tensorrt-rtx", "tensorrt")
-_FP4 = ("nvfp4", "bf16")
-_ANY = ("sage3", "native")
+_FP4 = ("nvfp4", "fp8", "bf16")
+_FP8 = ("fp8", "bf16")
+_ANY = ("sage3", "native", "fp8")
+_ADA = ("native", "fp8")
 
 TARGETS = {
     target.name: target
     for target in (
         Target("rtx5090", "GeForce RTX 5090", 120, _BOTH, _FP4, _ANY),
         Target("gb10", "GB10 (DGX Spark)", 121, _BOTH, _FP4, _ANY),
-        Target("rtx4090", "GeForce RTX 4090", 89, _BOTH, ("bf16",), ("native",)),
+        Target("rtx5080", "GeForce RTX 5080", 120, _BOTH, _FP4, _ANY),
+        Target("rtxpro6000", "RTX PRO 6000 Blackwell", 120, _BOTH, _FP4, _ANY),
+        Target("rtx4090", "GeForce RTX 4090", 89, _BOTH, _FP8, _ADA),
+        Target("rtx4080", "GeForce RTX 4080", 89, _BOTH, _FP8, _ADA),
+        Target("rtx6000ada", "RTX 6000 Ada Generation", 89, _BOTH, _FP8, _ADA),
         Target("rtx3090", "GeForce RTX 3090", 86, _BOTH, ("bf16",), ("native",)),
         Target("a100", "A100", 80, _BOTH, ("bf16",), ("native",)),
     )

@@ -76,7 +76,12 @@ class Half(Recipe):
         return {"weight": torch.empty(outputs, inputs, dtype=torch.float16)}
 
     def multiply(
-        self, x: Tensor, stored: Mapping[str, Tensor], *, quantize_activation: bool
+        self,
+        x: Tensor,
+        stored: Mapping[str, Tensor],
+        *,
+        quantize_activation: bool,
+        tokens: int | None = None,
     ) -> Tensor:
         if not quantize_activation:
             return torch.matmul(x.float(), stored["weight"].float().t()).to(x.dtype)
@@ -101,7 +106,12 @@ class Fallen(Half):
     """Multiplies in the model's dtype, as a builder that falls back."""
 
     def multiply(
-        self, x: Tensor, stored: Mapping[str, Tensor], *, quantize_activation: bool
+        self,
+        x: Tensor,
+        stored: Mapping[str, Tensor],
+        *,
+        quantize_activation: bool,
+        tokens: int | None = None,
     ) -> Tensor:
         return torch.matmul(x, stored["weight"].to(x.dtype).t())
 
