@@ -95,6 +95,8 @@ def export_onnx_bundle(
         model=Model(
             name=checkpoint.model_name,
             recipe=recipe.name,
+            activation=recipe.activation_name,
+            activation_scales=recipe.activation_scales,
             shape=shape,
             dit=checkpoint.dit_config,
             decoder=checkpoint.decoder_config,

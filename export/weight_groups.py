@@ -91,7 +91,9 @@ class Targeted(Group):
 
     def load(self, reader: WeightReader) -> dict[str, Tensor]:
         stored = reader.stored(self.sources[0]) | reader.recipe.of_input(self.name)
-        return _named(self.name, stored) | {f"{self.name}.bias": reader.cast(f"{self.sources[0]}.bias")}
+        return _named(self.name, stored) | {
+            f"{self.name}.bias": reader.cast(f"{self.sources[0]}.bias")
+        }
 
 
 class Merged(Group):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -48,14 +50,14 @@ class _Nodes:
         op_type: str,
         inputs: list[ir.Value],
         dtype: ir.DataType | None,
-        shape: list[object],
+        shape: Sequence[int | ir.SymbolicDim],
         **attributes: object,
     ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes or None, name=f"{self.prefix}/{name}")  # type: ignore[arg-type]
         value = node.outputs[0]
         value.name = f"{node.name}/out"
         value.type = None if dtype is None else ir.TensorType(dtype)
-        value.shape = ir.Shape(shape)  # type: ignore[arg-type]
+        value.shape = ir.Shape(shape)
         insert_before(self.anchor, [node])
         return value
 
@@ -119,14 +121,16 @@ def _quantise(
     divisor = make("divisor", "Cast", [scale], x.dtype, dims, to=int(x.dtype or 0))
     divided = make("divided", "Div", [x, divisor], x.dtype, shape)
     one = make.one(x.dtype)
-    codes = make("quantize", "QuantizeLinear", [divided, one], _E4M3, shape, output_dtype=int(_E4M3))
+    codes = make(
+        "quantize", "QuantizeLinear", [divided, one], _E4M3, shape, output_dtype=int(_E4M3)
+    )
     return make("values", "DequantizeLinear", [codes, one], x.dtype, shape), scale
 
 
 def _scale(make: _Nodes, x: ir.Value, per_tensor: bool, tokens: int) -> ir.Value:
     """The computed scale: of each row, or of the rows that are no padding together."""
     assert x.shape is not None
-    shape: list[object] = [*list(x.shape)[:-1], 1]
+    shape: list[int | ir.SymbolicDim] = [*list(x.shape)[:-1], 1]
     magnitude = make("magnitude", "Abs", [x], x.dtype, list(x.shape))
     last = make.constant("last_axis", np.array([-1]))
     amax = make("amax", "ReduceMax", [magnitude, last], x.dtype, shape, keepdims=1)

@@ -37,13 +37,11 @@ class Recipe(ABC):
         operator: type of the node that stands for a linear in a traced graph.
         global_scales: buffers that hold an fp32 factor of the whole weight; `verify` moves them by
             one unit in the last place.
-        activations: ways to scale activations to choose from, see `with_activation`.
     """
 
     name: str
     operator: ClassVar[str] = "MatMul"
     global_scales: ClassVar[tuple[str, ...]] = ()
-    activations: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -93,11 +91,21 @@ class Recipe(ABC):
     def reference(self, weight: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """The same by an implementation of its own, which the files are held against."""
 
+    @property
+    def activation_name(self) -> str | None:
+        """Row of `fastwan.config.ACTIVATIONS`; None where the recipe leaves no choice."""
+        return None
+
+    @property
+    def activation_scales(self) -> dict[str, float]:
+        """By linear, what a calibration decided."""
+        return {}
+
     def with_activation(self, activation: str, scales: Mapping[str, float]) -> Recipe:
         """The recipe with another way to scale activations.
 
         Args:
-            activation: one of `activations`.
+            activation: row of `fastwan.config.ACTIVATIONS`.
             scales: by linear, where a calibration decides them.
 
         Raises:

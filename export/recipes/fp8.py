@@ -45,11 +45,18 @@ class FP8(Recipe):
     input_scales: tuple[tuple[str, float], ...] = ()
     operator = "FP8Linear"
     global_scales = (SCALE,)
-    activations = tuple(ACTIVATIONS)
 
     @property
     def gate(self) -> Gate:
         return _GATE
+
+    @property
+    def activation_name(self) -> str:
+        return self.activation
+
+    @property
+    def activation_scales(self) -> dict[str, float]:
+        return dict(self.input_scales)
 
     def with_activation(self, activation: str, scales: Mapping[str, float]) -> Recipe:
         known(ACTIVATIONS, activation, "activation scale")
@@ -74,7 +81,7 @@ class FP8(Recipe):
 
         if self.activation != STATIC:
             return {}
-        scale = dict(self.input_scales).get(linear)
+        scale = self.activation_scales.get(linear)
         if scale is None:
             raise BadInput(
                 "no calibrated scale of its activation",

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastwan.calibration import CALIBRATED, calibrate, read_prompts
 from fastwan.config import (
     COMPONENTS,
     MODELS,
@@ -35,6 +36,7 @@ from fastwan.export.recipes import Recipe, find_recipe
 from fastwan.manifest import Manifest
 from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress
+from fastwan.quality.fit import memory_note
 from fastwan.staging import staging
 from fastwan.tables import lookup
 
@@ -64,6 +66,8 @@ class BuildSpec:
         components: parts of the model to build.
         use_cache: take finished parts from the cache and leave new ones there.
         text_encoder_recipe: recipe of the text encoder's linears.
+        activation_scale: row of `fastwan.config.ACTIVATIONS`; the recipe's own default where None.
+        calibration: prompts of a static activation scale, one a line.
         force: replace the output whatever it holds.
     """
 
@@ -83,6 +87,8 @@ class BuildSpec:
     components: tuple[str, ...] = COMPONENTS
     use_cache: bool = True
     text_encoder_recipe: str = "bf16"
+    activation_scale: str | None = None
+    calibration: Path | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -125,11 +131,12 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
         revision=spec.revision,
     )
     preset = lookup(MODELS, checkpoint.model_name, "model")
-    recipe = find_recipe(preset.recipe)
+    recipe = find_recipe(preset.recipe, spec.activation_scale)
+    prompts = _calibration_prompts(spec)
     made_for = find_attention(preset.attention)
     attention = made_for if spec.attention is None else find_attention(spec.attention)
     if "dit" in spec.components:
-        _check_recipe(recipe, target, preset.name, f"one of {', '.join(preset.targets)}")
+        _check_recipe(recipe, target, preset.name, _fitting(preset, target))
     if "text_encoder" in spec.components:
         usable = f"--text-encoder-recipe, one of {', '.join(target.recipes)}"
         _check_recipe(text_recipe, target, "its text encoder", usable)
@@ -141,6 +148,10 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
         )
     notes = list(checkpoint.notes)
     samplers = _samplers(spec, checkpoint, preset, notes)
+    if prompts and "dit" in spec.components:
+        seen = find_recipe(preset.recipe)
+        scales = calibrate(checkpoint, seen, samplers[0], prompts, notes, progress)
+        recipe = recipe.with_activation(CALIBRATED, scales)
     for note in notes:
         warnings.warn(note, FastWanWarning, stacklevel=2)
     shape = _shape(spec, checkpoint)
@@ -183,7 +194,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             started=started,
             stages=(("export", export_seconds),),
         )
-        return build_bundle(
+        manifest = build_bundle(
             folder,
             output,
             sources,
@@ -192,6 +203,38 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             cache=engines,
             progress=progress,
         )
+    note = memory_note(manifest)
+    if note:
+        warnings.warn(note, FastWanWarning, stacklevel=2)
+    return manifest
+
+
+def _calibration_prompts(spec: BuildSpec) -> tuple[str, ...]:
+    """Prompts to calibrate with; none where activation scales are computed.
+
+    Raises:
+        BadInput: a file of prompts that nothing would read, or that cannot be read.
+    """
+    if spec.activation_scale == CALIBRATED:
+        return read_prompts(spec.calibration)
+    if spec.calibration is not None:
+        raise BadInput(
+            "nothing is calibrated",
+            where="--calibration",
+            fix=f"pass --activation-scale {CALIBRATED} too",
+        )
+    return ()
+
+
+def _fitting(preset: ModelPreset, target: Target) -> str:
+    """Targets of a model, and models of a target, for the message of a pair that is refused."""
+    models = [
+        each.name
+        for each in MODELS.values()
+        if each.recipe in target.recipes and find_recipe(each.recipe).quantised
+    ]
+    text = f"one of {', '.join(preset.targets)}"
+    return f"{text}; {target.name} runs {', '.join(models)}" if models else text
 
 
 def _samplers(

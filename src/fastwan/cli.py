@@ -14,6 +14,7 @@ import click
 
 from fastwan import __version__
 from fastwan.config import (
+    ACTIVATIONS,
     ATTENTIONS,
     BACKENDS,
     COMPONENTS,
@@ -164,10 +165,12 @@ def make_checkpoint(
     default="bf16",
     show_default=True,
     help=(
-        f"{described(RECIPES)} nvfp4 halves the memory of the encoder; its activations were not "
-        "tuned for it."
+        f"{described(RECIPES)} nvfp4 and fp8 need about half the memory; activations were not "
+        "tuned for them."
     ),
 )
+@_of_table("--activation-scale", ACTIVATIONS, help=f"Of FP8. {described(ACTIVATIONS)}")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Prompts, one a line.")
 @click.option("--no-cache", is_flag=True, help="Build every engine anew.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")
 @_force_option
@@ -191,10 +194,10 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
         print_json(report)
         return
     linears = sum(part.linears for part in report.components.values())
-    fp4 = sum(part.fp4_linears for part in report.components.values())
+    held = sum(part.quantised_linears for part in report.components.values())
     line = (
         f"{spec.output}: {len(manifest.engines)} engines for {manifest.target}, "
-        f"{fp4} of {linears} targeted linears in FP4, {manifest.build.seconds:.1f} s, "
+        f"{held} of {linears} targeted linears in their format, {manifest.build.seconds:.1f} s, "
         f"peak {manifest.build.peak_rss_bytes / 1e9:.2f} GB (measured)"
     )
     tell(one_line(line))

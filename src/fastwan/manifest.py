@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fastwan.config import Component, SamplerSpec
 from fastwan.errors import BadInput
 from fastwan.manifest_fields import (
+    ActivationName,
     AttentionName,
     Attribute,
     BackendName,
@@ -25,6 +26,7 @@ from fastwan.manifest_fields import (
     FixedShape,
     FusionName,
     RecipeName,
+    Scale,
     Seconds,
     Shape,
     TargetName,
@@ -125,6 +127,8 @@ class Model(_Record):
 
     Attributes:
         recipe: of the transformer's linears.
+        activation: how it scales activations; None where the recipe leaves no choice.
+        activation_scales: by linear, where a calibration decided them.
         decoder: None where it was not exported.
         text_encoder: likewise.
         own_sampler: what the checkpoint's scheduler makes of `default_sampler`; None where that
@@ -135,6 +139,8 @@ class Model(_Record):
 
     name: str
     recipe: RecipeName
+    activation: ActivationName | None = None
+    activation_scales: dict[str, Scale] = Field(default_factory=dict, max_length=1 << 14)
     shape: WholeShape
     dit: WholeDiT
     decoder: WholeDecoder | None

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from fastwan.config import (
+    ACTIVATIONS,
     ATTENTIONS,
     BACKENDS,
     FUSIONS,
@@ -32,6 +33,8 @@ Size = Annotated[int, Field(ge=1, lt=1 << 31)]
 """Length of an axis."""
 Bytes = Annotated[int, Field(ge=0, le=1 << 44)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=2.0**-126, le=3.4e38, allow_inf_nan=False)]
+"""A factor of fp32."""
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """A SHA-256."""
 Attribute = (
@@ -57,6 +60,7 @@ def _one_of(names: Collection[str], kind: str) -> AfterValidator:
     return AfterValidator(partial(known, names, kind=kind))
 
 
+ActivationName = Annotated[str, _one_of(ACTIVATIONS, "activation scale")]
 RecipeName = Annotated[str, _one_of(RECIPES, "recipe")]
 AttentionName = Annotated[str, _one_of(ATTENTIONS, "attention")]
 FusionName = Annotated[str, _one_of(FUSIONS, "fusion")]

@@ -56,7 +56,7 @@ def fused(
 def test_no_linear_loses_fp4(fused: Bundle) -> None:
     report = inspect_bundle(fused)
     part = report.components["dit"]
-    assert part.linears == part.fp4_linears == 10 * fused.manifest.onnx.model.dit.num_layers
+    assert part.linears == part.quantised_linears == 10 * fused.manifest.onnx.model.dit.num_layers
     assert report.bundle.fusion == fused.manifest.fusion
 
 

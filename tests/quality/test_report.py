@@ -33,8 +33,8 @@ def test_figures_of_a_component(make_bundle: Make) -> None:
     dit = report.components["dit"]
     names = ("time_tables", "text_kv", "segment_00", "segment_01")
     assert (dit.files, dit.bytes) == (4, sum(len(f"plan of dit/{n}.engine") for n in names))
-    assert (dit.linears, dit.fp4_linears, dit.kernels) == (2, 2, 7)
-    assert dit.fp4_gemm_share == 1.0
+    assert (dit.linears, dit.quantised_linears, dit.kernels) == (2, 2, 7)
+    assert dit.quantised_gemm_share == 1.0
     assert dit.kinds == {"memory": 5, "gemm": 2}
     assert dit.dtypes == {"BFloat16": 3, "FP4E2M1": 4}
     assert dit.scratch_bytes == 4096  # shared by all engines, so the largest
@@ -144,7 +144,7 @@ def test_the_report_of_a_build(make_bundle: Make) -> None:
         name: getattr(inspected.components["dit"], name) for name in dit.model_dump()
     }
     assert set(dit.model_dump()) == {
-        "files", "bytes", "linears", "fp4_linears", "kernels", "scratch_bytes",
+        "files", "bytes", "linears", "quantised_linears", "kernels", "scratch_bytes",
     }  # fmt: skip
 
 

@@ -53,5 +53,7 @@ def test_interrupted_build_leaves_nothing(
 
     again = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
     report = json.loads(again.stdout)
-    assert report["components"]["dit"]["linears"] == report["components"]["dit"]["fp4_linears"]
+    assert (
+        report["components"]["dit"]["linears"] == report["components"]["dit"]["quantised_linears"]
+    )
     assert [path.name for path in output.parent.iterdir()] == ["bundle"]

@@ -22,6 +22,10 @@ USUAL_TEXT_LENGTH = 128
 """Tokens of the prompt that is priced: a few sentences."""
 
 
+_OWN_ATTENTION = {"FP8": "fp8", "FP8E4M3": "fp8"}
+"""Mode that the builder's own attention is priced as, by what it multiplies."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """Sum over kernels.
@@ -98,8 +102,10 @@ def kernel_cost(record: LayerRecord, gpu: GpuRates, dynamic: int = 1) -> Cost:
     operations = flops(record, dynamic)
     if not operations:
         return memory_cost(moved, gpu)
-    attention = record.kind == "attention"
-    rate = gpu.attention_rate("native") if attention else gpu.matrix_rate(record.precision)
+    if record.kind == "attention":
+        rate = gpu.attention_rate(_OWN_ATTENTION.get(record.precision, "native"))
+    else:
+        rate = gpu.matrix_rate(record.precision)
     return matrix_cost(moved, operations, rate, gpu)
 
 

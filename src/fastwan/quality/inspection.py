@@ -78,8 +78,8 @@ class BuiltComponent(Record):
     """Of its engines and what lies beside them."""
     linears: Measured[int]
     """Targeted linears of the checkpoint."""
-    fp4_linears: Measured[int]
-    """Those of them that are FP4 GEMMs."""
+    quantised_linears: Measured[int]
+    """Those of them that are GEMMs in the format of their recipe."""
     kernels: Measured[int]
     """Of all its engines, by the builder's records; of one optimization profile."""
     scratch_bytes: Measured[int]
@@ -95,8 +95,8 @@ class ComponentFigures(BuiltComponent):
     """Kernels by the number format they compute in."""
     regions: Measured[dict[str, int]]
     """Nodes that the runtime launches between its engines, by type."""
-    fp4_gemm_share: Measured[float]
-    """FP4 GEMMs among all GEMMs, 0 to 1."""
+    quantised_gemm_share: Measured[float]
+    """GEMMs in the format of a recipe among all GEMMs, 0 to 1."""
     weight_bytes: Measured[int]
     """Constants that its kernels read."""
     per_run: Figures
@@ -138,7 +138,7 @@ class InspectReport(FigureReport):
     """What a bundle holds and what it costs; no figure was taken on a GPU."""
 
     kind: Literal["inspect"] = "inspect"
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     bundle: BundleFacts
     seconds: Measured[float]
     """The build's."""
@@ -163,7 +163,7 @@ class BuildReport(FigureReport):
     """What a build made and took."""
 
     kind: Literal["build-engine"] = "build-engine"
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     bundle: BundleFacts
     seconds: Measured[float]
     peak_rss_bytes: Measured[int]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fastwan.bundle import Bundle
 from fastwan.engines.coverage import check_coverage
 from fastwan.engines.layer_json import bundle_layers
 from fastwan.engines.layers import LayerRecord
-from fastwan.export.recipes.nvfp4 import is_fp4_gemm
+from fastwan.export.recipes import find_recipe
 from fastwan.manifest import Cadence, Engine, Manifest
 from fastwan.plugins.regions import region_op
 from fastwan.quality.cost import (
@@ -21,6 +21,7 @@ from fastwan.quality.cost import (
     total,
     usual_records,
 )
+from fastwan.quality.fit import memory_note
 from fastwan.quality.gpus import (
     PUBLISHED_STEP_SECONDS,
     PUBLISHED_VIDEO_SECONDS,
@@ -88,7 +89,7 @@ def inspect_bundle(bundle: Bundle) -> InspectReport:
         fallbacks=_fallbacks(manifest, layers, gpu),
         device_bytes=None if recording is None else plan(recording).device_bytes,
         prediction=None if recording is None else _prediction(recording, layers, gpu),
-        note="the bundle has no transformer: it makes no video" if recording is None else "",
+        note=memory_note(manifest) if recording else "the bundle has no transformer: no video",
     )
 
 
@@ -140,18 +141,28 @@ def _component(
         files=len(files),
         bytes=sum(file.bytes for file in files),
         linears=sum(len(linear.sources) for e in engines.values() for linear in e.linears),
-        fp4_linears=sum(len(linear.sources) for c in coverage.values() for linear in c.covered),
+        quantised_linears=sum(
+            len(linear.sources) for c in coverage.values() for linear in c.covered
+        ),
         kernels=sum(record.kind != "host" for record in records),
         scratch_bytes=max((engine.scratch_bytes for engine in engines.values()), default=0),
         kinds=Counter(record.kind for record in records),
         dtypes=Counter(record.precision for record in records if record.precision),
         regions=Counter(node.op for name in between for node in manifest.regions[name].nodes),
-        fp4_gemm_share=sum(map(is_fp4_gemm, gemms)) / len(gemms) if gemms else 0.0,
+        quantised_gemm_share=_share(gemms, engines.values()),
         weight_bytes=sum(tensor.bytes() for record in records for tensor in record.constants),
         per_run=Figures.of(total(run)),
         per_prompt=_apart(beside, "prompt", engine_costs),
         per_timestep=_apart(beside, "schedule", engine_costs),
     )
+
+
+def _share(gemms: Sequence[LayerRecord], engines: Iterable[Engine]) -> float:
+    """Share of GEMMs that are of the format of one of the engines' linears."""
+    formats = {linear.format for engine in engines for linear in engine.linears}
+    gates = [gate for gate in (find_recipe(name).gate for name in formats) if gate is not None]
+    held = sum(any(gate.computes(gemm) for gate in gates) for gemm in gemms)
+    return held / len(gemms) if gemms else 0.0
 
 
 def _apart(

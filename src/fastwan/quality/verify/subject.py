@@ -56,7 +56,7 @@ class Subject:
         self.manifest = bundle.manifest
         self.graphs = bundle.manifest.onnx.graphs
         self.checkpoint = checkpoint
-        self.recipe = find_recipe(model.recipe)
+        self.recipe = find_recipe(model.recipe, model.activation, model.activation_scales)
         self.dit_config = model.dit
         self.shape = model.shape
         small = self.shape.num_tokens <= CPU_REFERENCE_TOKENS
