@@ -13,7 +13,7 @@ from fastwan import __version__
 from fastwan.config import Component, SamplerSpec, Target
 from fastwan.engines.backend import Backend, BuildOptions, BuiltEngine
 from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, content_key, plan_record
-from fastwan.engines.coverage import check_coverage, check_onnx_linears
+from fastwan.engines.coverage import check_attention, check_coverage, check_onnx_linears
 from fastwan.engines.layers import LayerRecord
 from fastwan.engines.source import EngineSource
 from fastwan.files import sha256_file
@@ -138,6 +138,8 @@ class BundleBuilder:
         self.files[name] = FileRecord(sha256=sha256_file(path), bytes=path.stat().st_size)
 
     def _build_one(self, source: EngineSource, model: onnx.ModelProto) -> _Built:
+        from fastwan.export.attentions import find_attention
+
         elements = check_onnx_linears(model, source.linears)
         file = f"{source.component}/{source.name}{_SUFFIX}"
         path = self._folder / file
@@ -156,6 +158,7 @@ class BundleBuilder:
                 else:
                     check_coverage(entry.layers, source.linears, elements).require(source.name)
                     found, record = entry, entry.file
+        check_attention(find_attention(self._request.attention), model, found.layers)
         engine = Engine(
             file=file,
             component=source.component,

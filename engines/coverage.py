@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -17,6 +18,9 @@ from fastwan.errors import VerificationFailed
 from fastwan.export.recipes import Fault, Gate, find_recipe
 from fastwan.export.recipes.graph_index import GraphIndex
 from fastwan.manifest import Linear
+
+if TYPE_CHECKING:
+    from fastwan.export.attentions import Attention
 
 _SHOWN = 8
 
@@ -170,6 +174,28 @@ def check_onnx_linears(model: onnx.ModelProto, linears: Sequence[Linear]) -> dic
                 "export the checkpoint again",
             )
     return elements
+
+
+def check_attention(
+    attention: Attention, model: onnx.ModelProto, records: Sequence[LayerRecord]
+) -> None:
+    """Refuse an engine that lost what its attention is made of.
+
+    Args:
+        model: graph that the engine was built from.
+        records: kernels of the engine.
+
+    Raises:
+        VerificationFailed: names the attentions.
+    """
+    faults = attention.faults([node.name for node in model.graph.node], records)
+    if faults:
+        shown = "; ".join(faults[:_SHOWN])
+        raise VerificationFailed(
+            f"{len(faults)} attentions not computed by {attention.wanted}: {shown}",
+            where=model.graph.name,
+            fix="keep its nodes as they are lowered, or build with --attention native",
+        )
 
 
 def _refused(faults: Sequence[str], what: str, where: str, fix: str) -> VerificationFailed:

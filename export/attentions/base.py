@@ -102,12 +102,14 @@ class Attention(ABC):
     Attributes:
         name: in the tables, the manifests and on the command line.
         uses_library: whether its engines or its regions need the plugin library.
+        wanted: what an engine has to compute it by, in words; empty where nothing is asked.
         reference: what a model that was made for it computes; the CPU reference and `verify`
             compute it too.
     """
 
     name: str
     uses_library: ClassVar[bool]
+    wanted: ClassVar[str] = ""
     reference: ClassVar[Form]
 
     @property
@@ -125,7 +127,7 @@ class Attention(ABC):
         """
 
     def faults(self, nodes: Iterable[str], kernels: Sequence[AttentionKernel]) -> list[str]:
-        """What an engine lost of the attention, in words; an engine with any is refused.
+        """What an engine does not compute as `wanted`, in words; with any it is refused.
 
         Args:
             nodes: names of the nodes of the graph that the engine was built from.

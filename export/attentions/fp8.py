@@ -102,6 +102,7 @@ class Fp8(Attention):
 
     name: str = "fp8"
     uses_library = False
+    wanted = "one kernel with FP8 operands"
     reference = FP8
 
     def divide(self, dit: ir.Model, *, plugins: bool) -> Division:

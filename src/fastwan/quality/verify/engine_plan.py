@@ -1,4 +1,4 @@
-"""`engine_plan`: engines and regions are those that the exported graph divides into."""
+"""`engine_plan` and `attention_engines`: what the exported graph divides into is what was built."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from fastwan.engines.backend import load_backend
 from fastwan.engines.fallbacks import fallback_sources
-from fastwan.engines.plan import GraphPart, plan_dit
+from fastwan.engines.layer_json import bundle_layers
+from fastwan.engines.plan import DitPlan, GraphPart, plan_dit
 from fastwan.engines.regions import region_records
 from fastwan.export.attentions import find_attention
 from fastwan.export.passes.cut_at_regions import Region
@@ -30,14 +31,7 @@ def check_engine_plan(subject: Subject) -> Check:
     those of the graph would make another video.
     """
     manifest = subject.manifest
-    linears = [linear for name in _PARTS for linear in subject.graph(name).linears]
-    plan = plan_dit(
-        subject.load(subject.graph("dit").file),
-        linears,
-        attention=find_attention(manifest.attention),
-        plugins=load_backend(manifest.backend).takes_plugins,
-        fusion=find_fusion(manifest.fusion),
-    )
+    plan = _plan(subject)
     engines = {
         name: engine for name, engine in manifest.engines.items() if engine.component == "dit"
     }
@@ -68,6 +62,39 @@ def _wrong_fallbacks(subject: Subject, regions: Sequence[Region]) -> list[str]:
         if not same or subject.bundle.read(found.graph) != source.engine.model:
             wrong.append(name)
     return wrong
+
+
+def check_attention_engines(subject: Subject) -> Check:
+    """Every attention of the graph by the kernel that the bundle's attention asks for."""
+    attention = find_attention(subject.manifest.attention)
+    layers = bundle_layers(subject.bundle)
+    plan = _plan(subject)
+    faults = [
+        fault
+        for part in plan.parts
+        for fault in attention.faults(
+            [str(node.name) for node in part.model.graph], layers.get(part.name, ())
+        )
+    ]
+    return Check(
+        name="attention_engines",
+        metric=f"attentions without {attention.wanted}",
+        value=float(len(faults)) if plan.parts else None,
+        limit=0.0,
+        note=f"{subject.dit_config.num_layers} attentions" + (f"; {faults[0]}" if faults else ""),
+    )
+
+
+def _plan(subject: Subject) -> DitPlan:
+    manifest = subject.manifest
+    linears = [linear for name in _PARTS for linear in subject.graph(name).linears]
+    return plan_dit(
+        subject.load(subject.graph("dit").file),
+        linears,
+        attention=find_attention(manifest.attention),
+        plugins=load_backend(manifest.backend).takes_plugins,
+        fusion=find_fusion(manifest.fusion),
+    )
 
 
 def _differing(expected: Mapping[str, T], found: Mapping[str, T]) -> list[str]:

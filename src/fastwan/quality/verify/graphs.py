@@ -158,8 +158,8 @@ def check_structure(subject: Subject) -> Check:
     Instead of running it: for a bundle whose graph is too long for a CPU.
     """
     fresh = build_dit_graph(subject.dit_config, subject.shape, subject.recipe)
-    shipped = {str(node.name): _signature(node) for node in subject.stored.graph}
-    expected = {str(node.name): _signature(node) for node in fresh.graph}
+    shipped = {str(node.name): node_signature(node) for node in subject.stored.graph}
+    expected = {str(node.name): node_signature(node) for node in fresh.graph}
     differing = [
         name for name in expected.keys() | shipped.keys() if expected.get(name) != shipped.get(name)
     ]
@@ -174,7 +174,7 @@ def check_structure(subject: Subject) -> Check:
     )
 
 
-def _signature(node: ir.Node) -> tuple[object, ...]:
+def node_signature(node: ir.Node) -> tuple[object, ...]:
     """Operator, attributes and wiring; small constants count by value, weights by name."""
 
     def operand(value: ir.Value | None) -> object:

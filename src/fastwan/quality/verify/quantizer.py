@@ -86,7 +86,7 @@ def check_quantizer(subject: Subject, recipe: NVFP4, lowered: Mapping[str, ir.Mo
     while found and (rounds == 0 or values < RANDOM_VALUES):
         for name, executor, source in found:
             shape = tuple(int(size) for size in executor.inputs[source].shape)
-            x = _with_edges(generator, shape) if rounds == 0 else _random(generator, shape)
+            x = _with_edges(generator, shape) if rounds == 0 else random_values(generator, shape)
             (got,) = executor.run({source: x}).values()
             want = fake_quantize_activation(
                 torch.from_numpy(x), recipe.activation_global_scale
@@ -141,18 +141,17 @@ def _quantisers(
             raise BadInput("CPU reference does not compute this linear", where=linear.name)
         part, matmul = nodes[linear.name]
         source = sources[linear.node]
-        yield linear.name, MemoryExecutor(_cut_out(part, matmul, source), folder), source
+        yield linear.name, MemoryExecutor(cut_out(part, matmul.inputs[0], source), folder), source
 
 
-def _cut_out(model: ir.Model, matmul: ir.Node, source: str) -> ir.Model:
-    """The nodes between the value `source` and the left operand of `matmul`.
+def cut_out(model: ir.Model, operand: ir.Value | None, source: str) -> ir.Model:
+    """The nodes between the value `source` and a value that depends on it.
 
     Raises:
         BadInput: the operand depends on something else.
     """
-    wanted: set[ir.Node] = set()
-    operand = matmul.inputs[0]
     assert operand is not None
+    wanted: set[ir.Node] = set()
     start: ir.Value | None = None
     queue = [operand]
     while queue:
@@ -161,14 +160,14 @@ def _cut_out(model: ir.Model, matmul: ir.Node, source: str) -> ir.Model:
         if value.name == source:
             start = value
         elif producer is None:
-            raise BadInput(f"reads {value.name} beside {source}", where=str(matmul.name))
+            raise BadInput(f"reads {value.name} beside {source}", where=str(operand.name))
         elif producer not in wanted:
             wanted.add(producer)
             queue += [v for v in producer.inputs if v is not None and not v.is_initializer()]
     if start is None or not wanted:
-        raise BadInput(f"does not read {source}", where=str(matmul.name))
+        raise BadInput(f"does not read {source}", where=str(operand.name))
     nodes = [node for node in model.graph if node in wanted]
-    cut = submodel(model, str(matmul.name), nodes, [operand])
+    cut = submodel(model, str(operand.name), nodes, [operand])
     (given,) = cut.graph.inputs
     assert start.shape is not None
     given.type, given.shape = ir.TensorType(ir.DataType.FLOAT), start.shape
@@ -177,13 +176,13 @@ def _cut_out(model: ir.Model, matmul: ir.Node, source: str) -> ir.Model:
 
 def _with_edges(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Random values with the edge cases in front."""
-    x = _random(generator, shape).reshape(-1)
+    x = random_values(generator, shape).reshape(-1)
     edges = edge_cases()[: x.size]
     x[: edges.size] = edges
     return x.reshape(shape)
 
 
-def _random(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+def random_values(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """bf16 values: normal ones, each block at a magnitude of its own."""
     blocks = generator.standard_normal((int(np.prod(shape)) // BLOCK, BLOCK), np.float32)
     exponents = generator.integers(-12, 10, (blocks.shape[0], 1))

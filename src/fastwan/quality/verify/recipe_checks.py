@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fastwan.export.recipes import NVFP4, Recipe
+from fastwan.export.recipes import FP8, NVFP4, Recipe
+from fastwan.quality.verify import fp8
 from fastwan.quality.verify.packing import check_packing
 from fastwan.quality.verify.quantizer import check_quantizer, check_recipe, lowered_parts
 from fastwan.quality.verify.report import Planned
@@ -30,4 +31,17 @@ def _nvfp4(subject: Subject) -> list[Planned]:
     ]
 
 
-PLANS: Mapping[type[Recipe], Callable[[Subject], list[Planned]]] = {NVFP4: _nvfp4}
+def _fp8(subject: Subject) -> list[Planned]:
+    recipe = subject.recipe
+    assert isinstance(recipe, FP8)
+    return [
+        Planned(("packing_bit_exact",), lambda: (fp8.check_packing(subject),)),
+        Planned(("quantizer_recipe",), lambda: (fp8.check_recipe(subject),)),
+        Planned(
+            ("quantizer_bit_exact",),
+            lambda: (fp8.check_quantizer(subject, recipe, lowered_parts(subject)),),
+        ),
+    ]
+
+
+PLANS: Mapping[type[Recipe], Callable[[Subject], list[Planned]]] = {NVFP4: _nvfp4, FP8: _fp8}

@@ -10,10 +10,11 @@ import numpy as np
 
 from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput
+from fastwan.export.attentions import find_attention
 from fastwan.progress import Progress, Quiet, stage
 from fastwan.quality.verify import graphs, linears, steps, weights
 from fastwan.quality.verify.components import Runtime, check_decoder, check_text_encoder
-from fastwan.quality.verify.engine_plan import check_engine_plan
+from fastwan.quality.verify.engine_plan import check_attention_engines, check_engine_plan
 from fastwan.quality.verify.files import check_integrity
 from fastwan.quality.verify.recipe_checks import recipe_checks
 from fastwan.quality.verify.report import Check, Planned, VerifyReport, not_run, run_planned
@@ -139,6 +140,8 @@ def plan(subject: Subject) -> list[Planned]:
     if "dit" in present:
         planned.append(one("attention_nodes", graphs.check_attention_nodes))
         planned.append(one("engine_plan", check_engine_plan))
+        if find_attention(subject.manifest.attention).wanted:
+            planned.append(one("attention_engines", check_attention_engines))
         planned += recipe_checks(subject)
         if subject.check_shape != subject.shape:
             planned.append(one("graph_structure", graphs.check_structure))
