@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 
-from fastwan.export.passes.graphs import constants, insert_before
+from fastwan.export.passes.graphs import constant, constants, insert_before, nbytes
 
 SUFFIX = "/statistic"
+_ROW = 64
+"""A value of so many times fewer bytes than another is a factor of its rows."""
 _WALKED = {"Add", "Cast", "Mul", "Reshape", "Slice"}
 
 
@@ -19,7 +23,8 @@ def split_statistics(model: ir.Model) -> tuple[ir.Model, bool]:
 
     Requires: the norm as it is traced, ``ReduceMean(Mul(x, x))``.
     Ensures: the same values; every node between the mean and the nearest value that is not an
-    elementwise function of one other exists twice if constants take part in it.
+    elementwise function of one other, constants and factors of rows apart, exists twice if
+    constants take part in it and any of these values is read by more than the mean.
 
     Args:
         model: changed in place.
@@ -33,9 +38,9 @@ def split_statistics(model: ir.Model) -> tuple[ir.Model, bool]:
         left, right = square.inputs
         if left is None or right is None or _origin(left) is not _origin(right):
             continue
-        if not _read_elsewhere(_origin(left), square):
-            continue
         path = _path(left, fixed)
+        if not (_read_elsewhere(_origin(left), square) or _branches(path, square)):
+            continue
         if any(v.is_initializer() for step in path for v in step.inputs[1:] if v is not None):
             own = _copy(model.graph, square, path, fixed)
             square.replace_input_with(0, own)
@@ -70,6 +75,12 @@ def _read_elsewhere(origin: ir.Value, square: ir.Node) -> bool:
     return False
 
 
+def _branches(path: list[ir.Node], square: ir.Node) -> bool:
+    """Whether a value inside a path is read by more than the path."""
+    inside = {*path, square}
+    return any(use.node not in inside for step in path for use in step.outputs[0].uses())
+
+
 def _path(value: ir.Value, fixed: set[ir.Value]) -> list[ir.Node]:
     """Nodes that lead to `value` from the nearest one that is no function of a single value.
 
@@ -79,7 +90,7 @@ def _path(value: ir.Value, fixed: set[ir.Value]) -> list[ir.Node]:
     node = value.producer()
     while node is not None and node.op_type in _WALKED:
         moving, *others = node.inputs
-        if moving is None or any(v is not None and not _constant(v, fixed) for v in others):
+        if moving is None or not all(_spares(v, moving, fixed) for v in others):
             break
         path.insert(0, node)
         node = moving.producer()
@@ -88,6 +99,13 @@ def _path(value: ir.Value, fixed: set[ir.Value]) -> list[ir.Node]:
 
 def _constant(value: ir.Value, fixed: set[ir.Value]) -> bool:
     return value.is_initializer() or value in fixed
+
+
+def _spares(value: ir.Value | None, moving: ir.Value, fixed: set[ir.Value]) -> bool:
+    """Whether two nodes may read `value` at no cost: a constant, or a factor a row."""
+    if value is None or _constant(value, fixed):
+        return True
+    return 0 < nbytes(value) * _ROW <= nbytes(moving)
 
 
 def _copy(graph: ir.Graph, anchor: ir.Node, path: list[ir.Node], fixed: set[ir.Value]) -> ir.Value:
@@ -102,6 +120,10 @@ def _copy(graph: ir.Graph, anchor: ir.Node, path: list[ir.Node], fixed: set[ir.V
         if value is None:
             return None
         producer = value.producer()
+        if not _constant(value, fixed):  # a factor a row: its last node again
+            assert producer is not None
+            inputs = [v if v is None or not _constant(v, fixed) else own(v) for v in producer.inputs]
+            return add(producer, inputs)
         if producer is not None:
             return add(producer, [own(v) for v in producer.inputs])
         if value.dtype is None or not value.dtype.is_floating_point():
@@ -129,6 +151,21 @@ def _copy(graph: ir.Graph, anchor: ir.Node, path: list[ir.Node], fixed: set[ir.V
         nodes.append(copy)
         return result
 
+    def multiply_by_ones(value: ir.Value) -> ir.Value:
+        assert value.shape is not None
+        width = value.shape[-1]
+        assert isinstance(width, int)
+        ones = ir.tensor(np.ones(width, ml_dtypes.bfloat16))
+        node = ir.node("Mul", [value, constant(graph, f"{prefix}{SUFFIX}/ones", ones)])
+        node.name = f"{prefix}{SUFFIX}/own"
+        result = node.outputs[0]
+        result.name, result.type, result.shape = f"{node.name}/out", value.type, value.shape
+        nodes.append(node)
+        return result
+
+    if path[0].op_type == "Cast" and current.dtype == ir.DataType.BFLOAT16:
+        # Both paths would begin with this cast, and the builder store its fp32 result for both.
+        current = multiply_by_ones(current)
     for node in path:
         current = add(node, [current, *(own(v) for v in node.inputs[1:])])
     insert_before(anchor, nodes)
