@@ -6,13 +6,6 @@ import torch
 from torch import Tensor
 
 
-def biased_thirds(qkv: Tensor, qkv_scale: Tensor, qkv_bias: Tensor) -> Tensor:
-    """q, k and v of a merged GEMM's output with their factors and biases, [B, L, 3, C]."""
-    channels = qkv.shape[2] // 3
-    factor, bias = qkv_scale.reshape(3, 1), qkv_bias.reshape(3, channels)
-    return (qkv.reshape(qkv.shape[0], -1, 3, channels).float() * factor).to(qkv.dtype) + bias
-
-
 def rotated_heads(
     qkv: Tensor,
     qkv_scale: Tensor,
@@ -34,13 +27,15 @@ def rotated_heads(
     Returns:
         q and k [B, H, num_tokens, D], and [B, num_tokens, 3, C] whose last third is v.
     """
-    batch, tokens, dtype = qkv.shape[0], num_tokens, qkv.dtype
+    batch, channels, tokens = qkv.shape[0], qkv.shape[2] // 3, num_tokens
+    thirds, dtype = (batch, -1, 3, channels), qkv.dtype
+    factor, bias = qkv_scale.reshape(3, 1), qkv_bias.reshape(3, channels)
     # The mean of squares has a path of its own from the GEMM's output, over all rows: were any
     # value of it the other kernel's too, the builder would store it in fp32.
-    x = biased_thirds(qkv, qkv_scale, qkv_bias)
+    x = (qkv.reshape(thirds).float() * factor).to(dtype) + bias
     mean = (x.float() * x.float()).mean(-1, keepdim=True)
     # Keys past the last token are left out, and with them the queries: one shape for all.
-    x = biased_thirds(qkv[:, :tokens], qkv_scale, qkv_bias)
+    x = (qkv[:, :tokens].reshape(thirds).float() * factor).to(dtype) + bias
     scale = torch.rsqrt(mean[:, :tokens, :2] + eps)
     pairs = (x[:, :, :2].float() * scale).to(dtype) * torch.stack([q_norm, k_norm])
     pairs = pairs.reshape(batch, tokens, 2, num_heads, -1, 2).float()

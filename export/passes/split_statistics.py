@@ -122,7 +122,9 @@ def _copy(graph: ir.Graph, anchor: ir.Node, path: list[ir.Node], fixed: set[ir.V
         producer = value.producer()
         if not _constant(value, fixed):  # a factor a row: its last node again
             assert producer is not None
-            inputs = [v if v is None or not _constant(v, fixed) else own(v) for v in producer.inputs]
+            inputs = [
+                v if v is None or not _constant(v, fixed) else own(v) for v in producer.inputs
+            ]
             return add(producer, inputs)
         if producer is not None:
             return add(producer, [own(v) for v in producer.inputs])

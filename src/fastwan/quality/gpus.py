@@ -103,10 +103,11 @@ GPUS: dict[str, GpuRates] = {
                     "16-bit GEMMs: 158.5 of 165.2 TFLOPS measured by a user of torch 2.7 for cubes "
                     "of 10,240 (zzc0721/torch-performance-test-data issue 78); FP8 GEMMs: the same "
                     "share; FP8 attention: the share of the 16-bit peak that FlashAttention-2 is "
-                    "published to attain, 164 of 165.2; memory: the share of the RTX 5090's sober "
-                    "row. All three shares are assumptions"
+                    "published to attain, 164 of 165.2, both assumptions; memory: copies and "
+                    "reads that users measured at 918 to 924 GB/s "
+                    "(tinygrad/open-gpu-kernel-modules issue 6, krrishnarraj/clpeak issue 106)"
                 ),
-                bytes_per_second=0.816e12,
+                bytes_per_second=0.92e12,
                 host_bytes_per_second=31.5e9,
                 flops={"FP8": 317e12, "BFloat16": 158.5e12, "Half": 158.5e12},
                 attention={"native": 164e12, "fp8": 327.9e12},
