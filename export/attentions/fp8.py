@@ -110,7 +110,9 @@ class Fp8(Attention):
 
     def faults(self, nodes: Iterable[str], kernels: Sequence[AttentionKernel]) -> list[str]:
         """An attention of the graph that is not one kernel with FP8 operands in an engine."""
-        wanted = dict.fromkeys(name.partition(_MARK)[0] for name in nodes if _MARK in name)
+        # What a pass adds to the graph has the attention's name behind another.
+        names = (name.partition(_MARK)[0] for name in nodes if _MARK in name)
+        wanted = dict.fromkeys(name for name in names if "/" not in name)
         found = []
         for attention in wanted:
             own = [k for k in kernels if any(n.startswith(attention + _MARK) for n in k.nodes)]

@@ -77,7 +77,7 @@ def _read_elsewhere(origin: ir.Value, square: ir.Node) -> bool:
 
 def _branches(path: list[ir.Node], square: ir.Node) -> bool:
     """Whether a value inside a path is read by more than the path."""
-    inside = {*path, square}
+    inside = {*path, square, *(_producer(value) for value in square.inputs)}
     return any(use.node not in inside for step in path for use in step.outputs[0].uses())
 
 
