@@ -36,7 +36,6 @@ from fastwan.export.recipes import Recipe, find_recipe
 from fastwan.manifest import Manifest
 from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress
-from fastwan.quality.fit import memory_note
 from fastwan.staging import staging
 from fastwan.tables import lookup
 
@@ -194,7 +193,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             started=started,
             stages=(("export", export_seconds),),
         )
-        manifest = build_bundle(
+        return build_bundle(
             folder,
             output,
             sources,
@@ -203,10 +202,6 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             cache=engines,
             progress=progress,
         )
-    note = memory_note(manifest)
-    if note:
-        warnings.warn(note, FastWanWarning, stacklevel=2)
-    return manifest
 
 
 def _calibration_prompts(spec: BuildSpec) -> tuple[str, ...]:

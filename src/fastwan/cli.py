@@ -189,7 +189,10 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
 
     spec = BuildSpec(components=parse_components(components), use_cache=not no_cache, **options)
     manifest = build(spec, _progress())
-    report = build_report(inspect_bundle(open_bundle(spec.output)), manifest)
+    inspected = inspect_bundle(open_bundle(spec.output))
+    if inspected.note and inspected.device_bytes is not None:
+        say(inspected.note)
+    report = build_report(inspected, manifest)
     if as_json:
         print_json(report)
         return
@@ -208,7 +211,7 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
 @_json_option
 @_report_errors
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show the kernels, dtypes, FP4 share, bytes and predicted time of BUNDLE."""
+    """Show the kernels, dtypes, linears, bytes and predicted time of BUNDLE."""
     from fastwan.bundle import open_bundle
     from fastwan.quality.report import inspect_bundle
     from fastwan.quality.report_text import render

@@ -381,26 +381,20 @@ SAMPLERS = {
 }
 """Published samplers. FastWan-QAD runs as ``unipc`` and was trained with ``dmd``."""
 
-_ADA_TARGETS = ("rtx4090", "rtx4080", "rtx6000ada")
-_BLACKWELL_TARGETS = ("rtx5090", "gb10", "rtx5080", "rtxpro6000")
+_BLACKWELL = ("rtx5090", "gb10", "rtx5080", "rtxpro6000")
+_HAVE_FP8 = (*_BLACKWELL, "rtx4090", "rtx4080", "rtx6000ada")
 
 MODELS = {
     model.name: model
     for model in (
-        ModelPreset("FastWan-QAD-1.3B", "nvfp4", "sage3", ("unipc", "dmd"), _BLACKWELL_TARGETS),
-        ModelPreset(
-            "FastWan-QAD-FP8-1.3B",
-            "fp8",
-            "fp8",
-            ("unipc", "dmd"),
-            (*_ADA_TARGETS, *_BLACKWELL_TARGETS),
-        ),
+        ModelPreset("FastWan-QAD-1.3B", "nvfp4", "sage3", ("unipc", "dmd"), _BLACKWELL),
+        ModelPreset("FastWan-QAD-FP8-1.3B", "fp8", "fp8", ("unipc", "dmd"), _HAVE_FP8),
         ModelPreset(
             "Wan2.1-T2V-1.3B",
             "bf16",
             "native",
             ("unipc-50",),
-            (*_BLACKWELL_TARGETS, *_ADA_TARGETS, "rtx3090", "a100"),
+            (*_HAVE_FP8, "rtx3090", "a100"),
         ),
     )
 }

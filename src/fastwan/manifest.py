@@ -35,6 +35,7 @@ from fastwan.manifest_fields import (
     WholeDiT,
     WholeShape,
     WholeTextEncoder,
+    within,
 )
 from fastwan.strict_json import read_json, validated
 from fastwan.tables import lookup
@@ -44,7 +45,6 @@ SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 ONNX_MANIFEST = "export.json"
 LAYERS = "layers.json"
-
 
 MAX_ENGINES = 4096
 MAX_FILES = 1 << 16
@@ -127,8 +127,8 @@ class Model(_Record):
 
     Attributes:
         recipe: of the transformer's linears.
-        activation: how it scales activations; None where the recipe leaves no choice.
-        activation_scales: by linear, where a calibration decided them.
+        activation: how it scales activations, where it leaves a choice.
+        activation_scales: by linear, from a calibration.
         decoder: None where it was not exported.
         text_encoder: likewise.
         own_sampler: what the checkpoint's scheduler makes of `default_sampler`; None where that
@@ -140,7 +140,7 @@ class Model(_Record):
     name: str
     recipe: RecipeName
     activation: ActivationName | None = None
-    activation_scales: dict[str, Scale] = Field(default_factory=dict, max_length=1 << 14)
+    activation_scales: dict[str, Scale] = Field({}, max_length=1 << 14)
     shape: WholeShape
     dit: WholeDiT
     decoder: WholeDecoder | None
@@ -215,7 +215,7 @@ class Engine(_Record):
             return 0
         for index, profile in enumerate(zip(*self.profiles.values(), strict=True)):
             bounds = zip(self.profiles, profile, strict=True)
-            if all(_within(shapes[name], shape[0], shape[-1]) for name, shape in bounds):
+            if all(within(shapes[name], shape[0], shape[-1]) for name, shape in bounds):
                 return index
         return None
 
@@ -227,12 +227,6 @@ def _fits(profile: Profile, shape: Shape | None) -> bool:
     return all(
         low <= usual <= high and (isinstance(size, str) or low == high == size)
         for size, low, usual, high in zip(shape, *profile, strict=True)
-    )
-
-
-def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
-    return len(shape) == len(most) and all(
-        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
     )
 
 

@@ -84,3 +84,10 @@ WholeShape = Annotated[VideoShape, _whole(VideoShape)]
 WholeDiT = Annotated[DiTConfig, _whole(DiTConfig)]
 WholeDecoder = Annotated[DecoderConfig, _whole(DecoderConfig)]
 WholeTextEncoder = Annotated[TextEncoderConfig, _whole(TextEncoderConfig)]
+
+
+def within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
+    """Whether a shape has as many axes as two others, and each of a size between theirs."""
+    return len(shape) == len(most) and all(
+        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+    )

@@ -97,7 +97,7 @@ def test_a_sampler_with_a_step_more_predicts_a_longer_video(make_bundle: Make) -
 
 
 def test_a_gpu_without_rates_has_no_prediction(make_bundle: Make) -> None:
-    report = inspect_bundle(make_bundle("gb10"))
+    report = inspect_bundle(make_bundle("rtx3090"))
     run = report.components["dit"].per_run
     assert run.bytes_moved > 0
     assert run.predicted_ms is None

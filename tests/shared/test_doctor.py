@@ -158,7 +158,7 @@ def test_a_backend_speaks_for_itself(machine: Machine) -> None:
             lacking("no FP4")(target)
 
     machine.builds = only_blackwell
-    assert by_name(diagnose())[RTX].detail == "for rtx5090, gb10"
+    assert by_name(diagnose())[RTX].detail == "for rtx5090, gb10, rtx5080, rtxpro6000"
     machine.builds = lacking("tensorrt_rtx cannot be loaded")
     found = by_name(diagnose())
     assert found[RTX] == Finding(

@@ -1,4 +1,4 @@
-"""What ``inspect`` says of a bundle: kernels, dtypes, FP4 share, bytes and predicted time."""
+"""What ``inspect`` says of a bundle: kernels, dtypes, linears, bytes and predicted time."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _ROWS = (
     ("dtypes", "  by dtype", "histogram"),
     ("regions", "own nodes between", "histogram"),
     ("linears", "targeted linears", "count"),
-    ("quantised_linears", "  of them in their format", "count"),
+    ("quantised_linears", "  of them in format", "count"),
     ("quantised_gemm_share", "share of GEMMs in it", "share"),
     ("weight_bytes", "weights read", "MB"),
     ("scratch_bytes", "scratch", "MB"),

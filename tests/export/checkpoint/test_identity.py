@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastwan.config import DiTConfig
+from fastwan.config import MODELS, DiTConfig
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint.identity import (
     Claim,
@@ -21,7 +21,7 @@ from fastwan.export.checkpoint.identity import (
 from fastwan.export.checkpoint.reader import open_checkpoint
 
 QAD, WAN = "FastWan-QAD-1.3B", "Wan2.1-T2V-1.3B"
-FP8, SA2 = "FastWan-QAD-FP8-1.3B", "FastWan-QAD-1.3B-SA2"
+TI2V, SA2 = "FastWan2.2-TI2V-5B", "FastWan-QAD-1.3B-SA2"
 WAN_14B = DiTConfig(num_layers=40, num_heads=40, ffn_dim=13824)
 Edit = Callable[..., None]
 
@@ -76,7 +76,7 @@ def test_a_name_that_tells_nothing_is_said_to_be_assumed(text: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        FP8, SA2, "FastWan2.1-T2V-1.3B", "FastWan2.1-T2V-1.3B-Diffusers", "Wan2.1-T2V-14B",
+        TI2V, SA2, "FastWan2.1-T2V-1.3B", "FastWan2.1-T2V-1.3B-Diffusers", "Wan2.1-T2V-14B",
         "Wan2.2-T2V-A14B-Diffusers", "Wan2.2-TI2V-5B", "TurboWan2.1-T2V-1.3B-480P",
     ],
 )  # fmt: skip
@@ -95,7 +95,7 @@ def test_what_it_was_made_from_tells_a_renamed_checkpoint() -> None:
         told("ckpt", f"Wan-AI/{WAN}-Diffusers")
 
 
-@pytest.mark.parametrize(("own", "origin"), [(QAD, FP8), (QAD, SA2), (WAN, FP8)])
+@pytest.mark.parametrize(("own", "origin"), [(QAD, TI2V), (QAD, SA2), (WAN, TI2V)])
 def test_names_that_contradict_each_other_are_refused(own: str, origin: str) -> None:
     assert told(own, own)[0] == own
     with pytest.raises(BadInput, match=f"says {own}, origin says {origin}: pass --model"):
@@ -106,17 +106,17 @@ def test_the_title_of_a_model_card_names_the_model(tmp_path: Path) -> None:
     root = tmp_path / "ckpt"
     root.mkdir()
     (root / "README.md").write_text(
-        f"---\nlicense: apache-2.0\nbase_model:\n- Wan-AI/{WAN}-Diffusers\n---\n# {FP8}\n\n"
+        f"---\nlicense: apache-2.0\nbase_model:\n- Wan-AI/{WAN}-Diffusers\n---\n# {TI2V}\n\n"
         f"See {QAD} and {SA2}.\n",
         encoding="utf-8",
     )
     own, origins = own_claims(str(root), root), origin_claims(root, "", ())
     assert [claim.text for claim in origins if claim.text] == [f"Wan-AI/{WAN}-Diffusers"]
-    with pytest.raises(BadInput, match=rf"{FP8} is not supported \(the title of README.md\)"):
+    with pytest.raises(BadInput, match=rf"{TI2V} is not supported \(the title of README.md\)"):
         tell_model(own, origins, [])
     (root / "README.md").write_text(f"# {QAD}\n", encoding="utf-8")
     assert tell_model(own_claims(str(root), root), [], []) == QAD
-    (root / "README.md").write_text(f"# How {FP8} compares\n", encoding="utf-8")
+    (root / "README.md").write_text(f"# How {TI2V} compares\n", encoding="utf-8")
     notes: list[str] = []
     assert tell_model(own_claims(str(root), root), [], notes) == QAD
     assert "assuming" in notes[0]
@@ -125,17 +125,17 @@ def test_the_title_of_a_model_card_names_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "front",
     [
-        f"base_model: FastVideo/{FP8}",
-        f'base_model: "FastVideo/{FP8}"',
-        f"base_model: [FastVideo/{FP8}]",
-        f"base_model:\n- FastVideo/{FP8}",
-        f"base_model:\n  - FastVideo/{FP8}\nbase_model_relation: finetune",
-        f"license: other\nbase_model: {FP8}\ntags: [video]",
+        f"base_model: FastVideo/{TI2V}",
+        f'base_model: "FastVideo/{TI2V}"',
+        f"base_model: [FastVideo/{TI2V}]",
+        f"base_model:\n- FastVideo/{TI2V}",
+        f"base_model:\n  - FastVideo/{TI2V}\nbase_model_relation: finetune",
+        f"license: other\nbase_model: {TI2V}\ntags: [video]",
     ],
 )
 def test_base_model_is_read_however_it_is_written(tmp_path: Path, front: str) -> None:
     (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# A model\n", encoding="utf-8")
-    with pytest.raises(BadInput, match=rf"{FP8} is not supported \(base_model of README.md\)"):
+    with pytest.raises(BadInput, match=rf"{TI2V} is not supported \(base_model of README.md\)"):
         tell_model([], origin_claims(tmp_path, "", ()), [])
 
 
@@ -151,12 +151,12 @@ def test_a_renamed_sibling_is_recognised_by_its_configurations(
     copy: Path, edit_json: Edit, file: str
 ) -> None:
     assert open_checkpoint(copy, components=()).model_name == QAD
-    edit_json(copy / file, _name_or_path=f"FastVideo/{FP8}")
-    with pytest.raises(BadInput, match=f"model {FP8} is not supported"):
+    edit_json(copy / file, _name_or_path=f"FastVideo/{TI2V}")
+    with pytest.raises(BadInput, match=f"model {TI2V} is not supported"):
         open_checkpoint(copy, components=())
     forced = open_checkpoint(copy, components=(), model=QAD)
     assert forced.model_name == QAD
-    assert any(FP8 in note for note in forced.notes)
+    assert any(TI2V in note for note in forced.notes)
 
 
 def test_a_link_into_the_hubs_cache_has_the_repositorys_name(tiny: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_users_choice_is_held_against_the_names() -> None:
     assert overruled_names(named, [], QAD) == [
         f"built as {QAD}, though the folder's name says {WAN}"
     ]
-    assert FP8 in overruled_names([], [Claim("origin", FP8)], QAD)[0]
+    assert TI2V in overruled_names([], [Claim("origin", TI2V)], QAD)[0]
 
 
 def test_a_shape_that_is_not_the_models_is_refused_with_both() -> None:
@@ -199,3 +199,11 @@ def test_a_larger_model_under_this_ones_name_is_refused(
         open_checkpoint(root, components=("decoder",))
     forced = open_checkpoint(root, components=("decoder",), model=QAD)
     assert any(str(value) in note and "built as" in note for note in forced.notes)
+
+
+def test_the_fp8_sibling_is_told_from_the_others() -> None:
+    notes: list[str] = []
+    name = "FastWan-QAD-FP8-1.3B"
+    assert tell_model([Claim("--checkpoint", f"FastVideo/{name}")], [], notes) == name
+    assert notes == []
+    assert MODELS[name].recipe == "fp8"
