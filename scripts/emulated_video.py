@@ -2,13 +2,13 @@
 """A whole video of a bundle on a Hopper GPU, with Blackwell's numbers: evidence for benchmarks/.
 
     python3 scripts/emulated_video.py BUNDLE -o benchmarks/h100_video.json [--verify]
-        [--lifted OTHER]
+        [--beside OTHER]
 
 Plays the bundle's own size as one CUDA graph several times and call by call once: the frames must
 be the same, and nothing may be allocated meanwhile. With --verify, the checks of the full size that
-`verify --device emulated` makes follow, without those that need no GPU. --lifted is a bundle of the
-same checkpoint with another --fusion: it is played and verified likewise, and its frames are
-compared with those of the first. Times are those of the emulation, not of a Blackwell GPU.
+`verify --device emulated` makes follow, without those that need no GPU. --beside is a bundle of the
+same checkpoint with another --fusion: it is played likewise, and its frames are compared with those
+of the first. Times are those of the emulation, not of a Blackwell GPU.
 """
 
 from __future__ import annotations
@@ -122,12 +122,17 @@ def play(bundle: Bundle) -> tuple[Record, np.ndarray]:
     return record, first
 
 
-def video(bundle: Bundle, definitions: Sequence[str]) -> tuple[Record, np.ndarray]:
+def made_from(bundle: Bundle) -> Record:
+    """The sources that decide a bundle's frames."""
+    return sources(ROOT, VIDEO if bundle.manifest.fusion == "none" else LIFTED)
+
+
+def video(bundle: Bundle) -> tuple[Record, np.ndarray]:
     """What was played, of what, and the frames."""
     manifest, library = bundle.manifest, PluginLibrary(emulated=True)
     model, (played, frames) = manifest.onnx.model, play(bundle)
     record = {
-        "sources": sources(ROOT, definitions),
+        "sources": made_from(bundle),
         "library": {"build": library.build_info, "sha256": sha256_file(library.path)},
         "bundle": {
             "model": model.name,
@@ -146,7 +151,7 @@ def video(bundle: Bundle, definitions: Sequence[str]) -> tuple[Record, np.ndarra
     return record, frames
 
 
-def verified(bundle: Bundle, definitions: Sequence[str], picture: Path | None) -> Record:
+def verified(bundle: Bundle, picture: Path | None) -> Record:
     """The checks of the full size."""
     begin = time.monotonic()
     result = check_full_size(
@@ -156,7 +161,7 @@ def verified(bundle: Bundle, definitions: Sequence[str], picture: Path | None) -
         progress=Quiet(),
     )
     return {
-        "sources": sources(ROOT, definitions),
+        "sources": made_from(bundle),
         "seconds": round(time.monotonic() - begin, 1),
         "checks": [check.model_dump() for check in result.checks],
         "fp4": None if result.fp4 is None else result.fp4.model_dump(),
@@ -190,7 +195,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--verify", action="store_true")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--lifted", type=Path)
+    parser.add_argument("--beside", type=Path)
     arguments = parser.parse_args()
     items: Record = {}
     record: Record = {
@@ -208,22 +213,18 @@ def main() -> int:
         arguments.output.write_text(json.dumps(record, indent=1) + "\n")
 
     bundle = open_bundle(arguments.bundle)
-    items["video"], frames = video(bundle, VIDEO)
+    items["video"], frames = video(bundle)
     write()
     if arguments.verify:
-        items["verify"] = verified(bundle, VIDEO, arguments.picture)
+        items["verify"] = verified(bundle, arguments.picture)
         write()
-    if arguments.lifted:
-        lifted = open_bundle(arguments.lifted)
-        item, other = video(lifted, LIFTED)
+    if arguments.beside:
+        item, other = video(open_bundle(arguments.beside))
         apart = beside(frames, other, items["verify"]["checks"] if arguments.verify else ())
         same = items["video"]["bundle"]["dit_data_sha256"] == item["bundle"]["dit_data_sha256"]
         passed = item["passed"] and same and apart["within"] is not False
-        items["lifted_video"] = {**item, "to_the_first": apart, "passed": passed}
+        items["video_beside"] = {**item, "to_the_first": apart, "passed": passed}
         write()
-        if arguments.verify:
-            items["lifted_verify"] = verified(lifted, LIFTED, None)
-            write()
     return 0 if all(item["passed"] for item in items.values()) else 1
 
 
