@@ -80,3 +80,15 @@ def test_codes_that_an_engine_is_given_are_the_operand_that_it_would_have_made()
     assert torch.equal(scales, blocks.float())
     swapped = fp4.products((packed << 4) | (packed >> 4), blocks.float())
     assert not torch.equal(given, swapped)
+
+
+@pytest.mark.parametrize("rows", [3, 5000])
+def test_codes_are_packed_as_a_kernel_writes_them(rows: int) -> None:
+    x = torch.randn(1, rows, 64, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    x[:, 1, :16] = 0
+    x[:, 2, 16:20] = -0.0
+    codes, scales = nvfp4.quantize_activation(x)
+    made, blocks = fp4.quantize(x, 1.0)
+    assert torch.equal(made.packed(), codes)
+    assert torch.equal(blocks.to(torch.float8_e4m3fn).view(torch.uint8), scales.view(torch.uint8))
+    assert len(codes.unique()) > 30
