@@ -58,8 +58,13 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
     """
     if path is None:
         return PROMPTS
-    with open_regular(path) as stream:
-        content = stream.read(_PROMPT_BYTES + 1)
+    try:
+        with open_regular(path) as stream:
+            content = stream.read(_PROMPT_BYTES + 1)
+    except OSError as error:
+        raise BadInput(
+            f"prompts cannot be read: {error.strerror}", where=str(path), fix="check --calibration"
+        ) from None
     try:
         lines = [line.strip() for line in content.decode("utf-8").splitlines()]
     except UnicodeDecodeError as error:
