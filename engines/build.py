@@ -31,8 +31,8 @@ from fastwan.manifest import (
     FileRecord,
     Manifest,
     OnnxManifest,
-    parse_manifest,
 )
+from fastwan.manifest_reader import parse_manifest
 from fastwan.outputs import OutputFolder
 from fastwan.plugins.loader import LIBRARY_NAME
 from fastwan.progress import Progress, Quiet, stage

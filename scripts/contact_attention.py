@@ -102,16 +102,28 @@ def compare(node: Node, expected: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def require(records: list[dict[str, Any]], limit: float) -> None:
-    """Hold every comparison to the limit; all of them are printed before.
+def limits(library: PluginLibrary) -> dict[str, float]:
+    """Largest relative L2 to the reference, by implementation.
+
+    FlashInfer's kernel has the MMA add to the output of all keys before it, and a tensor core
+    truncates such sums: after 512 tiles of keys that is 3.1e-4, measured on an H100.
+    """
+    limit = LIMITS["emulated" if library.emulated else "cuda"]
+    return {"sage3": limit, "flashinfer": max(limit, 5e-4)}
+
+
+def require(records: list[dict[str, Any]], limits: dict[str, float]) -> None:
+    """Hold every comparison to its limit; all of them are printed before.
 
     Raises:
-        AssertionError: one is further away than `limit`, or its padding is not zero.
+        AssertionError: one is further away than that, or its padding is not zero.
     """
     wrong = [
         record
         for record in records
-        if not (record["relative_l2"] < limit and record["padding_is_zero"])
+        if not (
+            record["relative_l2"] < limits[record["implementation"]] and record["padding_is_zero"]
+        )
     ]
     if wrong:
         raise AssertionError(f"{len(wrong)} of {len(records)} comparisons fail: {wrong}")
@@ -194,11 +206,10 @@ def check() -> dict[str, Any]:
             compared += found
             print(boundaries[-1], *found[len(swept) :], sep="\n", flush=True)
         print(times, flush=True)
-    limit = LIMITS["emulated" if library.emulated else "cuda"]
-    require(compared, limit)
+    require(compared, limits(library))
     return {
         "fp4_arithmetic": "emulated" if library.emulated else "of the GPU",
-        "limit_of_relative_l2": limit,
+        "limits_of_relative_l2": limits(library),
         "boundaries": boundaries,
         "shapes": shapes,
         "full_size": {

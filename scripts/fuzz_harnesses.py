@@ -28,7 +28,8 @@ from fastwan.export.checkpoint.scheduler import SCHEDULER_CONFIG, read_scheduler
 from fastwan.export.checkpoint.single_file import open_single_file
 from fastwan.export.checkpoint.store import open_store
 from fastwan.hub.ids import parse_id
-from fastwan.manifest import LAYERS, MANIFEST, Manifest, OnnxManifest, parse_manifest
+from fastwan.manifest import LAYERS, MANIFEST, Manifest, OnnxManifest
+from fastwan.manifest_reader import parse_manifest
 from fastwan.onnx_guard import checked_model
 from fastwan.ownership import RECORD as OWNERSHIP
 from fastwan.ownership import prove

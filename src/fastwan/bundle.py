@@ -10,7 +10,8 @@ from pathlib import Path
 from fastwan.errors import BadInput, FastWanError, VerificationFailed
 from fastwan.files import confined_file, open_regular, sha256_file
 from fastwan.held_folder import HeldFolder
-from fastwan.manifest import LAYERS, MANIFEST, FileRecord, Manifest, parse_manifest
+from fastwan.manifest import LAYERS, MANIFEST, FileRecord, Manifest
+from fastwan.manifest_reader import parse_manifest
 from fastwan.strict_json import parse_json
 
 _ATTEMPTS = 50

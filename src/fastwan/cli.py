@@ -18,7 +18,7 @@ from fastwan.config import (
     ATTENTIONS,
     BACKENDS,
     COMPONENTS,
-    FUSIONS,
+    FUSION_CHOICES,
     MODELS,
     RECIPES,
     SAMPLERS,
@@ -148,12 +148,7 @@ def make_checkpoint(
 @_of_table("--target", TARGETS, default="rtx5090")
 @_of_table("--backend", BACKENDS, default="tensorrt-rtx", help=described(BACKENDS))
 @_of_table("--attention", ATTENTIONS, help=f"Default: the model's own. {described(ATTENTIONS)}")
-@_of_table(
-    "--fusion",
-    ["auto", *FUSIONS],
-    default="auto",
-    help=f"auto: the fastest for backend and attention; {described(FUSIONS)}",
-)
+@_of_table("--fusion", FUSION_CHOICES, default="auto", help=described(FUSION_CHOICES))
 @_of_table("--sampler", ["auto", *SAMPLERS], default="auto")
 @click.option("--height", type=int, help="Pixels, a multiple of 16.")
 @click.option("--width", type=int, help="Pixels, a multiple of 16.")

@@ -346,8 +346,8 @@ FUSIONS = {
     "gelu+cross": "that, and cross-attention over the keys that a prompt has",
     "all": "those, residual and norm, and the quantiser of the attention",
 }
-"""What the project's own kernels compute between GEMMs, by name; see
-`fastwan.export.passes.fusions`."""
+"""What our own kernels compute between GEMMs, see `fastwan.export.passes.fusions`."""
+FUSION_CHOICES = {"auto": "the last that backend, attention and transformer allow", **FUSIONS}
 
 _BOTH = ("tensorrt-rtx", "tensorrt")
 _FP4 = ("nvfp4", "fp8", "bf16")

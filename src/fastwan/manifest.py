@@ -1,18 +1,16 @@
 """The contracts between the stages: the ONNX bundle's and the engine bundle's manifests.
 
 `OnnxManifest` (``export.json``) is what export/ hands to engines/; `Manifest` (``manifest.json``)
-is what engines/ hands to runtime/. `parse_manifest` reads either strictly; `fastwan.bundle` opens
-what they describe.
+is what engines/ hands to runtime/. `fastwan.manifest_reader` reads either strictly;
+`fastwan.bundle` opens what they describe.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fastwan.config import Component, SamplerSpec
 from fastwan.errors import BadInput
@@ -35,9 +33,9 @@ from fastwan.manifest_fields import (
     WholeDiT,
     WholeShape,
     WholeTextEncoder,
+    profile_fits,
     within,
 )
-from fastwan.strict_json import read_json, validated
 from fastwan.tables import lookup
 
 SCHEMA_VERSION = 4
@@ -54,7 +52,6 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-T = TypeVar("T", bound=_Record)
 Profile = tuple[FixedShape, FixedShape, FixedShape]
 """(min, opt, max) shape of an engine's input."""
 
@@ -197,7 +194,7 @@ class Engine(_Record):
         shapes = {spec.name: spec.shape for spec in self.inputs}
         counts = {len(profiles) for profiles in self.profiles.values()}
         fits = all(
-            _fits(profile, shapes.get(name))
+            profile_fits(profile, shapes.get(name))
             for name, profiles in self.profiles.items()
             for profile in profiles
         )
@@ -218,16 +215,6 @@ class Engine(_Record):
             if all(within(shapes[name], shape[0], shape[-1]) for name, shape in bounds):
                 return index
         return None
-
-
-def _fits(profile: Profile, shape: Shape | None) -> bool:
-    """Whether a profile has a size of every axis, in order, and that of one that is fixed."""
-    if shape is None or any(len(each) != len(shape) for each in profile):
-        return False
-    return all(
-        low <= usual <= high and (isinstance(size, str) or low == high == size)
-        for size, low, usual, high in zip(shape, *profile, strict=True)
-    )
 
 
 class RegionNode(_Record):
@@ -410,38 +397,3 @@ class Manifest(_Record):
         return lookup(
             {spec.name: spec for spec in self.samplers}, self.sampler if name is None else name
         )
-
-
-def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
-    """Read a manifest strictly.
-
-    Args:
-        where: what messages call its folder.
-
-    Raises:
-        BadInput: not there, not strict JSON (see `fastwan.strict_json`), of another schema version,
-            or with wrong fields.
-    """
-    where = where or str(path.parent)
-    if not os.path.exists(path):
-        raise BadInput(f"{path.name} is missing", where=where, fix="is this a bundle's folder?")
-    raw = read_json(path, where=f"{where}/{path.name}")
-    version, wanted = raw.get("schema_version"), kind.model_fields["schema_version"].default
-    if version != wanted:
-        raise BadInput(
-            f"{path.name} has schema version {version}, this tool reads {wanted}",
-            where=where,
-            fix="build the bundle again with this version",
-        )
-    try:
-        return validated(kind, raw)
-    except BadInput as error:  # of a name or a configuration in it
-        raise BadInput(f"{path.name}: {error.what}", where=where, fix=error.fix) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise BadInput(
-            f"{path.name}: {first['msg']} in {field!r}",
-            where=where,
-            fix="if another version wrote it, build the bundle again",
-        ) from None

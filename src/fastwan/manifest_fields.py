@@ -91,3 +91,13 @@ def within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]
     return len(shape) == len(most) and all(
         low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
     )
+
+
+def profile_fits(profile: tuple[tuple[int, ...], ...], shape: Shape | None) -> bool:
+    """Whether a profile has a size of every axis, in order, and that of one that is fixed."""
+    if shape is None or any(len(each) != len(shape) for each in profile):
+        return False
+    return all(
+        low <= usual <= high and (isinstance(size, str) or low == high == size)
+        for size, low, usual, high in zip(shape, *profile, strict=True)
+    )

@@ -16,7 +16,8 @@ from fastwan.engines.backend import load_backend
 from fastwan.errors import BadInput
 from fastwan.export.attentions import IMPLEMENTED as ATTENTION_OBJECTS
 from fastwan.export.recipes import IMPLEMENTED as RECIPE_OBJECTS
-from fastwan.manifest import ONNX_MANIFEST, OnnxManifest, parse_manifest
+from fastwan.manifest import ONNX_MANIFEST, OnnxManifest
+from fastwan.manifest_reader import parse_manifest
 from testkit.manifests import exported_of
 
 FOLDERS = ("engines", "export", "plugins", "runtime", "src", "scripts")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.errors import BadInput
-from fastwan.manifest import MANIFEST, Manifest, parse_manifest
+from fastwan.manifest import MANIFEST, Manifest
+from fastwan.manifest_reader import parse_manifest
 from fastwan.quality.report import inspect_bundle
 
 HUGE = int("9" * 60)

@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 
 from fastwan.errors import BadInput
-from fastwan.manifest import (
-    MANIFEST,
-    ONNX_MANIFEST,
-    SCHEMA_VERSION,
-    Manifest,
-    OnnxManifest,
-    parse_manifest,
-)
+from fastwan.manifest import MANIFEST, ONNX_MANIFEST, SCHEMA_VERSION, Manifest, OnnxManifest
+from fastwan.manifest_reader import parse_manifest
 from testkit.manifests import exported_of, manifest_of, write_exported, write_manifest
 
 Change = Callable[[dict[str, Any]], object]

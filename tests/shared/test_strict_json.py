@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint.config_file import ConfigFile
-from fastwan.manifest import MANIFEST, Manifest, parse_manifest
+from fastwan.manifest import MANIFEST, Manifest
+from fastwan.manifest_reader import parse_manifest
 from fastwan.quality.baseline import read_baseline
 from fastwan.strict_json import MAX_DEPTH, MAX_NUMBER, parse_json, read_json
 

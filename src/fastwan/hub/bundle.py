@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fastwan.errors import BadInput, listed
 from fastwan.hub.repository import open_repository
-from fastwan.manifest import MANIFEST, Manifest, parse_manifest
+from fastwan.manifest import MANIFEST, Manifest
+from fastwan.manifest_reader import parse_manifest
 
 
 def fetch_bundle(

@@ -1,0 +1,50 @@
+"""Reads a manifest from its file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from fastwan.errors import BadInput
+from fastwan.manifest import Manifest, OnnxManifest
+from fastwan.strict_json import read_json, validated
+
+T = TypeVar("T", Manifest, OnnxManifest)
+
+
+def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
+    """Read a manifest strictly.
+
+    Args:
+        where: what messages call its folder.
+
+    Raises:
+        BadInput: not there, not strict JSON (see `fastwan.strict_json`), of another schema version,
+            or with wrong fields.
+    """
+    where = where or str(path.parent)
+    if not os.path.exists(path):
+        raise BadInput(f"{path.name} is missing", where=where, fix="is this a bundle's folder?")
+    raw = read_json(path, where=f"{where}/{path.name}")
+    version, wanted = raw.get("schema_version"), kind.model_fields["schema_version"].default
+    if version != wanted:
+        raise BadInput(
+            f"{path.name} has schema version {version}, this tool reads {wanted}",
+            where=where,
+            fix="build the bundle again with this version",
+        )
+    try:
+        return validated(kind, raw)
+    except BadInput as error:  # of a name or a configuration in it
+        raise BadInput(f"{path.name}: {error.what}", where=where, fix=error.fix) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BadInput(
+            f"{path.name}: {first['msg']} in {field!r}",
+            where=where,
+            fix="if another version wrote it, build the bundle again",
+        ) from None
