@@ -75,6 +75,19 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     return centred * (variance + eps).double().rsqrt().float()
 
 
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, add_one: bool) -> Tensor:
+    """bf16 of the layer norm of `x` [.., C] bf16, times scale or ``1 + scale``, plus shift."""
+    factor = 1 + scale if add_one else scale
+    return (layer_norm(x.float(), eps) * factor + shift).to(torch.bfloat16)
+
+
+def _residual(y: Tensor, bias: Tensor, hidden: Tensor, gate: Tensor | None) -> Tensor:
+    added = y + bias
+    if gate is not None:
+        added = (added.float() * gate).to(torch.bfloat16)
+    return hidden + added
+
+
 def residual_norm_quantize(
     y: Tensor,
     bias: Tensor,
@@ -101,13 +114,42 @@ def residual_norm_quantize(
     Returns:
         hidden [1, L, C] bf16, codes and scales of the modulated norm.
     """
-    added = y + bias
-    if gate is not None:
-        added = (added.float() * gate).to(torch.bfloat16)
-    hidden = hidden + added
-    factor = 1 + scale if add_one else scale
-    modulated = (layer_norm(hidden.float(), eps) * factor + shift).to(torch.bfloat16)
-    return hidden, *quantize_activation(modulated)
+    hidden = _residual(y, bias, hidden, gate)
+    return hidden, *norm_quantize(hidden, scale, shift, eps=eps, add_one=add_one)
+
+
+def residual_norm(
+    y: Tensor,
+    bias: Tensor,
+    hidden: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    eps: float,
+    add_one: bool,
+) -> Tensor:
+    """The node ``fastwan::ResidualNorm``; arguments are those of `residual_norm_quantize`.
+
+    Returns:
+        The modulated norm [1, L, C] bf16.
+    """
+    return modulated_norm(_residual(y, bias, hidden, gate), scale, shift, eps, add_one)
+
+
+def norm_quantize(
+    x: Tensor, scale: Tensor, shift: Tensor, *, eps: float, add_one: bool
+) -> tuple[Tensor, Tensor]:
+    """The node ``fastwan::NormQuantize``.
+
+    Args:
+        x: [1, L, C] bf16, C a multiple of 128.
+        scale: [C] fp32.
+        shift: [C] fp32.
+        eps: of the layer norm.
+        add_one: multiply the norm by ``1 + scale``, not by ``scale``.
+    """
+    return quantize_activation(modulated_norm(x, scale, shift, eps, add_one))
 
 
 def few_keys(text: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,9 @@ from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.cross_attention import CrossAttention, CrossAttributes
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
+from fastwan.plugins.regions.norm_quantize import NormQuantize
 from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm import ResidualNorm
 from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
 from fastwan.quality.region_figures import difference
 from fastwan.quality.selftest.glue import glue_inputs, glue_outputs
@@ -35,6 +37,8 @@ FULL: tuple[GlueOp, ...] = (
     GeluQuantize(ROWS, FFN),
     Quantize(ROWS, WIDTH),
     ResidualNormQuantize(ROWS, WIDTH, _ONE, gated=True),
+    NormQuantize(ROWS, WIDTH, _ONE),
+    ResidualNorm(ROWS, WIDTH, _ONE, gated=True),
     CrossAttention(ROWS, WIDTH, 64, _TWELVE),
     CrossAttention(ROWS, WIDTH, 512, _TWELVE),
 )
@@ -44,6 +48,10 @@ BOUNDARIES: tuple[GlueOp, ...] = (
     ResidualNormQuantize(129, WIDTH, _PLAIN, gated=False),
     ResidualNormQuantize(257, 1664, _ONE, gated=True),
     ResidualNormQuantize(7, 5120, _PLAIN, gated=True),
+    NormQuantize(1, 128, _ONE),
+    NormQuantize(257, 1664, _PLAIN),
+    ResidualNorm(1, 128, _PLAIN, gated=False),
+    ResidualNorm(257, 1664, _ONE, gated=True),
     CrossAttention(1, WIDTH, 64, _TWELVE),
     CrossAttention(129, WIDTH, 512, _TWELVE),
     CrossAttention(130, 128, 128, CrossAttributes(1, 1e-6, 128**-0.5)),

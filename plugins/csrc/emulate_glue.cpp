@@ -21,7 +21,7 @@ void run_blocks(void (*body)(void const*), Arguments const& arguments, int64_t b
 extern "C" void fastwan_emulate_glue(fastwan_glue_desc const* desc, void const* const* inputs,
                                      void* const* outputs) {
   using namespace fastwan;
-  if (desc->kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE) {
+  if (has_layer_norm(*desc)) {
     NormArguments const p = norm_arguments(*desc, inputs, outputs);
     auto* const body = p.parts <= 12 ? run<NormArguments const, residual_norm_kernel<12>>
                                      : run<NormArguments const, residual_norm_kernel<kMaxParts>>;

@@ -31,7 +31,8 @@ fastwan_status validate(fastwan_glue_desc const* desc) {
     return fail(FASTWAN_INVALID_ARGUMENT, "%d rows of %d columns, not of a multiple of %d",
                 desc->rows, desc->columns, kGroup);
   }
-  bool const normed = desc->kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE;
+  bool const normed = has_layer_norm(*desc);
+  bool const gated = normed && desc->kind != FASTWAN_GLUE_NORM_QUANTIZE;
   bool const cross = desc->kind == FASTWAN_GLUE_CROSS_ATTENTION;
   if (normed || cross) {
     if (desc->columns % kPart != 0 || desc->columns > kPart * kMaxParts) {
@@ -50,7 +51,8 @@ fastwan_status validate(fastwan_glue_desc const* desc) {
     return fail(FASTWAN_INVALID_ARGUMENT, "softmax_scale %g must be positive",
                 static_cast<double>(desc->softmax_scale));
   }
-  uint32_t const known = normed ? FASTWAN_GLUE_ADD_ONE | FASTWAN_GLUE_GATE : 0u;
+  uint32_t const known =
+      (normed ? FASTWAN_GLUE_ADD_ONE : 0u) | (gated ? FASTWAN_GLUE_GATE : 0u);
   if ((desc->flags & ~known) != 0) {
     return fail(FASTWAN_INVALID_ARGUMENT, "unknown flags 0x%x", desc->flags);
   }
@@ -72,7 +74,7 @@ void launch_norm(NormArguments const& p, cudaStream_t stream) {
 
 void launch(fastwan_glue_desc const& desc, void const* const* inputs, void* const* outputs,
             cudaStream_t stream) {
-  if (desc.kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE) {
+  if (has_layer_norm(desc)) {
     return launch_norm(norm_arguments(desc, inputs, outputs), stream);
   }
   if (desc.kind == FASTWAN_GLUE_CROSS_ATTENTION) {

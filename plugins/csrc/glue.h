@@ -27,11 +27,16 @@ typedef enum {
   /* inputs: y [L,C] bf16, bias [C] bf16, norm_weight [C] bf16, k [Lk,C] bf16, v [H,Lk,128] bf16,
    *         key_bias [Lk] fp32, added to the logits, key_tiles [1] int32, tiles of 64 keys to read;
    * outputs: codes [L,C/2], scales [L,C/16]. C = 128 H, Lk is a multiple of 64. */
-  FASTWAN_GLUE_CROSS_ATTENTION = 4
+  FASTWAN_GLUE_CROSS_ATTENTION = 4,
+  /* inputs: x [L,C] bf16, scale [C] fp32, shift [C] fp32;
+   * outputs: codes [L,C/2], scales [L,C/16]. C is a multiple of 128. */
+  FASTWAN_GLUE_NORM_QUANTIZE = 5,
+  /* inputs: those of FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE; outputs: the modulated norm [L,C] bf16. */
+  FASTWAN_GLUE_RESIDUAL_NORM = 6
 } fastwan_glue_kind;
 
 #define FASTWAN_GLUE_ADD_ONE 1u /* the norm is multiplied by 1 + scale, not by scale */
-#define FASTWAN_GLUE_GATE 2u    /* there is a gate */
+#define FASTWAN_GLUE_GATE 2u    /* there is a gate, of a residual */
 
 typedef struct {
   uint32_t struct_bytes; /* sizeof(fastwan_glue_desc) */
@@ -41,7 +46,7 @@ typedef struct {
   int32_t keys;          /* Lk, of FASTWAN_GLUE_CROSS_ATTENTION only */
   float eps;             /* of the norm; 0 where the kind has none */
   float softmax_scale;   /* of FASTWAN_GLUE_CROSS_ATTENTION only */
-  uint32_t flags;        /* FASTWAN_GLUE_*, of FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE only */
+  uint32_t flags;        /* FASTWAN_GLUE_*, of a kind with a layer norm only */
 } fastwan_glue_desc;
 
 /* These kernels run wherever the prologue does, and none needs a workspace. */

@@ -8,6 +8,12 @@
 
 namespace fastwan {
 
+// Whether a node is one of `residual_norm_kernel`.
+inline bool has_layer_norm(fastwan_glue_desc const& desc) {
+  return desc.kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE ||
+         desc.kind == FASTWAN_GLUE_NORM_QUANTIZE || desc.kind == FASTWAN_GLUE_RESIDUAL_NORM;
+}
+
 // Tensors of a node; none for an unknown kind.
 struct GlueCounts {
   int inputs, outputs;
@@ -23,6 +29,10 @@ inline GlueCounts glue_counts(fastwan_glue_desc const& desc) {
       return {(desc.flags & FASTWAN_GLUE_GATE) != 0 ? 6 : 5, 3};
     case FASTWAN_GLUE_CROSS_ATTENTION:
       return {7, 2};
+    case FASTWAN_GLUE_NORM_QUANTIZE:
+      return {3, 2};
+    case FASTWAN_GLUE_RESIDUAL_NORM:
+      return {(desc.flags & FASTWAN_GLUE_GATE) != 0 ? 6 : 5, 1};
     default:
       return {0, 0};
   }
@@ -43,21 +53,31 @@ inline QuantizeArguments quantize_arguments(fastwan_glue_desc const& desc,
 
 inline NormArguments norm_arguments(fastwan_glue_desc const& desc, void const* const* inputs,
                                     void* const* outputs) {
-  bool const gated = (desc.flags & FASTWAN_GLUE_GATE) != 0;
-  void const* const* modulation = inputs + (gated ? 4 : 3);
-  return {static_cast<uint16_t const*>(inputs[0]),
-          static_cast<uint16_t const*>(inputs[1]),
-          static_cast<uint16_t const*>(inputs[2]),
-          gated ? static_cast<float const*>(inputs[3]) : nullptr,
-          static_cast<float const*>(modulation[0]),
-          static_cast<float const*>(modulation[1]),
-          static_cast<uint16_t*>(outputs[0]),
-          static_cast<uint8_t*>(outputs[1]),
-          static_cast<uint8_t*>(outputs[2]),
-          desc.rows,
-          desc.columns / kPart,
-          desc.eps,
-          (desc.flags & FASTWAN_GLUE_ADD_ONE) != 0};
+  NormArguments p{};
+  p.y = static_cast<uint16_t const*>(inputs[0]);
+  void const* const* modulation = inputs + 1;
+  if (desc.kind != FASTWAN_GLUE_NORM_QUANTIZE) {
+    bool const gated = (desc.flags & FASTWAN_GLUE_GATE) != 0;
+    p.bias = static_cast<uint16_t const*>(inputs[1]);
+    p.hidden = static_cast<uint16_t const*>(inputs[2]);
+    p.gate = gated ? static_cast<float const*>(inputs[3]) : nullptr;
+    modulation = inputs + (gated ? 4 : 3);
+  }
+  p.scale = static_cast<float const*>(modulation[0]);
+  p.shift = static_cast<float const*>(modulation[1]);
+  if (desc.kind == FASTWAN_GLUE_RESIDUAL_NORM) {
+    p.normed = static_cast<uint16_t*>(outputs[0]);
+  } else {
+    bool const residual = desc.kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE;
+    p.hidden_out = residual ? static_cast<uint16_t*>(outputs[0]) : nullptr;
+    p.codes = static_cast<uint8_t*>(outputs[residual ? 1 : 0]);
+    p.scales = static_cast<uint8_t*>(outputs[residual ? 2 : 1]);
+  }
+  p.rows = desc.rows;
+  p.parts = desc.columns / kPart;
+  p.eps = desc.eps;
+  p.add_one = (desc.flags & FASTWAN_GLUE_ADD_ONE) != 0;
+  return p;
 }
 
 inline CrossArguments cross_arguments(fastwan_glue_desc const& desc, void const* const* inputs,

@@ -1,4 +1,4 @@
-// Residual, layer norm, modulation and quantiser between two GEMMs.
+// Residual, layer norm, modulation and quantiser between two GEMMs, or some of them.
 //
 // A warp owns a row and keeps it in registers, so the residual is read once and written once. A lane
 // holds 4 neighbouring channels of each 128; four lanes share a scale. The torch definition is
@@ -15,13 +15,14 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kMaxParts = 40;
 
 struct NormArguments {
-  uint16_t const* y;       // [rows, 128 parts] bf16
-  uint16_t const* bias;    // [128 parts] bf16
-  uint16_t const* hidden;  // [rows, 128 parts] bf16
+  uint16_t const* y;       // [rows, 128 parts] bf16; what is normed where `hidden` is null
+  uint16_t const* bias;    // [128 parts] bf16, null where `hidden` is
+  uint16_t const* hidden;  // [rows, 128 parts] bf16, or null: no residual
   float const* gate;       // [128 parts], or null
   float const* scale;      // [128 parts]
   float const* shift;      // [128 parts]
-  uint16_t* hidden_out;
+  uint16_t* hidden_out;  // or null: not written
+  uint16_t* normed;      // [rows, 128 parts] bf16, or null: codes and scales are written
   uint8_t* codes;
   uint8_t* scales;
   int rows;
@@ -109,7 +110,9 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(NormArguments c
   for (int part = 0; part < kParts; ++part) {
     if (part < p.parts) {
       held[part] = *reinterpret_cast<uint2 const*>(p.y + begin + part * kPart);
-      old[part] = *reinterpret_cast<uint2 const*>(p.hidden + begin + part * kPart);
+      if (p.hidden != nullptr) {
+        old[part] = *reinterpret_cast<uint2 const*>(p.hidden + begin + part * kPart);
+      }
     }
   }
   float sum[kLaneChannels] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -117,9 +120,13 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(NormArguments c
   for (int part = 0; part < kParts; ++part) {
     if (part < p.parts) {
       int const channel = part * kPart + first;
-      float const* gate = p.gate == nullptr ? nullptr : p.gate + channel;
-      held[part] = residual(held[part], old[part], load_bf16(p.bias + channel), gate);
-      *reinterpret_cast<uint2*>(p.hidden_out + begin + part * kPart) = held[part];
+      if (p.hidden != nullptr) {
+        float const* gate = p.gate == nullptr ? nullptr : p.gate + channel;
+        held[part] = residual(held[part], old[part], load_bf16(p.bias + channel), gate);
+      }
+      if (p.hidden_out != nullptr) {
+        *reinterpret_cast<uint2*>(p.hidden_out + begin + part * kPart) = held[part];
+      }
       Four const value = unpack_four(held[part]);
       for (int i = 0; i < kLaneChannels; ++i) sum[i] = __fadd_rn(sum[i], value.x[i]);
     }
@@ -150,8 +157,12 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(NormArguments c
         float const normed = __fmul_rn(__fsub_rn(value.x[i], mean), inverse);
         value.x[i] = __fadd_rn(__fmul_rn(normed, factor), shift.x[i]);
       }
-      value = unpack_four(pack_four(value));
-      store_quantized(value, begin + part * kPart, lane, p.codes, p.scales);
+      uint2 const packed = pack_four(value);
+      if (p.normed != nullptr) {
+        *reinterpret_cast<uint2*>(p.normed + begin + part * kPart) = packed;
+      } else {
+        store_quantized(unpack_four(packed), begin + part * kPart, lane, p.codes, p.scales);
+      }
     }
   }
 }

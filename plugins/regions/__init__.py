@@ -9,7 +9,9 @@ from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import Launch, RegionOp
 from fastwan.plugins.regions.cross_attention import CrossAttention
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
+from fastwan.plugins.regions.norm_quantize import NormQuantize
 from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm import ResidualNorm
 from fastwan.plugins.regions.residual_norm_quantize import ResidualNormQuantize
 from fastwan.plugins.regions.sage_attention3 import SageAttention3
 
@@ -17,7 +19,15 @@ __all__ = ["REGIONS", "Launch", "RegionOp", "region_op"]
 
 REGIONS: dict[str, type[RegionOp]] = {
     kind.op: kind
-    for kind in (SageAttention3, GeluQuantize, Quantize, ResidualNormQuantize, CrossAttention)
+    for kind in (
+        SageAttention3,
+        GeluQuantize,
+        Quantize,
+        ResidualNormQuantize,
+        NormQuantize,
+        ResidualNorm,
+        CrossAttention,
+    )
 }
 """By node type."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 PART = 128
 """C is a multiple of it: what a warp holds in one go."""
-_ADD_ONE, _GATE = 1, 2
+ADD_ONE, _GATE = 1, 2
+"""Flags of ``csrc/glue.h``."""
 
 
 class NormTensors(NamedTuple, Generic[T]):
@@ -73,7 +74,7 @@ class ResidualNormQuantize(GlueOp):
     gated: bool
 
     @classmethod
-    def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> ResidualNormQuantize:
+    def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> Self:
         refuse_unknown(node, {field.name for field in dataclasses.fields(NormAttributes)})
         if len(node.inputs) not in (5, 6):
             raise BadInput(
@@ -110,14 +111,16 @@ class ResidualNormQuantize(GlueOp):
     def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         from fastwan.plugins import glue_reference
 
-        given = iter(inputs)
-        tensors: list[Any] = [None if spec is None else next(given) for spec in self.tensors]
-        return glue_reference.residual_norm_quantize(
-            *tensors, eps=self.attributes.eps, add_one=self.attributes.add_one
-        )
+        numbers = dataclasses.asdict(self.attributes)
+        return glue_reference.residual_norm_quantize(*self.given(inputs), **numbers)
+
+    def given(self, inputs: Sequence[Tensor]) -> NormTensors[Any]:
+        """The node's inputs by name, with None for the gate of a node without one."""
+        left = iter(inputs)
+        return NormTensors(*(None if spec is None else next(left) for spec in self.tensors))
 
     def desc(self) -> GlueDesc:
         desc = super().desc()
         desc.eps = self.attributes.eps
-        desc.flags = _ADD_ONE * self.attributes.add_one | _GATE * self.gated
+        desc.flags = ADD_ONE * self.attributes.add_one | _GATE * self.gated
         return desc

@@ -18,7 +18,9 @@ from fastwan.plugins import glue_reference, nvfp4
 from fastwan.plugins.regions.cross_attention import CrossAttention, CrossAttributes
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
+from fastwan.plugins.regions.norm_quantize import NormQuantize
 from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm import ResidualNorm
 from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
 from fastwan.quality.region_figures import difference
 from fastwan.quality.selftest.glue import glue_inputs, glue_outputs
@@ -148,7 +150,8 @@ def test_every_number_has_the_code_of_its_quotient(glue_emulation: ctypes.CDLL) 
         assert found.view(torch.uint8).unique().numel() > 100
 
 
-NORMS = [op for op in BOUNDARIES if isinstance(op, ResidualNormQuantize)]
+NORMS = [op for op in BOUNDARIES if type(op) is ResidualNormQuantize]
+SIBLINGS = [op for op in BOUNDARIES if isinstance(op, NormQuantize | ResidualNorm)]
 
 
 @pytest.mark.parametrize("op", NORMS, ids=str)
@@ -157,6 +160,14 @@ def test_the_norm_writes_the_bytes_of_the_reference(
 ) -> None:
     _, codes, _ = check(glue_emulation, op, glue_inputs(op))
     assert codes.unique().numel() > 16
+
+
+@pytest.mark.parametrize("op", SIBLINGS, ids=lambda op: f"{op.op} of {op.rows} x {op.columns}")
+def test_a_norm_without_residual_or_quantiser_writes_the_bytes_of_the_reference(
+    glue_emulation: ctypes.CDLL, op: GlueOp
+) -> None:
+    first, *_ = check(glue_emulation, op, glue_inputs(op))
+    assert first.view(torch.uint8).unique().numel() > 16
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-40, 1e-30, 3e-3, 3e3, 1e18, 1e30])

@@ -15,7 +15,9 @@ from fastwan.plugins.regions import REGIONS, region_op
 from fastwan.plugins.regions.cross_attention import CrossAttention, CrossAttributes
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
+from fastwan.plugins.regions.norm_quantize import NormQuantize
 from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm import ResidualNorm
 from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
 from fastwan.quality.cost import region_op_cost
 from fastwan.quality.gpus import GPUS
@@ -70,6 +72,8 @@ def test_a_node_of_other_tensors_is_refused(op: GlueOp) -> None:
         (Quantize(32768, 1536), 129.0),
         (ResidualNormQuantize(32768, 1536, NormAttributes(1e-6, True), gated=True), 330.3),
         (ResidualNormQuantize(32768, 1536, NormAttributes(1e-6, False), gated=False), 330.3),
+        (NormQuantize(32768, 1536, NormAttributes(1e-6, True)), 129.0),
+        (ResidualNorm(32768, 1536, NormAttributes(1e-6, True), gated=True), 302.0),
         (CrossAttention(32768, 1536, 64, CrossAttributes(12, 1e-6, 0.1)), 129.4),
         (CrossAttention(32768, 1536, 512, CrossAttributes(12, 1e-6, 0.1)), 130.2),
     ],
@@ -129,6 +133,21 @@ def test_the_library_refuses_a_norm_that_does_not_fit(
     setattr(desc, name, value)
     with pytest.raises(BadInput, match=message):
         library.workspace_bytes(NORM)
+
+
+@pytest.mark.parametrize(("flags", "fits"), [(1, True), (2, False)], ids=["add_one", "a gate"])
+def test_a_norm_without_a_residual_has_no_gate(
+    library: PluginLibrary, monkeypatch: pytest.MonkeyPatch, flags: int, fits: bool
+) -> None:
+    op = NormQuantize(128, 256, NormAttributes(1e-6, add_one=True))
+    desc = op.desc()
+    desc.flags = flags
+    monkeypatch.setattr(NormQuantize, "desc", lambda _: desc)
+    if fits:
+        assert library.workspace_bytes(op) == 0
+        return
+    with pytest.raises(BadInput, match="unknown flags 0x2"):
+        library.workspace_bytes(op)
 
 
 def test_only_the_cross_attention_has_operations() -> None:

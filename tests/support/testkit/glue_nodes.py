@@ -9,7 +9,9 @@ from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.cross_attention import CrossAttention, CrossAttributes
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
 from fastwan.plugins.regions.glue import GlueOp
+from fastwan.plugins.regions.norm_quantize import NormQuantize
 from fastwan.plugins.regions.quantize import Quantize
+from fastwan.plugins.regions.residual_norm import ResidualNorm
 from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
 
 _TWO, _TWELVE = CrossAttributes(2, 1e-6, 128**-0.5), CrossAttributes(12, 1e-6, 128**-0.5)
@@ -19,6 +21,8 @@ SMALL: tuple[GlueOp, ...] = (
     GeluQuantize(128, 256),
     Quantize(128, 256),
     ResidualNormQuantize(128, 256, _ONE, gated=True),
+    NormQuantize(128, 256, _ONE),
+    ResidualNorm(128, 256, _ONE, gated=True),
     CrossAttention(128, 256, 128, _TWO),
 )
 """One of each kind, as they stand behind an attention of two heads."""
@@ -35,6 +39,12 @@ BOUNDARIES: tuple[GlueOp, ...] = (
     ResidualNormQuantize(129, 1536, _ONE, gated=True),
     ResidualNormQuantize(16, 1664, _PLAIN, gated=True),
     ResidualNormQuantize(3, 5120, _ONE, gated=True),
+    NormQuantize(1, 128, _ONE),
+    NormQuantize(129, 1536, _PLAIN),
+    NormQuantize(3, 1664, _ONE),
+    ResidualNorm(1, 128, _PLAIN, gated=False),
+    ResidualNorm(129, 1536, _ONE, gated=True),
+    ResidualNorm(3, 1664, _ONE, gated=True),
     # Rows of a warp, and of a block of eight; one tile of keys, and more of them than are read.
     CrossAttention(1, 128, 64, CrossAttributes(1, 1e-6, 128**-0.5)),
     CrossAttention(17, 256, 192, _TWO),
@@ -46,6 +56,8 @@ FULL: tuple[GlueOp, ...] = (
     GeluQuantize(32768, 8960),
     Quantize(32768, 1536),
     ResidualNormQuantize(32768, 1536, _ONE, gated=True),
+    NormQuantize(32768, 1536, _ONE),
+    ResidualNorm(32768, 1536, _ONE, gated=True),
     CrossAttention(32768, 1536, 512, _TWELVE),
 )
 """One of each kind as a block of 832x480x81 has it."""
@@ -54,7 +66,7 @@ FULL: tuple[GlueOp, ...] = (
 def node_of(op: GlueOp) -> tuple[RegionNode, dict[str, TensorSpec]]:
     """The manifest's record of a node, and of what it reads and writes."""
     attributes: dict[str, Any] = {}
-    if isinstance(op, ResidualNormQuantize):
+    if isinstance(op, ResidualNormQuantize | NormQuantize):
         attributes = {"eps": op.attributes.eps, "add_one": int(op.attributes.add_one)}
     specs = {spec.name: spec for spec in (*op.inputs, *op.outputs)}
     if isinstance(op, CrossAttention):
