@@ -1,4 +1,4 @@
-"""Lift residual, norm and quantiser between two linears into one node."""
+"""Lift residual, norm and quantiser between two linears, or two of the three, into one node."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from fastwan.export.passes.lifting import (
     lift,
     producer,
     quantisers,
+    read_once,
     scalar,
     with_vector,
 )
 from fastwan.plugins.lifted import MODULATION, vector_name
 
 RESIDUAL_NORM_QUANTIZE = "ResidualNormQuantize"
-_COPIED = {"Add", "Slice"}
+NORM_QUANTIZE = "NormQuantize"
+RESIDUAL_NORM = "ResidualNorm"
+_COPIED = {"Add", "Cast", "Slice", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,13 @@ def lift_residual_norm(model: ir.Model) -> tuple[ir.Model, bool]:
     quantiser, by their names. What a timestep decides of gate, scale and shift is computed by nodes
     of other names, which `split_dit` hoists with the tables of the timestep.
 
+    A norm without a residual before it, that of the first block, becomes ``fastwan::NormQuantize``:
+    inputs x, scale and shift, outputs those of the quantiser. A norm with a residual whose reader
+    is a linear without a quantiser, that of the head, becomes ``fastwan::ResidualNorm``: inputs of
+    the first node, output the norm in bf16.
+
     Requires: norm and residual as they are traced; the quantiser's global scale is 1.
-    Ensures: the same values; a norm without a residual before it stays.
+    Ensures: the same values.
 
     Args:
         model: changed in place.
@@ -64,21 +72,55 @@ def lift_residual_norm(model: ir.Model) -> tuple[ir.Model, bool]:
     for quantise in quantisers(model):
         norm = _norm(quantise.inputs[0])
         residual = _residual(norm.hidden) if norm is not None else None
-        if norm is None or residual is None:
+        if norm is None:
             continue
-        small = [norm.scale, norm.shift] if residual.gate is None else [
-            residual.gate, norm.scale, norm.shift,
-        ]  # fmt: skip
-        if not all(_of_timestep(value) for value in small):
+        if residual is not None:
+            op_type, outputs = RESIDUAL_NORM_QUANTIZE, [norm.hidden, *quantise.outputs]
+        elif _is_embedding(norm.hidden):
+            op_type, outputs = NORM_QUANTIZE, list(quantise.outputs)
+        else:
             continue
-        vectors = [_vector(model.graph, quantise, value, copies) for value in small]
-        inputs = [residual.y, residual.bias, residual.hidden, *vectors]
-        attributes: Mapping[str, int | float] = {"eps": norm.eps, "add_one": int(norm.add_one)}
-        outputs = [norm.hidden, *quantise.outputs]
-        reads = [*inputs[:3], *small]
-        lift(model, quantise, RESIDUAL_NORM_QUANTIZE, inputs, outputs, attributes, reads)
-        changed = True
+        changed |= _lift(model, quantise, op_type, norm, residual, outputs, copies)
+    for anchor in [node for node in model.graph if node.op_type == "Cast"]:
+        value = anchor.outputs[0]
+        norm = _norm(value) if _read_by_a_gemm(value) else None
+        residual = _residual(norm.hidden) if norm is not None else None
+        if norm is not None and residual is not None:
+            changed |= _lift(model, anchor, RESIDUAL_NORM, norm, residual, [value], copies)
     return model, changed
+
+
+def _lift(
+    model: ir.Model,
+    anchor: ir.Node,
+    op_type: str,
+    norm: _Norm,
+    residual: _Residual | None,
+    outputs: list[ir.Value],
+    copies: dict[ir.Value, ir.Value],
+) -> bool:
+    """Put one node in place; False where a timestep alone does not decide its modulation."""
+    gate = [] if residual is None or residual.gate is None else [residual.gate]
+    small = [*gate, norm.scale, norm.shift]
+    if not all(_of_timestep(value) for value in small):
+        return False
+    vectors = [_vector(model.graph, anchor, value, copies) for value in small]
+    first = [norm.hidden] if residual is None else [residual.y, residual.bias, residual.hidden]
+    attributes: Mapping[str, int | float] = {"eps": norm.eps, "add_one": int(norm.add_one)}
+    reads = [*first, *small]
+    lift(model, anchor, op_type, [*first, *vectors], outputs, attributes, reads)
+    return True
+
+
+def _is_embedding(value: ir.Value) -> bool:
+    """Whether a value is a GEMM and its bias, as the hidden state of the first block."""
+    found = with_vector(producer(value, "Add"))
+    return found is not None and _is_gemm(found[0])
+
+
+def _read_by_a_gemm(value: ir.Value) -> bool:
+    """Whether one GEMM, and nothing else, reads a value."""
+    return read_once(value) and all(use.node.op_type == "MatMul" for use in value.uses())
 
 
 def _pair(node: ir.Node | None) -> tuple[tuple[ir.Value, ir.Value], ...]:

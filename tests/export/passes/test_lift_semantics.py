@@ -18,7 +18,9 @@ from fastwan.plugins.glue_reference import (
     attention_to_keys,
     few_keys,
     gelu_quantize,
+    norm_quantize,
     quantize,
+    residual_norm,
     residual_norm_quantize,
 )
 from fastwan.plugins.lifted import KEY_BIAS, KEY_TILES
@@ -75,9 +77,8 @@ def inputs_of(node: ir.Node, original: BundleGraph) -> Values:
 
 def expected(original: BundleGraph, node: ir.Node, values: Values) -> tuple[Tensor, ...]:
     """What the original nodes make: the hidden state, if there is one, and what is quantised."""
-    codes = str(node.outputs[-2].name)
-    hidden = [str(value.name) for value in node.outputs[:-2]]
-    names = [*hidden, codes.removesuffix("/fp4/codes")]
+    made_by_it = [str(value.name) for value in node.outputs]
+    names = [name.removesuffix("/fp4/codes") for name in made_by_it[:-1] or made_by_it]
     weights = {tensor.name for tensor in original.model.graph.initializer}
     given = {}
     for name, value in values.items():
@@ -129,6 +130,19 @@ def test_residual_and_norm(original: BundleGraph, lifted: ir.Model, tiny: Any) -
         agree((operand[0], operand[1]), activation)
         forms.add((gate is None, attributes["add_one"]))
     assert forms == {(False, 0), (True, 1), (False, 1)}
+
+
+def test_the_first_and_the_last_norm(original: BundleGraph, lifted: ir.Model) -> None:
+    (first,) = nodes_of(lifted, "NormQuantize")
+    values = inputs_of(first, original)
+    (activation,) = expected(original, first, values)
+    agree(norm_quantize(*values.values(), **attributes_of(first)), activation)
+    (last,) = nodes_of(lifted, "ResidualNorm")
+    values = inputs_of(last, original)
+    (normed,) = expected(original, last, values)
+    found = residual_norm(*values.values(), **attributes_of(last))
+    assert normed.float().norm() > 1
+    assert (found.float() - normed.float()).norm() / normed.float().norm() < 2**-9
 
 
 @pytest.mark.parametrize(
@@ -223,10 +237,10 @@ def test_a_token_of_zeros_inside_a_prompt_counts(count: Count) -> None:
     assert torch.equal(count(20, 5)[0], count(20, 0)[0])
 
 
-def test_only_the_first_norm_keeps_its_quantiser(lifted: ir.Model) -> None:
+def test_no_engine_of_a_step_keeps_a_quantiser(lifted: ir.Model) -> None:
     parts = split_dit(lifted)
-    left = nodes_of(parts["dit"], "TRT_FP4DynamicQuantize")
-    assert len(left) == 1
+    assert len(nodes_of(parts["dit"], "MatMul")) > 1
+    assert "TRT_FP4DynamicQuantize" not in {node.op_type for node in parts["dit"].graph}
     assert nodes_of(lifted, "Quantize")[0].inputs[0].producer().op_type == "SageAttention3"  # type: ignore[union-attr]
 
 
@@ -234,6 +248,6 @@ def test_gates_scales_and_shifts_are_tables_of_the_timestep(lifted: ir.Model, ti
     parts = split_dit(lifted)
     handed = {str(value.name) for value in parts["time_tables"].graph.outputs}
     vectors = {name for name in handed if name.startswith("modulation/")}
-    # All six rows of a block, but for the first norm, which stays, and the last gate, in the head.
-    assert len(vectors) == 6 * tiny.config.num_layers - 3
+    # All six rows of a block, and two of the head.
+    assert len(vectors) == 6 * tiny.config.num_layers + 2
     assert vectors <= {str(value.name) for value in parts["dit"].graph.inputs}
