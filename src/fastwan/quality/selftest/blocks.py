@@ -6,6 +6,7 @@ one unit in the last place of bf16, times `MARGIN`; see `fastwan.quality.verify.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 
@@ -183,13 +184,15 @@ def _first_block(context: Context) -> list[Ran]:
 
 
 def _engines_of_a_block(manifest: Manifest) -> int:
-    """Engines of a step up to the one in front of the second region of the first region's kind."""
+    """Engines of a step up to the one in front of the second region of a kind of one a block."""
     steps = [name for name, engine in manifest.engines.items() if engine.runs == "step"]
     regions = list(manifest.regions.values())
     if not regions:
         return 1
-    kind = regions[0].nodes[0].op
-    again = [each.after for each in regions if each.nodes[0].op == kind][1:2]
+    kinds = Counter(each.nodes[0].op for each in regions)
+    layers = manifest.onnx.model.dit.num_layers
+    once = next((op for op, count in kinds.items() if count == layers), None)
+    again = [each.after for each in regions if each.nodes[0].op == once][1:2]
     return steps.index(again[0]) + 1 if again else len(steps)
 
 
