@@ -318,12 +318,33 @@ class PluginLibrary:
         workspace: int,
         workspace_bytes: int,
         stream: int,
+        processors: int | None = None,
     ) -> None:
-        """Only the second launch of `enqueue`, on operands that are in the workspace."""
-        status = self._attention(
-            ctypes.byref(region.desc()), _addresses(outputs), workspace, workspace_bytes, stream
-        )
-        self._check(status)
+        """Only the attention of `enqueue`, on operands that are in the workspace.
+
+        Args:
+            region: the region.
+            outputs: device addresses.
+            workspace: device address.
+            workspace_bytes: at least `workspace_bytes(region)`.
+            stream: CUDA stream.
+            processors: divide the keys as on a device of so many multiprocessors; by default
+                those of the device.
+
+        Raises:
+            BadInput: `processors` is not positive.
+        """
+        desc, addresses = ctypes.byref(region.desc()), _addresses(outputs)
+        where = (addresses, workspace, workspace_bytes, stream)
+        if processors is None:
+            self._check(self._attention(desc, *where))
+        else:
+            _, *types = self._attention.argtypes
+            function = self._function(
+                "fastwan_sage_attention_enqueue_for",
+                ctypes.c_int, self._attention.argtypes[0], ctypes.c_int, *types,
+            )  # fmt: skip
+            self._check(function(desc, processors, *where))
 
     def enqueue_combine(
         self, desc: CombineDesc, terms: Sequence[int], outputs: Sequence[int], stream: int

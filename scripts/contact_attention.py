@@ -26,6 +26,8 @@ BOUNDARIES = range(1, 130)
 """Numbers of tokens that are all compared: each place in a tile of keys, and one key behind it."""
 BOUNDARY_HEADS, BOUNDARY_ROWS = 12, 136
 REPEATS = 20
+PROCESSORS = (170, 188, 132, 48)
+"""Multiprocessors that the keys are divided for, whatever the GPU has."""
 
 
 def library_of_this_gpu() -> PluginLibrary:
@@ -64,18 +66,29 @@ class Node:
         )
         return self.out
 
-    def run_attention(self) -> None:
+    def run_attention(self, processors: int | None = None) -> torch.Tensor:
         stream = torch.cuda.current_stream().cuda_stream
         at, size = self.workspace.data_ptr(), self.workspace.numel()
-        self.library.enqueue_attention(self.region, [self.out.data_ptr()], at, size, stream)
+        self.library.enqueue_attention(
+            self.region, [self.out.data_ptr()], at, size, stream, processors
+        )
+        return self.out
 
-    def expected(self) -> torch.Tensor:
-        return self.region.reference(*self.inputs)[0]
+    def expected(self, processors: int | None = None) -> torch.Tensor:
+        if processors is None:
+            return self.region.reference(*self.inputs)[0]
+        return self.region.divided_reference(processors, *self.inputs)[0]
 
 
-def compare(node: Node) -> dict[str, Any]:
-    """The output against the reference on the same GPU."""
-    found, expected = node.run(), node.expected()
+def compare(node: Node, processors: int | None = None) -> dict[str, Any]:
+    """The output against the reference on the same GPU.
+
+    Args:
+        node: the node, run before where `processors` are given.
+        processors: divide the keys for so many multiprocessors in place of the GPU's.
+    """
+    found = node.run() if processors is None else node.run_attention(processors)
+    expected = node.expected(processors)
     tokens = node.region.attributes.num_tokens
     difference = found.float() - expected.float()
     return {
@@ -145,6 +158,61 @@ def replay(node: Node) -> dict[str, Any]:
     return {"bytes_taken_by_a_call": taken, "replays_identical_to_enqueued": equal}
 
 
+def last_wave(library: PluginLibrary) -> list[dict[str, Any]]:
+    """Keys divided for some numbers of multiprocessors at full size, beside the undivided.
+
+    A number other than the GPU's own tells of the result, not of the time. As many multiprocessors
+    as tiles leave the schedule as it was published, on the grid of this GPU.
+
+    Raises:
+        AssertionError: a run gives other bits than the run before it or its replay.
+    """
+    batch, tokens, heads, rows = FULL
+    region = SageAttention3(batch, rows, SageAttributes(heads, tokens))
+    node = Node(library, region)
+    node.run()
+    own = torch.cuda.get_device_properties(0).multi_processor_count
+    published = node.run_attention(region.tiles).clone()
+    published_ms = milliseconds(lambda: node.run_attention(region.tiles), REPEATS)
+    records = []
+    for processors in sorted({own, *PROCESSORS}):
+        split = region.key_split(processors)
+        record = {
+            "processors": processors,
+            "of_this_gpu": processors == own,
+            "whole_tiles": split.whole,
+            "parts": split.parts,
+            "waves": region.waves(processors),
+            "waves_published": region.waves(processors, divided=False),
+            **compare(node, processors),
+        }
+        first = node.out.clone()
+        graph, _ = capture(lambda: node.run_attention(processors))  # noqa: B023
+        node.out.fill_(7.0)
+        graph.replay()
+        replayed = torch.equal(node.out[:, :tokens], first[:, :tokens])
+        node.run_attention(processors)
+        if not (replayed and torch.equal(node.out[:, :tokens], first[:, :tokens])):
+            raise AssertionError(f"{processors} multiprocessors: a second run has other bits")
+        difference = (first.float() - published.float())[:, :tokens]
+        record["relative_l2_from_undivided"] = float(difference.norm() / published.float().norm())
+        by_tile = difference.unflatten(-1, (heads, -1)).abs().amax(-1).amax(0)
+        tiles = torch.nn.functional.pad(by_tile.T, (0, -tokens % 128)).unflatten(1, (-1, 128))
+        changed = tiles.amax(-1).flatten().nonzero()[:, 0]
+        record["first_tile_with_other_bits"] = int(changed[0]) if len(changed) else None
+        if len(changed) and int(changed[0]) < split.whole:
+            raise AssertionError(
+                f"{processors} multiprocessors: tile {int(changed[0])} has changed"
+            )
+        ms = milliseconds(lambda: node.run_attention(processors), REPEATS)  # noqa: B023
+        again = milliseconds(lambda: node.run_attention(region.tiles), REPEATS)
+        record |= {"attention_ms": ms, "published_ms": min(published_ms, again)}
+        record["time_beside_published"] = ms / min(published_ms, again)
+        print(record, flush=True)
+        records.append(record)
+    return records
+
+
 def measure(node: Node) -> dict[str, Any]:
     """Capture and replay, and times."""
     attention_ms = milliseconds(node.run_attention, REPEATS)
@@ -178,12 +246,14 @@ def check() -> dict[str, Any]:
         modes["exact" if exact_max else "published"] = measure(node)
         print(boundaries[-1], *shapes[-len(SHAPES) :], modes, sep="\n", flush=True)
     limit = LIMITS["emulated" if library.emulated else "cuda"]
-    require(compared, limit)
+    waves = last_wave(library)
+    require([*compared, *waves], limit)
     return {
         "fp4_arithmetic": arithmetic,
         "limit_of_relative_l2": limit,
         "boundaries": boundaries,
         "shapes": shapes,
+        "last_wave": waves,
         "full_size": {"shape": FULL, "times": f"median of {REPEATS}", "maxima": modes},
         "library": {
             "build": library.build_info,

@@ -71,7 +71,7 @@ typedef struct {
   int64_t v;             /* [B,H,128,Lp/2] e2m1 pairs along tokens */
   int64_t v_scale;       /* [B,H,128,Lp/16] e4m3, swizzled */
   int64_t delta_s;       /* [B,H,Lp] fp32 zeros: the kernel's additive term, unused by this model */
-  int64_t total;
+  int64_t total;         /* behind it, the sums of divided keys (csrc/key_split.h) */
 } fastwan_sage_layout;
 
 FASTWAN_API int fastwan_interface_version(void);
@@ -97,6 +97,10 @@ FASTWAN_API int fastwan_sage_prologue_enqueue(const fastwan_region_desc* desc, c
                                   void* stream);
 FASTWAN_API int fastwan_sage_attention_enqueue(const fastwan_region_desc* desc, void* const* outputs,
                                    void* workspace, size_t workspace_bytes, void* stream);
+/* The same, its keys divided as they are on a device of so many multiprocessors, one at least. */
+FASTWAN_API int fastwan_sage_attention_enqueue_for(const fastwan_region_desc* desc, int processors,
+                                   void* const* outputs, void* workspace, size_t workspace_bytes,
+                                   void* stream);
 
 /* The small kernels of the denoise loop and the decoder; they run where the prologue does, and
  * nothing but elements is read. */

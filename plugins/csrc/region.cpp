@@ -81,7 +81,7 @@ enum Stage { kPrologue = 1, kAttention = 2 };
 
 fastwan_status enqueue(fastwan_region_desc const* desc, void const* const* inputs,
                        void* const* outputs, void* workspace, size_t workspace_bytes, void* stream,
-                       int stages) {
+                       int stages, int divided_for = 0) {
   fastwan_status status = validate(desc);
   if (status == FASTWAN_OK && (stages & kPrologue) != 0) {
     status = check_pointers(inputs, kSageInputs, "input");
@@ -104,7 +104,7 @@ fastwan_status enqueue(fastwan_region_desc const* desc, void const* const* input
     status = launch_prologue(*desc, layout, buffers, queue);
   }
   if (status == FASTWAN_OK && (stages & kAttention) != 0) {
-    status = launch_attention(*desc, layout, buffers, queue);
+    status = launch_attention(*desc, layout, buffers, divided_for, queue);
   }
   return status;
 }
@@ -168,4 +168,14 @@ int fastwan_sage_attention_enqueue(fastwan_region_desc const* desc, void* const*
                                    void* workspace, size_t workspace_bytes, void* stream) {
   return fastwan::enqueue(desc, nullptr, outputs, workspace, workspace_bytes, stream,
                           fastwan::kAttention);
+}
+
+int fastwan_sage_attention_enqueue_for(fastwan_region_desc const* desc, int processors,
+                                       void* const* outputs, void* workspace,
+                                       size_t workspace_bytes, void* stream) {
+  if (processors < 1) {
+    return fastwan::fail(FASTWAN_INVALID_ARGUMENT, "processors %d must be positive", processors);
+  }
+  return fastwan::enqueue(desc, nullptr, outputs, workspace, workspace_bytes, stream,
+                          fastwan::kAttention, processors);
 }

@@ -1,8 +1,10 @@
 """``fastwan::SageAttention3``: everything between the qkv and the output GEMM of self-attention.
 
 Two launches: a prologue (scale, bias, RMS norm across the heads, RoPE, quantisation to packed FP4
-operands in the workspace), and FP4 attention over them. What they compute stands in
-`fastwan.plugins.reference`, what they move is derived in docs/attention-cost.md.
+operands in the workspace), and FP4 attention over them. Two more follow on a GPU whose last wave of
+tiles would leave most multiprocessors idle: there the keys of its tiles are divided, see
+`SageAttention3.key_split`. What they compute stands in `fastwan.plugins.reference`, what they move
+is derived in docs/attention-cost.md.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ _KIND = 1
 _FLAG_EXACT_MAX = 1
 _ALIGNMENT = 1024  # of each operand in the workspace (csrc/layout.h)
 _BF16, _FP32 = 2, 4
+_MAX_PARTS, _LEAST_KEY_TILES, _MAX_SLOTS = 14, 8, 192  # csrc/key_split.h
+_SLOT = (TOKEN_TILE * HEAD_DIM + 2 * TOKEN_TILE) * 4
+"""Bytes that a part of the keys of one tile leaves in fp32: sums, and two figures a row."""
 _PACKED = HEAD_DIM // 2 + HEAD_DIM // 16
 """Bytes of a packed row of 128 values: 64 of codes and 8 of scales."""
 
@@ -81,6 +86,20 @@ class SageAttributes:
     eps: float = 1e-6
     softmax_scale: float = HEAD_DIM**-0.5
     exact_max: bool = False
+
+
+class KeySplit(NamedTuple):
+    """How the tiles of 128 queries and a head share the multiprocessors of a GPU.
+
+    Attributes:
+        whole: tiles, the first ones, that see all keys in one block.
+        parts: that the keys of each of the other tiles are divided into; 1 where none are.
+        others: number of those.
+    """
+
+    whole: int
+    parts: int
+    others: int
 
 
 class RegionDesc(ctypes.Structure):
@@ -179,13 +198,13 @@ class SageAttention3(RegionOp):
 
     @property
     def workspace_bytes(self) -> int:
-        """FP4 q, k and v with an e4m3 scale for 16 values, and the fp32 additive term.
+        """FP4 q, k and v with an e4m3 scale for 16 values, the fp32 additive term, divided sums.
 
         For tokens padded to whole tiles, as ``fastwan_region_workspace_bytes`` answers.
         """
         _, padded = self._rows()
         codes, scales = padded * HEAD_DIM // 2, padded * HEAD_DIM // 16
-        parts = [codes, scales] * 3 + [padded * _FP32]
+        parts = [codes, scales] * 3 + [padded * _FP32, self.split_bytes]
         return sum(aligned(part, _ALIGNMENT) for part in parts)
 
     @property
@@ -193,9 +212,69 @@ class SageAttention3(RegionOp):
         return self.attributes.num_tokens
 
     def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        import torch
+
+        if not inputs[0].is_cuda:
+            return self.divided_reference(None, *inputs)
+        device = torch.cuda.get_device_properties(inputs[0].device)
+        return self.divided_reference(device.multi_processor_count, *inputs)
+
+    def divided_reference(self, processors: int | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """`reference`, its keys divided as on a GPU of so many multiprocessors, or not at all.
+
+        `reference` itself divides them as on the GPU of the inputs.
+        """
         from fastwan.plugins import reference
 
-        return (reference.attention_node(*inputs, **asdict(self.attributes)),)
+        split = None if processors is None else self.key_split(processors)
+        divided = None if split is None else reference.DividedKeys(split.whole, split.parts)
+        attributes = asdict(self.attributes)
+        return (reference.attention_node(*inputs, **attributes, divided=divided),)
+
+    @property
+    def split_bytes(self) -> int:
+        """Workspace for the sums of divided keys, the same for every GPU."""
+        return _MAX_SLOTS * _SLOT if self.key_tiles >= 2 * _LEAST_KEY_TILES else 0
+
+    @property
+    def key_tiles(self) -> int:
+        """Tiles of 128 keys, and as many of queries, in a head."""
+        return aligned(self.attributes.num_tokens, TOKEN_TILE) // TOKEN_TILE
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of 128 queries and one head; a multiprocessor takes one at a time."""
+        return self.key_tiles * self.attributes.num_heads * self.batch
+
+    def key_split(self, processors: int) -> KeySplit:
+        """What the library does on a GPU of so many multiprocessors (csrc/key_split.h)."""
+        rest = self.tiles % processors
+        if rest == 0:
+            return KeySplit(self.tiles, 1, 0)
+        parts = min(
+            processors // rest,
+            _MAX_PARTS,
+            self.key_tiles // _LEAST_KEY_TILES,
+            _MAX_SLOTS // rest,
+        )
+        if parts < 2:
+            return KeySplit(self.tiles, 1, 0)
+        return KeySplit(self.tiles - rest, parts, rest)
+
+    def waves(self, processors: int, divided: bool = True) -> float:
+        """Tiles that the busiest multiprocessor takes, one after the other.
+
+        Args:
+            processors: multiprocessors of the GPU.
+            divided: with the keys of the last tiles divided; else as the kernel was published.
+
+        Returns:
+            Whole tiles and the largest part of one.
+        """
+        whole, parts, others = self.key_split(processors)
+        if not divided or not others:
+            return -(-self.tiles // processors)
+        return whole // processors + -(-self.key_tiles // parts) / self.key_tiles
 
     def desc(self) -> RegionDesc:
         attributes = self.attributes

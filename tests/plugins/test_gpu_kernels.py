@@ -53,6 +53,13 @@ class OnDevice:
     def whole(self) -> None:
         self._run(self.library.enqueue)
 
+    def attention(self, processors: int) -> None:
+        stream = torch.cuda.current_stream().cuda_stream
+        at, size = self.workspace.data_ptr(), self.workspace.numel()
+        self.library.enqueue_attention(
+            self.region, [self.out.data_ptr()], at, size, stream, processors
+        )
+
     def operands(self, read: ReadOperands, like: reference.Operands) -> reference.Operands:
         torch.cuda.synchronize()
         layout = self.library.layout(self.region)
@@ -97,16 +104,14 @@ def exact_attention(node: Any) -> torch.Tensor:
     return out.transpose(1, 2).flatten(2).cpu()
 
 
-def expected_output(node: Any) -> torch.Tensor:
-    region = node.region
-    return reference.attention_node(
-        *(x.cuda() for x in node.tensors),
-        num_heads=region.attributes.num_heads,
-        num_tokens=region.attributes.num_tokens,
-        eps=region.attributes.eps,
-        softmax_scale=region.attributes.softmax_scale,
-        exact_max=region.attributes.exact_max,
-    )
+def expected_output(node: Any, processors: int | None = None) -> torch.Tensor:
+    """The reference, its keys divided as on this GPU or for so many multiprocessors."""
+    tensors = [x.cuda() for x in node.tensors]
+    if processors is None:
+        made: torch.Tensor = node.region.reference(*tensors)[0]
+    else:
+        made = node.region.divided_reference(processors, *tensors)[0]
+    return made
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -221,6 +226,45 @@ def test_attention_equals_the_reference(
     assert difference(device.out, expected_output(node)) < limit
     assert (device.out[:, tokens:] == 0).all()
     assert difference(device.out[:, :tokens], exact_attention(node)) < 0.35
+
+
+@pytest.mark.parametrize("exact_max", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "batch", "processors", "parts"),
+    [
+        (1921, 3, 1, 23, 2), (2048, 3, 1, 47, 2), (2049, 5, 1, 42, 2), (3073, 3, 1, 74, 3),
+        (4095, 2, 1, 63, 4), (4096, 1, 2, 128, 2), (4096, 2, 1, 64, 1),
+    ],
+)  # fmt: skip
+def test_divided_keys_equal_the_reference(
+    attention_library: PluginLibrary,
+    make_node: MakeNode,
+    tokens: int,
+    heads: int,
+    batch: int,
+    processors: int,
+    parts: int,
+    exact_max: bool,
+) -> None:
+    node = make_node(batch, tokens, heads, tokens + 7)
+    attributes = dataclasses.replace(node.region.attributes, exact_max=exact_max)
+    node = dataclasses.replace(node, region=dataclasses.replace(node.region, attributes=attributes))
+    split = node.region.key_split(processors)
+    assert split.parts == parts
+    device = OnDevice(attention_library, node)
+    device.prologue()
+    device.attention(processors)
+    found = device.out.clone()
+    limit = 2e-4 if attention_library.emulated else 2e-2
+    assert difference(found[:, :tokens], expected_output(node, processors)[:, :tokens]) < limit
+    device.out[:, :tokens] = 7.0
+    device.attention(processors)
+    assert torch.equal(device.out, found)
+    # Without a division every row has the bits of the published schedule; with one, those of the
+    # tiles in front of it do.
+    device.attention(node.region.tiles)
+    same = (device.out == found)[:, :tokens].all(-1).all(0)
+    assert bool(same.all()) is (parts == 1)
 
 
 def test_region_is_captured_and_replayed(

@@ -24,6 +24,7 @@ MMA_A_TILE = 64
 HALF_MMA_A_TILE = 4 * MMA_A_TILE
 FP4_MMA = "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"
 HALF_MMA = "HMMA.16816.F32"
+ATTENTION = ("compute_attn_ws", "attention_parts")
 GLUE = (
     *("quantize_kernelILb1E", "quantize_kernelILb0E"),
     *("residual_norm_kernelILi12E", "residual_norm_kernelILi40E", "cross_attention_kernel"),
@@ -114,7 +115,7 @@ def test_it_exports_the_interface_and_the_plugin_entry_points_only(
         "fastwan_device_supported", "fastwan_region_workspace_bytes", "fastwan_region_enqueue",
         "fastwan_sage_layout_of", "fastwan_sage_prologue_enqueue",
         "fastwan_sage_attention_enqueue", "fastwan_combine_enqueue", "fastwan_cast_enqueue",
-        "fastwan_glue_workspace_bytes", "fastwan_glue_enqueue",
+        "fastwan_sage_attention_enqueue_for", "fastwan_glue_workspace_bytes", "fastwan_glue_enqueue",
     }  # fmt: skip
     if library.build_info["tensorrt"] != "none":
         expected |= {"getCreators", "setLoggerFinder"}
@@ -145,9 +146,9 @@ def test_it_says_what_it_was_built_from(library: PluginLibrary) -> None:
 
 
 def test_both_kernels_are_there_for_their_architectures(compiled: list[Kernel]) -> None:
-    attention = {k.architecture for k in compiled if "compute_attn_ws" in k.name}
+    for name in (*ATTENTION, "merge_kernel"):
+        assert {k.architecture for k in compiled if name in k.name} == {120, 121}, name
     prologue = {k.architecture for k in compiled if "prologue_kernel" in k.name}
-    assert attention == {120, 121}
     assert prologue == {80, 90, 120, 121}
 
 
@@ -173,7 +174,7 @@ def test_kernels_do_not_spill(compiled: list[Kernel]) -> None:
 
 def test_registers_allow_the_occupancy_that_was_planned(compiled: list[Kernel]) -> None:
     for kernel in compiled:
-        if "compute_attn_ws" in kernel.name:
+        if any(name in kernel.name for name in ATTENTION):
             assert kernel.registers == 168  # 384 threads, one block a multiprocessor
         elif "prologue_kernelILi12E" in kernel.name:
             assert kernel.registers <= 80  # three blocks of 256 threads a multiprocessor
@@ -183,14 +184,14 @@ def test_registers_allow_the_occupancy_that_was_planned(compiled: list[Kernel]) 
             assert kernel.registers <= 40  # six blocks of 256 threads
 
 
-def instructions(library: Path, architecture: str) -> list[tuple[int, str]]:
-    """Address and text of each instruction of the attention kernel."""
+def instructions(library: Path, architecture: str, name: str) -> list[tuple[int, str]]:
+    """Address and text of each instruction of a kernel."""
     tool = shutil.which("cuobjdump")
     if tool is None or shutil.which("nvdisasm") is None:
         pytest.skip("cuobjdump or nvdisasm is not installed")
     command = [tool, "-sass", "-arch", architecture, str(library)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    kernel = re.split(r"\n\s*Function :", text[text.index("compute_attn_ws") :])[0]
+    kernel = re.split(r"\n\s*Function :", text[text.index(name) :])[0]
     lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]+);", kernel)
     return [(int(address, 16), line) for address, line in lines]
 
@@ -206,11 +207,12 @@ def inner_loop(code: list[tuple[int, str]], mma: str, count: int) -> list[str]:
     raise AssertionError("no loop with the MMAs of one tile")
 
 
+@pytest.mark.parametrize("name", ATTENTION)
 @pytest.mark.parametrize("architecture", ["sm_120a", "sm_121a"])
 def test_the_inner_loop_is_fp4_mma_without_local_memory(
-    library_path: Path, architecture: str
+    library_path: Path, architecture: str, name: str
 ) -> None:
-    code = instructions(library_path, architecture)
+    code = instructions(library_path, architecture, name)
     assert not [line for _, line in code if "HMMA" in line]
     mma = [line for _, line in code if FP4_MMA in line]
     assert len(mma) == 2 * MMA_A_TILE  # once for the last tile, which is masked, once in the loop
@@ -248,8 +250,11 @@ def test_the_emulated_attention_fits_its_registers(compiled_emulated: list[Kerne
     assert {kernel.stack_bytes for kernel in others} == {0}
 
 
-def test_the_inner_loop_of_the_emulated_attention(emulated_library: PluginLibrary) -> None:
-    code = instructions(emulated_library.path, "sm_90a")
+@pytest.mark.parametrize("name", ATTENTION)
+def test_the_inner_loop_of_the_emulated_attention(
+    emulated_library: PluginLibrary, name: str
+) -> None:
+    code = instructions(emulated_library.path, "sm_90a", name)
     assert not [line for _, line in code if "OMMA" in line or "QMMA" in line]
     mma = [line for _, line in code if HALF_MMA in line]
     assert len(mma) == 2 * HALF_MMA_A_TILE
