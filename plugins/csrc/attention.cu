@@ -271,7 +271,7 @@ fastwan_status attention_supported(int device) {
 }
 
 fastwan_status launch_attention(fastwan_region_desc const& desc, fastwan_sage_layout const& layout,
-                                SageBuffers const& buffers, int divided_for, cudaStream_t stream) {
+                                SageBuffers const& buffers, cudaStream_t stream) {
   int device = 0, processors = 0;
   if (auto status = check(cudaGetDevice(&device), "current device"); status != FASTWAN_OK) {
     return status;
@@ -287,7 +287,7 @@ fastwan_status launch_attention(fastwan_region_desc const& desc, fastwan_sage_la
   int const query_tiles = padded / FASTWAN_TILE;
   int const tiles = query_tiles * desc.num_heads * desc.batch;
   KeySplit const split =
-      key_split(tiles, query_tiles, divided_for == 0 ? processors : divided_for);
+      key_split(tiles, query_tiles, desc.processors == 0 ? processors : desc.processors);
   if (split.whole > 0) {
     auto const status = launch_whole(desc, padded, buffers, split.whole, processors, stream);
     if (status != FASTWAN_OK) return status;

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(Traits::kNThreads, 1)
 
   Loop loop;
   if (loads) {
-    cutlass::arch::warpgroup_reg_dealloc<24>();
+    cutlass::arch::warpgroup_reg_dealloc<40>();
     if (threadIdx.x < cutlass::NumThreadsPerWarp) {
       auto write_q = cutlass::make_producer_start_state<PipelineQ>();
       auto write_k = cutlass::make_producer_start_state<Pipeline>();

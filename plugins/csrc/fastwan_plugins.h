@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or the meaning of a call changes. */
-#define FASTWAN_INTERFACE_VERSION 1
+#define FASTWAN_INTERFACE_VERSION 2
 #define FASTWAN_HEAD_DIM 128
 #define FASTWAN_TILE 128
 #define FASTWAN_MAX_HEADS 40
@@ -56,6 +56,7 @@ typedef struct {
   float eps;             /* of the RMS norm */
   float softmax_scale;   /* 1/sqrt(128) in FastWan */
   uint32_t flags;        /* FASTWAN_FLAG_* */
+  int32_t processors;    /* multiprocessors that keys are divided for; 0: those of the device */
 } fastwan_region_desc;
 
 /* Byte offsets of the packed operands in the workspace of a FASTWAN_REGION_SAGE_ATTENTION3;
@@ -97,10 +98,6 @@ FASTWAN_API int fastwan_sage_prologue_enqueue(const fastwan_region_desc* desc, c
                                   void* stream);
 FASTWAN_API int fastwan_sage_attention_enqueue(const fastwan_region_desc* desc, void* const* outputs,
                                    void* workspace, size_t workspace_bytes, void* stream);
-/* The same, its keys divided as they are on a device of so many multiprocessors, one at least. */
-FASTWAN_API int fastwan_sage_attention_enqueue_for(const fastwan_region_desc* desc, int processors,
-                                   void* const* outputs, void* workspace, size_t workspace_bytes,
-                                   void* stream);
 
 /* The small kernels of the denoise loop and the decoder; they run where the prologue does, and
  * nothing but elements is read. */

@@ -11,10 +11,9 @@ namespace fastwan {
 fastwan_status launch_prologue(fastwan_region_desc const& desc, fastwan_sage_layout const& layout,
                                SageBuffers const& buffers, cudaStream_t stream);
 
-// Keys are divided for `divided_for` multiprocessors; 0 stands for those of the device.
 fastwan_status launch_attention(fastwan_region_desc const& desc,
                                 fastwan_sage_layout const& layout, SageBuffers const& buffers,
-                                int divided_for, cudaStream_t stream);
+                                cudaStream_t stream);
 
 // FASTWAN_OK when the current device can run the attention.
 fastwan_status attention_supported(int device);

@@ -44,6 +44,9 @@ fastwan_status validate(fastwan_region_desc const* desc) {
   if ((desc->flags & ~FASTWAN_FLAG_EXACT_MAX) != 0) {
     return fail(FASTWAN_INVALID_ARGUMENT, "unknown flags 0x%x", desc->flags);
   }
+  if (desc->processors < 0) {
+    return fail(FASTWAN_INVALID_ARGUMENT, "processors %d must not be negative", desc->processors);
+  }
   int64_t const rows = (int64_t{desc->length} + FASTWAN_TILE) * desc->batch * desc->num_heads;
   if (rows > kMaxRows) {
     return fail(FASTWAN_INVALID_ARGUMENT, "batch %d x length %d x num_heads %d is too large",
@@ -81,7 +84,7 @@ enum Stage { kPrologue = 1, kAttention = 2 };
 
 fastwan_status enqueue(fastwan_region_desc const* desc, void const* const* inputs,
                        void* const* outputs, void* workspace, size_t workspace_bytes, void* stream,
-                       int stages, int divided_for = 0) {
+                       int stages) {
   fastwan_status status = validate(desc);
   if (status == FASTWAN_OK && (stages & kPrologue) != 0) {
     status = check_pointers(inputs, kSageInputs, "input");
@@ -104,7 +107,7 @@ fastwan_status enqueue(fastwan_region_desc const* desc, void const* const* input
     status = launch_prologue(*desc, layout, buffers, queue);
   }
   if (status == FASTWAN_OK && (stages & kAttention) != 0) {
-    status = launch_attention(*desc, layout, buffers, divided_for, queue);
+    status = launch_attention(*desc, layout, buffers, queue);
   }
   return status;
 }
@@ -168,14 +171,4 @@ int fastwan_sage_attention_enqueue(fastwan_region_desc const* desc, void* const*
                                    void* workspace, size_t workspace_bytes, void* stream) {
   return fastwan::enqueue(desc, nullptr, outputs, workspace, workspace_bytes, stream,
                           fastwan::kAttention);
-}
-
-int fastwan_sage_attention_enqueue_for(fastwan_region_desc const* desc, int processors,
-                                       void* const* outputs, void* workspace,
-                                       size_t workspace_bytes, void* stream) {
-  if (processors < 1) {
-    return fastwan::fail(FASTWAN_INVALID_ARGUMENT, "processors %d must be positive", processors);
-  }
-  return fastwan::enqueue(desc, nullptr, outputs, workspace, workspace_bytes, stream,
-                          fastwan::kAttention, processors);
 }
