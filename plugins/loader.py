@@ -25,7 +25,7 @@ LIBRARY_VARIABLE = "FASTWAN_PLUGIN_LIBRARY"
 EMULATED_LIBRARY_NAME = "libfastwan_plugins_emulated.so"
 """The same kernels with the FP4 MMA emulated, for compute capability 9.0 (docs/emulation.md)."""
 EMULATED_LIBRARY_VARIABLE = "FASTWAN_EMULATED_PLUGIN_LIBRARY"
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 LIBRARY_VERSION = "0.1.0"
 """Version of CMakeLists.txt; it changes with anything that changes a result."""
 
@@ -318,33 +318,12 @@ class PluginLibrary:
         workspace: int,
         workspace_bytes: int,
         stream: int,
-        processors: int | None = None,
     ) -> None:
-        """Only the attention of `enqueue`, on operands that are in the workspace.
-
-        Args:
-            region: the region.
-            outputs: device addresses.
-            workspace: device address.
-            workspace_bytes: at least `workspace_bytes(region)`.
-            stream: CUDA stream.
-            processors: divide the keys as on a device of so many multiprocessors; by default
-                those of the device.
-
-        Raises:
-            BadInput: `processors` is not positive.
-        """
-        desc, addresses = ctypes.byref(region.desc()), _addresses(outputs)
-        where = (addresses, workspace, workspace_bytes, stream)
-        if processors is None:
-            self._check(self._attention(desc, *where))
-        else:
-            _, *types = self._attention.argtypes
-            function = self._function(
-                "fastwan_sage_attention_enqueue_for",
-                ctypes.c_int, self._attention.argtypes[0], ctypes.c_int, *types,
-            )  # fmt: skip
-            self._check(function(desc, processors, *where))
+        """Only the attention of `enqueue`, on operands that are in the workspace."""
+        status = self._attention(
+            ctypes.byref(region.desc()), _addresses(outputs), workspace, workspace_bytes, stream
+        )
+        self._check(status)
 
     def enqueue_combine(
         self, desc: CombineDesc, terms: Sequence[int], outputs: Sequence[int], stream: int

@@ -101,7 +101,7 @@ def open_components(bundle: Bundle, device: str, threads: int) -> tuple[DeviceCh
         from fastwan.runtime.emulated.platform import emulated_platform
 
         require_emulable(bundle)
-        return choice, DeviceComponents(bundle, emulated_platform())
+        return choice, DeviceComponents(bundle, emulated_platform(bundle))
     if choice.name == "cuda":
         from fastwan.runtime.device.components import DeviceComponents
         from fastwan.runtime.device.platforms import cuda_platform

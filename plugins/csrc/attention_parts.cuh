@@ -7,8 +7,6 @@
 // Included by attention.cu behind kernel_ws.h.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include "merge_parts.cuh"
 
 namespace flash {
@@ -108,6 +106,8 @@ __global__ void __launch_bounds__(Traits::kNThreads, 1)
 
   Loop loop;
   if (loads) {
+    // The descriptors' addresses are not constants here. 128 threads of 40 registers and 256 of 232
+    // are the 384 of 168 that the kernel starts with.
     cutlass::arch::warpgroup_reg_dealloc<40>();
     if (threadIdx.x < cutlass::NumThreadsPerWarp) {
       auto write_q = cutlass::make_producer_start_state<PipelineQ>();
@@ -154,34 +154,15 @@ __global__ void __launch_bounds__(Traits::kNThreads, 1)
   }
 }
 
-// Where the merged rows go.
-struct MergeArguments {
-  float const* slots;
-  uint16_t* out;  // [B, L, C] bf16
-  int first_tile, query_tiles, heads, parts, num_tokens, length;
-  float c;  // of the logits, in base 2
-};
-
 constexpr int kMergeThreads = 256;
 constexpr int kMergeRows = kMergeThreads / 32;
 
 // blockIdx.x is the divided tile, blockIdx.y its rows in eights.
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(MergeArguments const arguments) {
-  int const tile = arguments.first_tile + static_cast<int>(blockIdx.x);
-  int const row = static_cast<int>(blockIdx.y) * kMergeRows + static_cast<int>(threadIdx.x) / 32;
-  int const column = static_cast<int>(threadIdx.x) % 32 * kMergeColumns;
-  int const token = tile % arguments.query_tiles * FASTWAN_TILE + row;
-  if (token >= arguments.num_tokens) return;
-  int const head = tile / arguments.query_tiles % arguments.heads;
-  int const batch = tile / arguments.query_tiles / arguments.heads;
-  float values[kMergeColumns];
-  merge_parts(arguments.slots + static_cast<int64_t>(blockIdx.x) * arguments.parts * kSlotFloats,
-              arguments.parts, row, column, arguments.c, values);
-  int64_t const line = int64_t{batch} * arguments.length + token;
-  auto* const at = arguments.out + (line * arguments.heads + head) * FASTWAN_HEAD_DIM + column;
-  __nv_bfloat162 const pairs[2] = {__floats2bfloat162_rn(values[0], values[1]),
-                                   __floats2bfloat162_rn(values[2], values[3])};
-  *reinterpret_cast<uint2*>(at) = *reinterpret_cast<uint2 const*>(pairs);
+  int const thread = static_cast<int>(threadIdx.x);
+  merge_row(arguments, static_cast<int>(blockIdx.x),
+            static_cast<int>(blockIdx.y) * kMergeRows + thread / 32,
+            thread % 32 * kMergeColumns);
 }
 
 }  // namespace fastwan

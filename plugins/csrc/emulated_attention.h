@@ -66,8 +66,8 @@ CUTLASS_DEVICE void emulated_float_to_e2m1(float f0, float f1, float f2, float f
 
 namespace cutlass::arch {
 
-// The loading warps keep 40 registers, not 24: on Hopper they would spill. 128 threads of 40 and
-// 256 of 232 are the 384 of 168 that the kernel starts with.
+// The loading warps keep 40 registers, not the published 24: on Hopper they would spill. 128 threads
+// of 40 and 256 of 232 are the 384 of 168 that the kernel starts with.
 template <uint32_t kRegisters>
 CUTLASS_DEVICE void emulated_reg_dealloc() {
   static_assert(kRegisters <= 40);

@@ -5,6 +5,7 @@
 // (sum of w_i o_i) / (sum of w_i l_i), in fp32, parts in order.
 #pragma once
 
+#include "fp4.cuh"
 #include "key_split.h"
 
 namespace fastwan {
@@ -43,6 +44,32 @@ __device__ __forceinline__ void merge_parts(float const* slots, int parts, int r
   float const inverse = sum == 0.0f || sum != sum ? 0.0f : 1.0f / sum;
 #pragma unroll
   for (int i = 0; i < kMergeColumns; ++i) out[i] = values[i] * inverse;
+}
+
+// Where the merged rows go.
+struct MergeArguments {
+  float const* slots;
+  uint16_t* out;  // [B, L, C] bf16
+  int first_tile, query_tiles, heads, parts, num_tokens, length;
+  float c;  // of the logits, in base 2
+};
+
+// Four columns of a row of a tile, of which `divided` are divided before. Rows behind the tokens
+// are left alone: the prologue has cleared them.
+__device__ __forceinline__ void merge_row(MergeArguments const& arguments, int divided, int row,
+                                          int column) {
+  int const tile = arguments.first_tile + divided;
+  int const token = tile % arguments.query_tiles * FASTWAN_TILE + row;
+  if (token >= arguments.num_tokens) return;
+  int const head = tile / arguments.query_tiles % arguments.heads;
+  int const batch = tile / arguments.query_tiles / arguments.heads;
+  float values[kMergeColumns];
+  merge_parts(arguments.slots + static_cast<int64_t>(divided) * arguments.parts * kSlotFloats,
+              arguments.parts, row, column, arguments.c, values);
+  int64_t const line = int64_t{batch} * arguments.length + token;
+  auto* const at = arguments.out + (line * arguments.heads + head) * FASTWAN_HEAD_DIM + column;
+  *reinterpret_cast<uint2*>(at) =
+      make_uint2(pack_bf16(values[0], values[1]), pack_bf16(values[2], values[3]));
 }
 
 }  // namespace fastwan

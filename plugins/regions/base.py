@@ -98,6 +98,13 @@ class RegionOp(ABC):
             inputs: in the order of `inputs`, all on one device.
         """
 
+    def on(self, processors: int) -> Self:
+        """This node as a GPU of so many multiprocessors runs it; 0: whichever GPU runs it.
+
+        Only a kind whose schedule, and so the order of its sums, depends on them differs.
+        """
+        return self
+
     @abstractmethod
     def desc(self) -> ctypes.Structure:
         """The structure of the C interface that describes the node."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastwan.config import TOKEN_TILE
@@ -115,6 +115,7 @@ class RegionDesc(ctypes.Structure):
         ("eps", ctypes.c_float),
         ("softmax_scale", ctypes.c_float),
         ("flags", ctypes.c_uint32),
+        ("processors", ctypes.c_int32),
     )
 
 
@@ -136,7 +137,12 @@ class SageLayout(ctypes.Structure):
 
 @dataclass(frozen=True)
 class SageAttention3(RegionOp):
-    """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16."""
+    """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16.
+
+    Attributes:
+        processors: multiprocessors that keys are divided for (`key_split`); 0: those of the GPU
+            that runs it. No attribute of the node.
+    """
 
     op: ClassVar[str] = "SageAttention3"
     limit: ClassVar[float] = 2e-4
@@ -145,6 +151,7 @@ class SageAttention3(RegionOp):
     batch: int
     length: int
     attributes: SageAttributes
+    processors: int = 0
 
     @classmethod
     def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> SageAttention3:
@@ -211,23 +218,21 @@ class SageAttention3(RegionOp):
     def true_rows(self) -> int:
         return self.attributes.num_tokens
 
+    def on(self, processors: int) -> SageAttention3:
+        return replace(self, processors=processors)
+
     def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The output; without `processors` keys are divided as on the GPU of the inputs."""
         import torch
 
-        if not inputs[0].is_cuda:
-            return self.divided_reference(None, *inputs)
-        device = torch.cuda.get_device_properties(inputs[0].device)
-        return self.divided_reference(device.multi_processor_count, *inputs)
-
-    def divided_reference(self, processors: int | None, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """`reference`, its keys divided as on a GPU of so many multiprocessors, or not at all.
-
-        `reference` itself divides them as on the GPU of the inputs.
-        """
         from fastwan.plugins import reference
 
-        split = None if processors is None else self.key_split(processors)
-        divided = None if split is None else reference.DividedKeys(split.whole, split.parts)
+        processors = self.processors
+        if not processors and inputs[0].is_cuda:
+            device = torch.cuda.get_device_properties(inputs[0].device)
+            processors = device.multi_processor_count
+        split = self.key_split(processors or self.tiles)
+        divided = reference.DividedKeys(split.whole, split.parts) if split.others else None
         attributes = asdict(self.attributes)
         return (reference.attention_node(*inputs, **attributes, divided=divided),)
 
@@ -288,6 +293,7 @@ class SageAttention3(RegionOp):
             attributes.eps,
             attributes.softmax_scale,
             _FLAG_EXACT_MAX if attributes.exact_max else 0,
+            self.processors,
         )
 
     def __str__(self) -> str:

@@ -41,12 +41,14 @@ class Platform:
         kernels: the launches of the plugin library.
         open_engines: the engines of a bundle, deserialised after their hashes were checked.
         runtime_cache: kernels that are compiled for these engines; None where none are.
+        processors: multiprocessors that regions are launched for; 0: those of the device.
     """
 
     device: Device
     kernels: Kernels
     open_engines: Callable[[Bundle], Mapping[str, DeviceEngine]]
     runtime_cache: RuntimeCache | None = None
+    processors: int = 0
 
 
 class Session:
@@ -60,7 +62,7 @@ class Session:
     """
 
     def __init__(self, platform: Platform, bundle: Bundle, schedule: Schedule) -> None:
-        self.recording = record(bundle.manifest, schedule)
+        self.recording = record(bundle.manifest, schedule, platform.processors)
         self.plan = plan(self.recording)
         self._platform = platform
         self._device = platform.device
@@ -105,7 +107,9 @@ class Session:
         }
         if found != manifest.engines:
             changed = manifest.model_copy(update={"engines": found})
-            self.recording = record(changed, self.recording.schedule)
+            self.recording = record(
+                changed, self.recording.schedule, self._platform.processors
+            )
             self.plan = plan(self.recording)
 
     def _start(self, engines: Mapping[str, DeviceEngine], memory: DeviceMemory) -> Player:

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fastwan.bundle import Bundle
+from fastwan.config import TARGETS
 from fastwan.errors import EnvironmentLacks
 from fastwan.runtime.device.session import Platform
 from fastwan.runtime.recording.machine import DeviceEngine
+from fastwan.tables import lookup
 
 
-def emulated_platform() -> Platform:
+def emulated_platform(bundle: Bundle) -> Platform:
     """The first visible GPU, if it has compute capability 9.0.
 
     Engines are computed by torch from the exported graphs, see `TorchEngine`; regions are the
     plugin library's own kernels, with the FP4 MMA replaced by an exact equivalent. Session, memory
-    plan, player and graph are those of a Blackwell GPU.
+    plan, player and graph are those of a Blackwell GPU. A kernel whose schedule depends on the
+    number of multiprocessors is launched for those of the bundle's target.
 
     Raises:
         EnvironmentLacks: no such GPU, no torch with CUDA, or no emulated plugin library.
@@ -35,11 +38,13 @@ def emulated_platform() -> Platform:
     device = CudaDevice()
     library.check_device()
     # What is computed here must not be taken for what a Blackwell GPU gave, or this one in bf16.
-    device.info = replace(device.info, name=f"{device.info.name}, FP4 emulated")
+    processors = lookup(TARGETS, bundle.manifest.target).processors
+    name = f"{device.info.name}, FP4 emulated as on {processors} multiprocessors"
+    device.info = replace(device.info, name=name)
 
-    def engines(bundle: Bundle) -> Mapping[str, DeviceEngine]:
+    def engines(opened: Bundle) -> Mapping[str, DeviceEngine]:
         from fastwan.runtime.emulated.engines import open_emulated
 
-        return open_emulated(bundle, torch.device("cuda", 0))
+        return open_emulated(opened, torch.device("cuda", 0))
 
-    return Platform(device, PluginKernels(library), engines)
+    return Platform(device, PluginKernels(library), engines, processors=processors)

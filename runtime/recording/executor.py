@@ -33,12 +33,14 @@ class RecordingExecutor:
         engines: Mapping[str, Engine],
         regions: Mapping[str, Region] | None = None,
         *,
+        processors: int = 0,
         keep: bool = False,
     ) -> None:
         self._recorder = recorder
         self._call = call
         self._engines = engines
         self._regions = regions or {}
+        self._processors = processors
         self._keep = keep
         self._constants: dict[str, Tensor] = {}
         self._inputs: dict[str, TensorSpec] = {}
@@ -140,7 +142,7 @@ class RecordingExecutor:
                 self._constants[spec.name] = constant
             values[spec.name] = self._constants[spec.name]
         for node in region.nodes:
-            op = region_op(node, specs)
+            op = region_op(node, specs).on(self._processors)
             for name in node.outputs:
                 values[name] = allocate(specs[name])
             self._recorder.add(

@@ -65,14 +65,17 @@ class Recording:
         return [stage for stage in self.stages if stage.name not in _BEFORE_VIDEO]
 
 
-def record(manifest: Manifest, schedule: Schedule) -> Recording:
+def record(manifest: Manifest, schedule: Schedule, processors: int = 0) -> Recording:
     """Record a video.
+
+    Args:
+        processors: multiprocessors that regions are launched for, see `RegionOp.on`.
 
     Raises:
         BadInput: no transformer in the bundle, or parts that do not fit together.
     """
     recorder = Recorder()
-    dit = _dit(manifest, recorder)
+    dit = _dit(manifest, recorder, processors)
     recorder.begin("tables")
     for step in schedule.steps:
         dit.tables(step.timestep)
@@ -131,7 +134,7 @@ def record(manifest: Manifest, schedule: Schedule) -> Recording:
     )
 
 
-def _dit(manifest: Manifest, recorder: Recorder) -> DiT[Tensor]:
+def _dit(manifest: Manifest, recorder: Recorder, processors: int) -> DiT[Tensor]:
     engines = _engines(manifest, "dit")
     if not engines:
         raise BadInput("bundle has no transformer", where="manifest.json", fix="build it with dit")
@@ -142,7 +145,9 @@ def _dit(manifest: Manifest, recorder: Recorder) -> DiT[Tensor]:
     return DiT(
         RecordingExecutor(recorder, "time_tables", those("schedule"), keep=True),
         RecordingExecutor(recorder, "text_kv", those("prompt"), keep=True),
-        RecordingExecutor(recorder, "dit", those("step"), manifest.regions),
+        RecordingExecutor(
+            recorder, "dit", those("step"), manifest.regions, processors=processors
+        ),
     )
 
 

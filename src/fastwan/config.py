@@ -235,6 +235,7 @@ class Target:
         backends: those that build for it.
         recipes: those whose GEMMs it has.
         attentions: those that it runs.
+        processors: its multiprocessors, for the schedule of a kernel that depends on them.
     """
 
     name: str
@@ -243,6 +244,7 @@ class Target:
     backends: tuple[str, ...]
     recipes: tuple[str, ...]
     attentions: tuple[str, ...]
+    processors: int = 0
 
 
 @dataclass(frozen=True)
@@ -347,8 +349,8 @@ _ANY = ("sage3", "native")
 TARGETS = {
     target.name: target
     for target in (
-        Target("rtx5090", "GeForce RTX 5090", 120, _BOTH, _FP4, _ANY),
-        Target("gb10", "GB10 (DGX Spark)", 121, _BOTH, _FP4, _ANY),
+        Target("rtx5090", "GeForce RTX 5090", 120, _BOTH, _FP4, _ANY, 170),
+        Target("gb10", "GB10 (DGX Spark)", 121, _BOTH, _FP4, _ANY, 48),
         Target("rtx4090", "GeForce RTX 4090", 89, _BOTH, ("bf16",), ("native",)),
         Target("rtx3090", "GeForce RTX 3090", 86, _BOTH, ("bf16",), ("native",)),
         Target("a100", "A100", 80, _BOTH, ("bf16",), ("native",)),

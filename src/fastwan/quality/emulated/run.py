@@ -36,7 +36,7 @@ class FullSizeResult:
     videos: list[Array] = field(default_factory=list)
 
 
-def cuda_setting() -> Setting:
+def cuda_setting(bundle: Bundle) -> Setting:
     """The first visible GPU with the emulated plugin library.
 
     Raises:
@@ -51,11 +51,10 @@ def cuda_setting() -> Setting:
     from fastwan.runtime.emulated.platform import emulated_platform
 
     resolve_device("emulated")
-    platform = emulated_platform()
+    platform = emulated_platform(bundle)
     torch.backends.cuda.matmul.allow_tf32 = False
-    return Setting(
-        platform, Torch(torch.device("cuda", 0)), kernel_form(PluginLibrary(emulated=True))
-    )
+    attention = kernel_form(PluginLibrary(emulated=True), platform.processors)
+    return Setting(platform, Torch(torch.device("cuda", 0)), attention)
 
 
 def place_picture(bundle: Bundle, path: Path | None) -> OutputFile | None:

@@ -212,10 +212,10 @@ def _torch_with_cuda(_: Bundle) -> dict[str, str]:
     return {"torch": str(torch.__version__)}
 
 
-def _emulated_platform(_: Bundle) -> Platform:
+def _emulated_platform(bundle: Bundle) -> Platform:
     from fastwan.runtime.emulated.platform import emulated_platform
 
-    return emulated_platform()
+    return emulated_platform(bundle)
 
 
 def emulated_linear(_: Bundle, probe: Probe, device: str = "cuda:0") -> DeviceEngine:
