@@ -90,8 +90,9 @@ FASTWAN_API int fastwan_region_enqueue(const fastwan_region_desc* desc, const vo
                            void* const* outputs, void* workspace, size_t workspace_bytes,
                            void* stream);
 
-/* The two launches of a FASTWAN_REGION_SAGE_ATTENTION3, for tests and measurements. The prologue
- * runs on every GPU from compute capability 8.0 on, that of an emulated library on 9.0 only. */
+/* Prologue and attention of a FASTWAN_REGION_SAGE_ATTENTION3 on their own, for tests and
+ * measurements. The prologue runs on every GPU from compute capability 8.0 on, that of an emulated
+ * library on 9.0 only. */
 FASTWAN_API int fastwan_sage_layout_of(const fastwan_region_desc* desc, fastwan_sage_layout* layout);
 FASTWAN_API int fastwan_sage_prologue_enqueue(const fastwan_region_desc* desc, const void* const* inputs,
                                   void* const* outputs, void* workspace, size_t workspace_bytes,

@@ -196,12 +196,20 @@ class SageAttention3(RegionOp):
 
     @property
     def launches(self) -> tuple[Launch, ...]:
-        return (
-            Launch("prologue", sum(self.prologue_traffic().values())),
-            Launch(
-                "FP4 attention", sum(self.attention_traffic().values()), self.operations(), "sage3"
-            ),
-        )
+        rows = self._divided_rows()
+        operations, of_parts = self.operations(), self._operations(rows)
+        traffic, moved = self.attention_traffic(), self.divided_traffic()
+        own = Launch(
+            "FP4 attention", sum(traffic.values()) - moved.get("write output", 0),
+            operations - of_parts, "sage3",
+        )  # fmt: skip
+        launches = [Launch("prologue", sum(self.prologue_traffic().values())), own]
+        if rows:
+            merge = moved["read sums"] + moved["write output"]
+            parts = sum(moved.values()) - merge
+            launches.append(Launch("FP4 attention of divided keys", parts, of_parts, "sage3"))
+            launches.append(Launch("merge of divided keys", merge))
+        return tuple(launches)
 
     @property
     def workspace_bytes(self) -> int:
@@ -306,8 +314,18 @@ class SageAttention3(RegionOp):
 
     def operations(self) -> int:
         """Multiplications and additions of QK^T and PV over the true tokens."""
-        heads = self.batch * self.attributes.num_heads
-        return 4 * heads * self.attributes.num_tokens**2 * HEAD_DIM
+        rows, _ = self._rows()
+        return self._operations(rows)
+
+    def _operations(self, rows: int) -> int:
+        """Of so many rows of queries."""
+        return 4 * rows * self.attributes.num_tokens * HEAD_DIM
+
+    def _divided_rows(self) -> int:
+        """True rows of the tiles whose keys are divided for `processors`; 0 where those are 0."""
+        whole = self.key_split(self.processors or self.tiles).whole
+        begins = (TOKEN_TILE * (tile % self.key_tiles) for tile in range(whole, self.tiles))
+        return sum(min(TOKEN_TILE, self.attributes.num_tokens - begin) for begin in begins)
 
     def prologue_traffic(self) -> dict[str, int]:
         """Bytes that the prologue's one launch moves, by tensor.
@@ -335,6 +353,23 @@ class SageAttention3(RegionOp):
             "read packed q, k, v": 3 * padded * _PACKED,
             "read zero term": padded * _FP32,
             "write output": rows * HEAD_DIM * _BF16,
+        }
+
+    def divided_traffic(self) -> dict[str, int]:
+        """Bytes that divided keys move beside `attention_traffic`, but for the output it counts."""
+        split = self.key_split(self.processors or self.tiles)
+        if not split.others:
+            return {}
+        heads = -(-self.tiles // self.key_tiles) - split.whole // self.key_tiles
+        keys = heads * self.key_tiles * TOKEN_TILE
+        sums = split.others * split.parts * _SLOT
+        return {
+            "read packed q of divided tiles": split.others * TOKEN_TILE * _PACKED,
+            "read packed k, v of their heads": 2 * keys * _PACKED,
+            "read zero term of their heads": keys * _FP32,
+            "write sums": sums,
+            "read sums": sums,
+            "write output": self._divided_rows() * HEAD_DIM * _BF16,
         }
 
     def published_traffic(self) -> dict[str, int]:

@@ -107,9 +107,7 @@ class Session:
         }
         if found != manifest.engines:
             changed = manifest.model_copy(update={"engines": found})
-            self.recording = record(
-                changed, self.recording.schedule, self._platform.processors
-            )
+            self.recording = record(changed, self.recording.schedule, self._platform.processors)
             self.plan = plan(self.recording)
 
     def _start(self, engines: Mapping[str, DeviceEngine], memory: DeviceMemory) -> Player:

@@ -145,9 +145,7 @@ def _dit(manifest: Manifest, recorder: Recorder, processors: int) -> DiT[Tensor]
     return DiT(
         RecordingExecutor(recorder, "time_tables", those("schedule"), keep=True),
         RecordingExecutor(recorder, "text_kv", those("prompt"), keep=True),
-        RecordingExecutor(
-            recorder, "dit", those("step"), manifest.regions, processors=processors
-        ),
+        RecordingExecutor(recorder, "dit", those("step"), manifest.regions, processors=processors),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from fastwan.plugins import reference
 from fastwan.plugins.regions.sage_attention3 import KeySplit, SageAttention3, SageAttributes
-from fastwan.quality.selftest.regions import compile_for_host
+from fastwan.quality.selftest.regions import compile_for_host, node_inputs
 
 FULL = SageAttention3(1, 32768, SageAttributes(12, 32760))
 SHAPES = (
@@ -152,10 +152,61 @@ def test_the_merge_is_that_of_the_reference(
         assert (reference.merge_sums(equal, C)[0] - expected).norm() > 0.1 * expected.norm()
 
 
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens", "rows", "first"),
+    [
+        # Rows behind the tokens inside a divided tile, up to its end and into tiles behind it.
+        (1, 1, 250, 256, 0), (1, 2, 250, 256, 3), (2, 1, 130, 137, 1), (2, 2, 129, 384, 5),
+        (1, 2, 250, 400, 2), (1, 1, 256, 256, 1), (1, 3, 128, 128, 1),
+    ],
+)  # fmt: skip
+def test_the_merge_writes_the_tokens_of_its_tiles_and_nothing_else(
+    parts_emulation: ctypes.CDLL, batch: int, heads: int, tokens: int, rows: int, first: int
+) -> None:
+    query_tiles = -(-tokens // 128)
+    tiles = range(first, batch * heads * query_tiles)
+    parts = [random_parts(3 + tile, 1.0)[:3] for tile in tiles]
+    slots = torch.cat([slots_of(each) for each in parts])
+    out = torch.full((batch, rows, heads, 128), 7.0, dtype=torch.bfloat16)
+    expected = out.clone()
+    for tile, each in zip(tiles, parts, strict=True):
+        row, begin = divmod(tile, query_tiles)
+        begin *= 128
+        end = min(begin + 128, tokens)
+        merged_rows = reference.merge_sums(each, C)[0, : end - begin]
+        expected[row // heads, begin:end, row % heads] = merged_rows.bfloat16()
+    parts_emulation.fastwan_emulate_merge_tiles(
+        ctypes.c_void_p(slots.data_ptr()), ctypes.c_void_p(out.data_ptr()), first, len(tiles),
+        query_tiles, heads, 3, tokens, rows, ctypes.c_float(C),
+    )  # fmt: skip
+    assert len(tiles) > 0
+    # A sum of another order may turn a tie of bf16.
+    assert ((out == 7.0) == (expected == 7.0)).all()
+    torch.testing.assert_close(out, expected, rtol=2.0**-7, atol=1e-5)
+    assert (out == expected).float().mean() > 0.99
+
+
 def test_rows_without_a_sum_are_zero(parts_emulation: ctypes.CDLL) -> None:
     parts = [part._replace(row_sum=torch.zeros(1, 128, 1)) for part in random_parts(3, 1.0)]
     assert (merged(parts_emulation, parts) == 0).all()
     assert (reference.merge_sums(parts, C) == 0).all()
+
+
+@pytest.mark.parametrize("rows", [1921, 2048])
+def test_a_region_carries_the_multiprocessors_that_it_is_launched_for(rows: int) -> None:
+    region = SageAttention3(1, rows, SageAttributes(1, 1921))
+    assert (region.processors, region.desc().processors) == (0, 0)
+    for processors in (15, 16, 170):
+        on = region.on(processors)
+        assert on.desc().processors == processors
+        assert len(on.launches) == (4 if on.key_split(processors).others else 2)
+    assert region.on(15).key_split(15).parts == 2
+    inputs = node_inputs(region, "cpu")
+    whole, divided, even = (region.on(n).reference(*inputs)[0] for n in (0, 15, 16))
+    assert torch.equal(whole, even)
+    # 15 of 16 tiles are whole; the last one has a token, the rest of its rows are zero.
+    assert torch.equal(whole[:, :1920], divided[:, :1920])
+    assert (divided[:, 1921:] == 0).all()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fastwan.config import TARGETS
+
 
 @dataclass(frozen=True)
 class GpuRates:
@@ -20,6 +22,7 @@ class GpuRates:
             layer records.
         attention: measured rate of an attention kernel, operations a second, by attention mode;
             ``native`` is what the builder's own attention is priced at.
+        processors: multiprocessors, for kernels whose schedule depends on them; 0 where not known.
         launch_seconds: cost of a kernel inside a CUDA graph beyond its work; an assumption.
         sober: the same in place of peaks with what kernels have been published to attain.
     """
@@ -31,6 +34,7 @@ class GpuRates:
     host_bytes_per_second: float = math.nan
     flops: Mapping[str, float] = field(default_factory=dict)
     attention: Mapping[str, float] = field(default_factory=dict)
+    processors: int = 0
     launch_seconds: float = math.nan
     sober: GpuRates | None = None
 
@@ -58,6 +62,7 @@ GPUS: dict[str, GpuRates] = {
             host_bytes_per_second=63e9,
             flops={"FP4E2M1": 1676e12, "BFloat16": 209e12, "Half": 209e12},
             attention={"sage3": 760e12, "native": 214e12},
+            processors=TARGETS["rtx5090"].processors,
             launch_seconds=2e-6,
             sober=GpuRates(
                 name="rtx5090",
@@ -65,13 +70,14 @@ GPUS: dict[str, GpuRates] = {
                 source=(
                     "memory: the best of 1.25 to 1.45 TB/s published for norms larger than the L2 "
                     "cache; FP4 GEMMs: between 956 and 1,310 TFLOPS published for cubes of 2,048 "
-                    "and 4,096; FP4 attention: its published rate times 18.07 of 19 waves; 16-bit "
+                    "and 4,096; FP4 attention: its published rate, its last wave divided; 16-bit "
                     "GEMMs and convolutions: 80 % of the peak, an assumption"
                 ),
                 bytes_per_second=1.45e12,
                 host_bytes_per_second=63e9,
                 flops={"FP4E2M1": 1100e12, "BFloat16": 167e12, "Half": 167e12},
-                attention={"sage3": 723e12, "native": 214e12},
+                attention={"sage3": 760e12, "native": 214e12},
+                processors=TARGETS["rtx5090"].processors,
                 launch_seconds=2e-6,
             ),
         ),

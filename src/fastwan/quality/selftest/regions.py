@@ -167,9 +167,7 @@ def attention(context: Context) -> Outcome:
         for exact_max in (False, True):
             tokens, heads = base.attributes.num_tokens, base.attributes.num_heads
             attributes = SageAttributes(heads, tokens, exact_max=exact_max)
-            region = replace(
-                base, attributes=attributes, processors=context.platform.processors
-            )
+            region = replace(base, attributes=attributes, processors=context.platform.processors)
             mode = "exact maxima" if exact_max else "published maxima"
             figure = Figure(
                 name=f"relative L2, {tokens} tokens, {mode}",
