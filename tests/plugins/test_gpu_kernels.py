@@ -232,7 +232,7 @@ def test_attention_equals_the_reference(
         (4096, 4103, 2, 1, 64, 1),
         # Rows behind the tokens inside a divided tile, up to its end and into the next ones.
         (2040, 2048, 3, 1, 47, 2), (2041, 2048, 2, 2, 63, 2), (1930, 2304, 3, 2, 95, 2),
-        (2040, 2600, 3, 1, 20, 2), (8185, 8192, 2, 1, 127, 8),
+        (2040, 2600, 3, 1, 20, 2), (8185, 8192, 2, 1, 127, 8), (1930, 2048, 1, 1, 15, 2),
     ],
 )  # fmt: skip
 def test_divided_keys_equal_the_reference(

@@ -167,7 +167,9 @@ def test_the_merge_writes_the_tokens_of_its_tiles_and_nothing_else(
     tiles = range(first, batch * heads * query_tiles)
     parts = [random_parts(3 + tile, 1.0)[:3] for tile in tiles]
     slots = torch.cat([slots_of(each) for each in parts])
-    out = torch.full((batch, rows, heads, 128), 7.0, dtype=torch.bfloat16)
+    # Room for a tile behind the output, so that what is written there is seen.
+    space = torch.full((batch * rows + 128, heads, 128), 7.0, dtype=torch.bfloat16)
+    out = space[: batch * rows].view(batch, rows, heads, 128)
     expected = out.clone()
     for tile, each in zip(tiles, parts, strict=True):
         row, begin = divmod(tile, query_tiles)
@@ -182,6 +184,7 @@ def test_the_merge_writes_the_tokens_of_its_tiles_and_nothing_else(
     assert len(tiles) > 0
     # A sum of another order may turn a tie of bf16.
     assert ((out == 7.0) == (expected == 7.0)).all()
+    assert (space[batch * rows :] == 7.0).all()
     torch.testing.assert_close(out, expected, rtol=2.0**-7, atol=1e-5)
     assert (out == expected).float().mean() > 0.99
 
