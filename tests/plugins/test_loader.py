@@ -56,7 +56,7 @@ def test_a_library_of_this_interface_loads(tmp_path: Path) -> None:
 
 def test_a_library_of_another_interface_is_refused(tmp_path: Path) -> None:
     path = compile_library(tmp_path, complete_library(loader.INTERFACE_VERSION + 1))
-    with pytest.raises(BadInput, match=r"has interface 2, this package needs 1.*build-plugin"):
+    with pytest.raises(BadInput, match=r"has interface 3, this package needs 2.*build-plugin"):
         PluginLibrary(path)
 
 
