@@ -326,7 +326,7 @@ class PluginLibrary:
         workspace_bytes: int,
         stream: int,
     ) -> None:
-        """Only the second launch of `enqueue`, on operands that are in the workspace."""
+        """Only the attention of `enqueue`, on operands that are in the workspace."""
         status = self._attention(
             ctypes.byref(region.desc()), _addresses(outputs), workspace, workspace_bytes, stream
         )

@@ -17,7 +17,9 @@ Two quirks of that implementation have names here:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,9 +41,12 @@ from fastwan.plugins.packing import (
 __all__ = [
     "HEAD_DIM",
     "TILE",
+    "DividedKeys",
     "Operands",
+    "Sums",
     "attention_node",
     "attention_node_fp32",
+    "merge_sums",
     "pack_operands",
     "padded_length",
     "prologue",
@@ -202,15 +207,39 @@ def prologue(
     return q, k, v
 
 
-def _attend(
+class Sums(NamedTuple):
+    """Attention before it is divided by its row sums.
+
+    Attributes:
+        out: [N, R, D] fp32.
+        row_sum: [N, R, 1] fp32.
+        row_max: [N, R, 1] fp32, of the logits.
+    """
+
+    out: Tensor
+    row_sum: Tensor
+    row_max: Tensor
+
+
+def _sums(
     q: Tensor, k: Tensor, v: Tensor, length: int, c: float, exact_max: bool, reciprocal_ulps: int
-) -> Tensor:
-    """Attention of some heads. q, k [N, Lp, D], v [N, D, Lp], dequantised fp32 -> [N, Lp, D]."""
+) -> Sums:
+    """Attention of some heads over tiles of keys, from the last to the first.
+
+    Args:
+        q: [N, R, D], dequantised fp32, as are k and v.
+        k: [N, Lp, D].
+        v: [N, D, Lp].
+        length: true keys, within the last tile.
+        c: of the logits, in base 2.
+        exact_max: see the module.
+        reciprocal_ulps: see the module.
+    """
     heads, rows, _ = q.shape
     out = q.new_zeros(q.shape)
     row_sum = q.new_zeros((heads, rows, 1))
     row_max = q.new_full((heads, rows, 1), -math.inf)
-    last = rows - TILE
+    last = k.shape[1] - TILE
     for begin in range(last, -1, -TILE):
         keys = slice(begin, begin + TILE)
         logits = q @ k[:, keys].transpose(1, 2)
@@ -235,7 +264,50 @@ def _attend(
         groups = groups * inverse if reciprocal_ulps else groups / scale
         quantised = round_to_e2m1_values(groups).mul_(mma_scale).view(heads, rows, TILE)
         out = out.mul_(rescale).add_(quantised @ v[:, :, keys].transpose(1, 2))
+    return Sums(out, row_sum, row_max)
+
+
+def merge_sums(parts: Sequence[Sums], c: float) -> Tensor:
+    """Attention over the keys of all parts [N, R, D] fp32, as ``merge_parts`` in csrc adds it."""
+    largest = torch.stack([part.row_max for part in parts]).amax(0)
+    out, row_sum = torch.zeros_like(parts[0].out), torch.zeros_like(parts[0].row_sum)
+    for part in parts:
+        weight = torch.exp2((part.row_max - largest) * c)
+        row_sum += weight * part.row_sum
+        out += weight * part.out
     return out * reciprocal(row_sum, 0)
+
+
+class DividedKeys(NamedTuple):
+    """Tiles of queries whose keys are divided, as on a GPU with an uneven last wave.
+
+    Attributes:
+        whole: tiles of 128 queries, counted over batch and heads, that see all keys at once.
+        parts: of the keys of each tile behind them, in tiles of 128.
+    """
+
+    whole: int
+    parts: int
+
+
+def _attend_divided(
+    q: Tensor, k: Tensor, v: Tensor, length: int, c: float, exact_max: bool,
+    divided: DividedKeys,
+) -> Iterator[tuple[int, slice, Tensor]]:  # fmt: skip
+    """Head, rows and output of the tiles behind `divided.whole`; arguments as `_sums`."""
+    heads, rows, _ = q.shape
+    tiles = rows // TILE
+    bounds = [-(-tiles * part // divided.parts) * TILE for part in range(divided.parts + 1)]
+    for head in range(divided.whole // tiles, heads):
+        queries = slice(max(0, divided.whole - head * tiles) * TILE, rows)
+        sums = [
+            _sums(
+                q[head : head + 1, queries], k[head : head + 1, begin:end],
+                v[head : head + 1, :, begin:end], min(length, end) - begin, c, exact_max, 0,
+            )
+            for begin, end in pairwise(bounds)
+        ]  # fmt: skip
+        yield head, queries, merge_sums(sums, c)[0]
 
 
 def sage_attention(
@@ -246,6 +318,7 @@ def sage_attention(
     *,
     exact_max: bool = False,
     reciprocal_ulps: int = 0,
+    divided: DividedKeys | None = None,
 ) -> Tensor:
     """FP4 attention over tiles of 128 keys, from the last tile to the first.
 
@@ -256,6 +329,8 @@ def sage_attention(
         softmax_scale: applied to the fp32 logits, in base 2.
         exact_max: see the module.
         reciprocal_ulps: see the module.
+        divided: tiles of queries whose keys are divided. P is quantised against the largest
+            logit so far, so those tiles differ by the noise of the format.
 
     Returns:
         [B, L, H, 128] bf16.
@@ -273,8 +348,13 @@ def sage_attention(
     step = max(1, _ELEMENTS_AT_ONCE // (rows.shape[1] * TILE))
     for begin in range(0, batch * heads, step):
         part = slice(begin, begin + step)
-        some = _attend(rows[part], keys[part], values[part], length, c, exact_max, reciprocal_ulps)
-        out[part] = some.to(torch.bfloat16)
+        some = _sums(rows[part], keys[part], values[part], length, c, exact_max, reciprocal_ulps)
+        out[part] = (some.out * reciprocal(some.row_sum, 0)).to(torch.bfloat16)
+    if divided is not None:
+        for head, part, some_rows in _attend_divided(
+            rows, keys, values, length, c, exact_max, divided
+        ):
+            out[head, part] = some_rows.to(torch.bfloat16)
     return out.view(batch, heads, -1, HEAD_DIM)[:, :, :length].transpose(1, 2).contiguous()
 
 
@@ -292,6 +372,7 @@ def attention_node(
     eps: float,
     softmax_scale: float,
     exact_max: bool = False,
+    divided: DividedKeys | None = None,
 ) -> Tensor:
     """The whole node ``fastwan::SageAttention3``; arguments as `prologue` and `sage_attention`.
 
@@ -303,7 +384,7 @@ def attention_node(
         num_heads=num_heads, num_tokens=num_tokens, eps=eps,
     )  # fmt: skip
     q, k, v = (x[:, :num_tokens] for x in rows)
-    out = sage_attention(q, k, v, softmax_scale, exact_max=exact_max).flatten(2)
+    out = sage_attention(q, k, v, softmax_scale, exact_max=exact_max, divided=divided).flatten(2)
     return functional.pad(out, (0, 0, 0, qkv.shape[1] - num_tokens))
 
 

@@ -7,6 +7,7 @@ node need, in numpy, so that a GPU's kernels can be held to it where they run.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import ml_dtypes
@@ -36,31 +37,55 @@ class Packed(NamedTuple):
     apart: int = _PIECE
 
 
-def attend(region: SageAttention3, packed: Packed, head: int, tile: int) -> Floats:
+def attend(region: SageAttention3, packed: Packed, head: int, tile: int, parts: int = 1) -> Floats:
     """Output rows of one tile of 128 queries in one head.
 
     Args:
         head: of all batches, B H of them.
         tile: of queries, ceil(num_tokens / 128) of them.
+        parts: of the keys, each attended to by itself and merged in fp32; see csrc/key_split.h.
 
     Returns:
         [128, 128] fp32, before it is rounded to bf16; rows behind the tokens mean nothing.
     """
-    layout, attributes = packed.layout, region.attributes
-    rows = layout.padded_tokens
-    c = np.float32(np.float32(attributes.softmax_scale) * np.float32(math.log2(math.e)))
-    begin = tile * _TILE
-    q = _rows(packed, "q", head, rows, _PIECE)[begin : begin + _TILE]
+    rows = packed.layout.padded_tokens
+    c = np.float32(np.float32(region.attributes.softmax_scale) * np.float32(math.log2(math.e)))
+    q = _rows(packed, "q", head, rows, _PIECE)[tile * _TILE : (tile + 1) * _TILE]
     k = _rows(packed, "k", head, rows, packed.apart)[np.argsort(_stored_tokens(rows))]
     v = _channels(packed, head, rows)
+    tiles = rows // _TILE
+    bounds = [-(-tiles * part // parts) * _TILE for part in range(parts + 1)]
+    made = [
+        _sums(region, q, k[begin:end], v[:, begin:end], begin, c) for begin, end in pairwise(bounds)
+    ]
+    most = np.maximum.reduce([each.most for each in made])
+    weights = [np.exp2((each.most - most) * c) for each in made]
+    out = sum(weight * each.out for weight, each in zip(weights, made, strict=True))
+    total = sum(weight * each.total for weight, each in zip(weights, made, strict=True))
+    return np.asarray(out / total, np.float32)
+
+
+class _Sums(NamedTuple):
+    """What a tile of queries has of some keys: sums over them and its largest logit."""
+
+    out: Floats
+    total: Floats
+    most: Floats
+
+
+def _sums(
+    region: SageAttention3, q: Floats, k: Floats, v: Floats, begin: int, c: np.float32
+) -> _Sums:
+    """Sums over the keys from row `begin` on, from the last tile of them to the first."""
+    attributes = region.attributes
     out = np.zeros((_TILE, HEAD_DIM), np.float32)
     total = np.zeros((_TILE, 1), np.float32)
     most = np.full((_TILE, 1), -np.inf, np.float32)
-    last = rows - _TILE
+    last = len(k) - _TILE
     for at in range(last, -1, -_TILE):
         logits = q @ k[at : at + _TILE].T
         if at == last:
-            logits[:, attributes.num_tokens - at :] = -np.inf
+            logits[:, max(0, attributes.num_tokens - begin - at) :] = -np.inf
         groups = logits.reshape(_TILE, -1, _BLOCK).max(-1)
         if at == last and not attributes.exact_max:
             groups = np.maximum(groups, np.float32(0))
@@ -73,7 +98,7 @@ def attend(region: SageAttention3, packed: Packed, head: int, tile: int) -> Floa
         codes = np.minimum(units, 6).astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
         quantised = codes * scale.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)[..., None]
         out = out * rescale + quantised.reshape(_TILE, _TILE) @ v[:, at : at + _TILE].T
-    return np.asarray(out / total, np.float32)
+    return _Sums(out, total, most)
 
 
 def _stored_tokens(rows: int) -> npt.NDArray[np.int64]:

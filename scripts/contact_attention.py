@@ -30,6 +30,8 @@ BOUNDARIES = range(1, 130)
 """Numbers of tokens that are all compared: each place in a tile of keys, and one key behind it."""
 BOUNDARY_HEADS, BOUNDARY_ROWS = 12, 136
 REPEATS = 20
+PROCESSORS = (170, 188, 132, 48)
+"""Multiprocessors that the keys are divided for, whatever the GPU has."""
 
 
 def library_of_this_gpu() -> PluginLibrary:
@@ -73,10 +75,12 @@ class Node:
         )
         return self.out
 
-    def run_attention(self) -> None:
+    def run_attention(self, processors: int | None = None) -> torch.Tensor:
         stream = torch.cuda.current_stream().cuda_stream
         at, size = self.workspace.data_ptr(), self.workspace.numel()
-        self.library.enqueue_attention(self.region, [self.out.data_ptr()], at, size, stream)
+        region = self.region if processors is None else self.region.on(processors)
+        self.library.enqueue_attention(region, [self.out.data_ptr()], at, size, stream)
+        return self.out
 
     def expected(self) -> torch.Tensor:
         return self.region.reference(*self.inputs)[0]
@@ -169,6 +173,62 @@ def replay(node: Node) -> dict[str, Any]:
     return {"bytes_taken_by_a_call": taken, "replays_identical_to_enqueued": equal}
 
 
+def last_wave(library: PluginLibrary) -> list[dict[str, Any]]:
+    """Keys divided for some numbers of multiprocessors at full size, beside the undivided.
+
+    A number other than the GPU's own tells of the result, not of the time. As many multiprocessors
+    as tiles leave the schedule as it was published, on the grid of this GPU.
+
+    Raises:
+        AssertionError: a run gives other bits than the run before it or its replay.
+    """
+    batch, tokens, heads, rows = FULL
+    region = SageAttention3(batch, rows, SageAttributes(heads, tokens))
+    node = Node(library, region)
+    node.run()
+    own = torch.cuda.get_device_properties(0).multi_processor_count
+    published = node.run_attention(region.tiles).clone()
+    published_ms = milliseconds(lambda: node.run_attention(region.tiles), REPEATS)
+    records = []
+    for processors in sorted({own, *PROCESSORS}):
+        node.region = region.on(processors)
+        split = region.key_split(processors)
+        record = {
+            "processors": processors,
+            "of_this_gpu": processors == own,
+            "whole_tiles": split.whole,
+            "parts": split.parts,
+            "waves": region.waves(processors),
+            "waves_published": region.waves(processors, divided=False),
+            **compare(node),
+        }
+        first = node.out.clone()
+        graph, _ = capture(node.run_attention)
+        node.out.fill_(7.0)
+        graph.replay()
+        replayed = torch.equal(node.out[:, :tokens], first[:, :tokens])
+        node.run_attention()
+        if not (replayed and torch.equal(node.out[:, :tokens], first[:, :tokens])):
+            raise AssertionError(f"{processors} multiprocessors: a second run has other bits")
+        difference = (first.float() - published.float())[:, :tokens]
+        record["relative_l2_from_undivided"] = float(difference.norm() / published.float().norm())
+        by_tile = difference.unflatten(-1, (heads, -1)).abs().amax(-1).amax(0)
+        tiles = torch.nn.functional.pad(by_tile.T, (0, -tokens % 128)).unflatten(1, (-1, 128))
+        changed = tiles.amax(-1).flatten().nonzero()[:, 0]
+        record["first_tile_with_other_bits"] = int(changed[0]) if len(changed) else None
+        if len(changed) and int(changed[0]) < split.whole:
+            raise AssertionError(
+                f"{processors} multiprocessors: tile {int(changed[0])} has changed"
+            )
+        ms = milliseconds(node.run_attention, REPEATS)
+        again = milliseconds(lambda: node.run_attention(region.tiles), REPEATS)
+        record |= {"attention_ms": ms, "published_ms": min(published_ms, again)}
+        record["time_beside_published"] = ms / min(published_ms, again)
+        print(record, flush=True)
+        records.append(record)
+    return records
+
+
 def measure(node: Node) -> dict[str, Any]:
     """Capture and replay, and times."""
     attention_ms = milliseconds(node.run_attention, REPEATS)
@@ -206,12 +266,14 @@ def check() -> dict[str, Any]:
             compared += found
             print(boundaries[-1], *found[len(swept) :], sep="\n", flush=True)
         print(times, flush=True)
-    require(compared, limits(library))
+    waves = last_wave(library)
+    require([*compared, *waves], limits(library))
     return {
         "fp4_arithmetic": "emulated" if library.emulated else "of the GPU",
         "limits_of_relative_l2": limits(library),
         "boundaries": boundaries,
         "shapes": shapes,
+        "last_wave": waves,
         "full_size": {
             "shape": FULL,
             "times": f"median of {REPEATS}, measured"

@@ -71,7 +71,7 @@ def prompt_embeds(bundle: Bundle, session: Session) -> np.ndarray:
 
 def play(bundle: Bundle) -> tuple[Record, np.ndarray]:
     """Videos as one launch each, and one call by call; and the frames."""
-    platform = emulated_platform()
+    platform = emulated_platform(bundle)
     before = platform.device.free_bytes()
     session = Session(platform, bundle, schedule_of(bundle.manifest.sampler_spec()))
     begin = time.monotonic()
@@ -156,7 +156,7 @@ def verified(bundle: Bundle, picture: Path | None) -> Record:
     begin = time.monotonic()
     result = check_full_size(
         Subject(bundle),
-        cuda_setting(),
+        cuda_setting(bundle),
         picture=place_picture(bundle, picture),
         progress=Quiet(),
     )

@@ -15,6 +15,7 @@ command -v "$tool" >/dev/null || {
 prologue='test_prologue_writes_the_bytes_of_the_reference and not 1560'
 glue='test_a_kernel_writes_what_the_reference_does or test_small_and_large_values'
 attention='test_attention_equals_the_reference and not 1560 and not 4095'
+divided='test_divided_keys_equal_the_reference and 1930-2048-1-1-15'
 # Without the caching allocator every tensor is an allocation of its own, so that an access behind
 # its end is seen. A pool would hide it.
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
@@ -25,9 +26,10 @@ for check in memcheck racecheck synccheck initcheck; do
   options=()
   [[ $check == initcheck ]] && options=(--check-api-memory-access no)
   "$tool" --tool "$check" "${options[@]}" --kernel-name kns=prologue_kernel --kernel-name kns=compute_attn_ws \
+    --kernel-name kns=attention_parts --kernel-name kns=merge_kernel \
     --kernel-name kns=quantize_kernel --kernel-name kns=residual_norm_kernel \
     --kernel-name kns=cross_attention_kernel \
     --error-exitcode 1 --target-processes all \
     "${PYTHON:-python3}" -m pytest tests/plugins/test_gpu_kernels.py \
-    tests/plugins/test_gpu_glue.py -m gpu -q -x -k "($prologue) or ($attention) or ($glue)" "$@"
+    tests/plugins/test_gpu_glue.py -m gpu -q -x -k "($prologue) or ($attention) or ($divided) or ($glue)" "$@"
 done

@@ -1,8 +1,10 @@
 // Launch of the FP4 attention kernel of fastvideo-kernel (attn_qat_infer/blackwell).
 //
-// Its headers are used as published. Three things around them are ours: the launch, which checks
+// Its headers are used as published. Four things around them are ours: the launch, which checks
 // every call, sizes the grid from the device and writes [B, L, C] directly; the first tile of the
-// softmax (SoftmaxFused below); and shims/, in place of the PyTorch headers that params.h includes.
+// softmax (SoftmaxFused below); the division of keys where the last wave would leave most of the
+// device idle (key_split.h, attention_parts.cuh); and shims/, in place of the PyTorch headers that
+// params.h includes.
 //
 // With FASTWAN_EMULATED the same kernel runs on compute capability 9.0: the FP4 MMA and the
 // conversion to e2m1 are replaced by exact equivalents (emulated_attention.h), and TMA moves bytes
@@ -41,6 +43,8 @@ struct SoftmaxFused : PublishedSoftmaxFused<Rows> {
 #include "kernel_traits.h"
 #endif
 #include "kernel_ws.h"
+
+#include "attention_parts.cuh"
 #include "kernels.h"
 #include "status.h"
 
@@ -59,8 +63,14 @@ constexpr auto* kKernel = &flash::compute_attn_ws<Traits, false, Scheduler>;
 constexpr int kSharedBytes = static_cast<int>(sizeof(typename Traits::SharedStorage));
 constexpr float kLog2E = 1.44269504088896340736f;
 
+// Tiles of keys that a block sees, of which `first` is the first.
+struct KeyTiles {
+  int first, count;
+};
+
+// Descriptors begin at the first key of `keys`; nothing behind its last is read.
 Mainloop::Params mainloop_parameters(fastwan_region_desc const& desc, int padded,
-                                     SageBuffers const& b) {
+                                     SageBuffers const& b, KeyTiles keys) {
   using cute::_1;
   using Element = Traits::Element;
   using Scale = Traits::ElementSF;
@@ -72,22 +82,26 @@ Mainloop::Params mainloop_parameters(fastwan_region_desc const& desc, int padded
   int64_t const zero_head = padded, zero_batch = zero_head * heads;
   // Elements from one row of k, and from one tile of v, to the next, in those of the row or tile.
   int const apart = static_cast<int>(kPiecePitch / kPieceBytes);
+  int const key = keys.first * FASTWAN_TILE, count = keys.count * FASTWAN_TILE;
+  int const tokens = smaller(desc.num_tokens - key, count);
+  // A swizzled tile of scales of k is 128 rows of 8 bytes; of v, 512 bytes in each 64 channels.
+  int64_t const k_scales = int64_t{key} * (dim / 16), v_scales = int64_t{keys.first} * 512;
   return Mainloop::to_underlying_arguments(
       {reinterpret_cast<Element const*>(b.q),
        {padded, dim, heads, batch},
        {dim, _1{}, head_stride, batch_stride},
-       reinterpret_cast<Element const*>(b.k),
-       {padded, dim, heads, batch},
+       reinterpret_cast<Element const*>(b.k + key * kPiecePitch),
+       {count, dim, heads, batch},
        {apart * dim, _1{}, apart * head_stride, apart * batch_stride},
-       {desc.num_tokens, dim, heads, batch},
-       reinterpret_cast<Element const*>(b.v),
-       {dim, apart * padded, heads, batch},
+       {tokens, dim, heads, batch},
+       reinterpret_cast<Element const*>(b.v + keys.first * kPiecePitch),
+       {dim, apart * count, heads, batch},
        {apart * padded, _1{}, apart * head_stride, apart * batch_stride},
        reinterpret_cast<Scale const*>(b.q_scale),
        {padded, dim, heads, batch},
-       reinterpret_cast<Scale const*>(b.k_scale),
+       reinterpret_cast<Scale const*>(b.k_scale + k_scales),
        {padded, dim, heads, batch},
-       reinterpret_cast<Scale const*>(b.v_scale),
+       reinterpret_cast<Scale const*>(b.v_scale + v_scales),
        {dim, padded, heads, batch},
        b.delta_s,
        {FASTWAN_TILE, padded, heads, batch},
@@ -105,6 +119,87 @@ Epilogue::Params epilogue_parameters(fastwan_region_desc const& desc, SageBuffer
        {row, _1{}, FASTWAN_HEAD_DIM, row * desc.length},
        nullptr,
        {_1{}, desc.num_tokens, int64_t{desc.num_heads} * desc.num_tokens}});
+}
+
+using Parts = PartArguments<Mainloop>;
+constexpr auto* kPartKernel = &attention_parts<Traits, Mainloop>;
+
+// One block a multiprocessor, on a cluster of one.
+template <class Kernel, class... Arguments>
+fastwan_status launch(Kernel* kernel, int blocks, cudaStream_t stream, char const* what,
+                      Arguments const&... arguments) {
+  if (auto status = check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               kSharedBytes),
+                          "attention shared memory");
+      status != FASTWAN_OK) {
+    return status;
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {1, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(Traits::kNThreads);
+  config.dynamicSmemBytes = kSharedBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
+}
+
+fastwan_status no_descriptor() {
+  return fail(FASTWAN_CUDA_ERROR, "a TMA descriptor of the attention could not be made (%d)",
+              static_cast<int>(tensor_map_error));
+}
+
+// The tiles that every block sees all keys of, as published.
+fastwan_status launch_whole(fastwan_region_desc const& desc, int padded, SageBuffers const& buffers,
+                            int tiles, int processors, cudaStream_t stream) {
+  tensor_map_error = CUDA_SUCCESS;
+  int const query_tiles = padded / FASTWAN_TILE;
+  auto const mainloop = mainloop_parameters(desc, padded, buffers, {0, query_tiles});
+  auto const epilogue = epilogue_parameters(desc, buffers);
+  if (tensor_map_error != CUDA_SUCCESS) return no_descriptor();
+  auto scheduler = Scheduler::to_underlying_arguments({query_tiles, desc.num_heads, desc.batch});
+  scheduler.total_blocks = tiles;
+  Flash_fwd_params parameters{};
+  // The kernel hands this flag to SoftmaxFused, where it means `exact_max`.
+  parameters.single_level_p_quant = (desc.flags & FASTWAN_FLAG_EXACT_MAX) != 0;
+  return launch(kKernel, smaller(tiles, processors), stream, "attention launch", parameters,
+                mainloop, epilogue, scheduler);
+}
+
+// The tiles behind them, in parts; then their merge.
+fastwan_status launch_divided(fastwan_region_desc const& desc, int padded,
+                              SageBuffers const& buffers, KeySplit split, cudaStream_t stream) {
+  tensor_map_error = CUDA_SUCCESS;
+  int const query_tiles = padded / FASTWAN_TILE;
+  int const divided = query_tiles * desc.num_heads * desc.batch - split.whole;
+  Parts arguments{};
+  for (int part = 0; part < split.parts; ++part) {
+    int const first = first_key_tile(query_tiles, split.parts, part);
+    int const count = first_key_tile(query_tiles, split.parts, part + 1) - first;
+    new (arguments.loops + part * sizeof(Mainloop::Params))
+        Mainloop::Params(mainloop_parameters(desc, padded, buffers, {first, count}));
+  }
+  if (tensor_map_error != CUDA_SUCCESS) return no_descriptor();
+  arguments.slots = buffers.slots;
+  arguments.first_tile = split.whole;
+  arguments.query_tiles = query_tiles;
+  arguments.heads = desc.num_heads;
+  arguments.parts = split.parts;
+  arguments.exact_max = (desc.flags & FASTWAN_FLAG_EXACT_MAX) != 0;
+  if (auto status = launch(kPartKernel, divided * split.parts, stream, "attention of parts",
+                           arguments);
+      status != FASTWAN_OK) {
+    return status;
+  }
+  MergeArguments const merge{buffers.slots,  buffers.out, split.whole,     query_tiles,
+                             desc.num_heads, split.parts, desc.num_tokens, desc.length,
+                             desc.softmax_scale * kLog2E};
+  dim3 const grid(static_cast<unsigned>(divided), FASTWAN_TILE / kMergeRows);
+  merge_kernel<<<grid, kMergeThreads, 0, stream>>>(merge);
+  return check(cudaGetLastError(), "merge of the attention's parts");
 }
 
 }  // namespace
@@ -161,38 +256,15 @@ fastwan_status launch_attention(fastwan_region_desc const& desc, fastwan_sage_la
   }
   int const padded = static_cast<int>(layout.padded_tokens);
   int const query_tiles = padded / FASTWAN_TILE;
-  tensor_map_error = CUDA_SUCCESS;
-  auto const mainloop = mainloop_parameters(desc, padded, buffers);
-  auto const epilogue = epilogue_parameters(desc, buffers);
-  if (tensor_map_error != CUDA_SUCCESS) {
-    return fail(FASTWAN_CUDA_ERROR, "a TMA descriptor of the attention could not be made (%d)",
-                static_cast<int>(tensor_map_error));
+  int const tiles = query_tiles * desc.num_heads * desc.batch;
+  KeySplit const split =
+      key_split(tiles, query_tiles, desc.processors == 0 ? processors : desc.processors);
+  if (split.whole > 0) {
+    auto const status = launch_whole(desc, padded, buffers, split.whole, processors, stream);
+    if (status != FASTWAN_OK) return status;
   }
-  auto const scheduler =
-      Scheduler::to_underlying_arguments({query_tiles, desc.num_heads, desc.batch});
-  Flash_fwd_params parameters{};
-  // The kernel hands this flag to SoftmaxFused, where it means `exact_max`.
-  parameters.single_level_p_quant = (desc.flags & FASTWAN_FLAG_EXACT_MAX) != 0;
-
-  if (auto status = check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               kSharedBytes),
-                          "attention shared memory");
-      status != FASTWAN_OK) {
-    return status;
-  }
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {1, 1, 1};
-  cudaLaunchConfig_t config{};
-  int const tiles = scheduler.total_blocks;
-  config.gridDim = dim3(static_cast<unsigned>(tiles < processors ? tiles : processors));
-  config.blockDim = dim3(Traits::kNThreads);
-  config.dynamicSmemBytes = kSharedBytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return check(cudaLaunchKernelEx(&config, kKernel, parameters, mainloop, epilogue, scheduler),
-               "attention launch");
+  if (split.parts == 1) return FASTWAN_OK;
+  return launch_divided(desc, padded, buffers, split, stream);
 }
 
 }  // namespace fastwan

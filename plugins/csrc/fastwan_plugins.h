@@ -64,6 +64,7 @@ typedef struct {
   float softmax_scale;   /* 1/sqrt(128) in FastWan */
   uint32_t flags;        /* FASTWAN_FLAG_* */
   uint32_t implementation; /* fastwan_attention */
+  int32_t processors;    /* multiprocessors that keys are divided for; 0: those of the device */
 } fastwan_region_desc;
 
 /* Byte offsets of the packed operands in the workspace of a FASTWAN_REGION_SAGE_ATTENTION3;
@@ -79,7 +80,7 @@ typedef struct {
   int64_t v;             /* [B,H,128,Lp/2] e2m1 pairs along tokens */
   int64_t v_scale;       /* [B,H,128,Lp/16] e4m3, swizzled */
   int64_t delta_s;       /* [B,H,Lp] fp32 zeros: the kernel's additive term, unused by this model */
-  int64_t total;
+  int64_t total;         /* behind it, the sums of divided keys (csrc/key_split.h) */
 } fastwan_sage_layout;
 
 FASTWAN_API int fastwan_interface_version(void);
@@ -97,8 +98,9 @@ FASTWAN_API int fastwan_region_enqueue(const fastwan_region_desc* desc, const vo
                            void* const* outputs, void* workspace, size_t workspace_bytes,
                            void* stream);
 
-/* The two launches of a FASTWAN_REGION_SAGE_ATTENTION3, for tests and measurements. The prologue
- * runs on every GPU from compute capability 8.0 on, that of an emulated library on 9.0 only. */
+/* Prologue and attention of a FASTWAN_REGION_SAGE_ATTENTION3 on their own, for tests and
+ * measurements. The prologue runs on every GPU from compute capability 8.0 on, that of an emulated
+ * library on 9.0 only. */
 FASTWAN_API int fastwan_sage_layout_of(const fastwan_region_desc* desc, fastwan_sage_layout* layout);
 FASTWAN_API int fastwan_sage_prologue_enqueue(const fastwan_region_desc* desc, const void* const* inputs,
                                   void* const* outputs, void* workspace, size_t workspace_bytes,

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "fastwan_plugins.h"
+#include "key_split.h"
 
 // 1 builds the library that emulates the FP4 MMA on compute capability 9.0.
 #ifndef FASTWAN_EMULATED
@@ -48,6 +49,7 @@ inline fastwan_sage_layout make_layout(fastwan_region_desc const& desc) {
   if (!FASTWAN_EMULATED) layout.v = take(rows * kPiecePitch);
   layout.v_scale = take(rows * (FASTWAN_HEAD_DIM / 16));
   layout.delta_s = take(rows * static_cast<int64_t>(sizeof(float)));
+  take(split_bytes(static_cast<int>(layout.padded_tokens / FASTWAN_TILE)));
   layout.total = offset;
   return layout;
 }
@@ -68,6 +70,7 @@ struct SageBuffers {
   uint8_t* v;
   uint8_t* v_scale;
   float* delta_s;
+  float* slots;  // of divided keys (key_split.h)
   uint16_t* out;
 };
 
@@ -91,6 +94,8 @@ inline SageBuffers bind(fastwan_sage_layout const& layout, void const* const* in
   buffers.v = base + layout.v;
   buffers.v_scale = base + layout.v_scale;
   buffers.delta_s = reinterpret_cast<float*>(base + layout.delta_s);
+  int64_t const slots = split_bytes(static_cast<int>(layout.padded_tokens / FASTWAN_TILE));
+  buffers.slots = reinterpret_cast<float*>(base + layout.total - slots);
   buffers.out = static_cast<uint16_t*>(outputs[0]);
   return buffers;
 }

@@ -48,6 +48,9 @@ fastwan_status validate(fastwan_region_desc const* desc) {
     return fail(FASTWAN_INVALID_ARGUMENT, "unknown implementation %u of the attention",
                 desc->implementation);
   }
+  if (desc->processors < 0) {
+    return fail(FASTWAN_INVALID_ARGUMENT, "processors %d must not be negative", desc->processors);
+  }
   int64_t const rows = (int64_t{desc->length} + FASTWAN_TILE) * desc->batch * desc->num_heads;
   if (rows > kMaxRows) {
     return fail(FASTWAN_INVALID_ARGUMENT, "batch %d x length %d x num_heads %d is too large",

@@ -103,6 +103,13 @@ class RegionOp(ABC):
         """This region by each kernel that computes it, by the kernel's name; empty with one."""
         return {}
 
+    def on(self, processors: int) -> Self:
+        """This node as a GPU of so many multiprocessors runs it; 0: whichever GPU runs it.
+
+        Only a kind whose schedule, and so the order of its sums, depends on them differs.
+        """
+        return self
+
     @abstractmethod
     def desc(self) -> ctypes.Structure:
         """The structure of the C interface that describes the node."""

@@ -1,8 +1,10 @@
 """``fastwan::SageAttention3``: everything between the qkv and the output GEMM of self-attention.
 
 Two launches: a prologue (scale, bias, RMS norm across the heads, RoPE, quantisation to packed FP4
-operands in the workspace), and FP4 attention over them. What they compute stands in
-`fastwan.plugins.reference`, what they move is derived in docs/attention-cost.md.
+operands in the workspace), and FP4 attention over them. Two more follow on a GPU whose last wave of
+tiles would leave most multiprocessors idle: there the keys of its tiles are divided, see
+`SageAttention3.key_split`. What they compute stands in `fastwan.plugins.reference`, what they move
+is derived in docs/attention-cost.md.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ Implementation = Literal["sage3", "flashinfer"]
 """Kernels of the attention, in the order of ``fastwan_attention``: fastvideo-kernel's, from
 SageAttention3, and FlashInfer's."""
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+_MAX_PARTS, _LEAST_KEY_TILES, _MAX_SLOTS = 14, 8, 192  # csrc/key_split.h
+_SLOT = (TOKEN_TILE * HEAD_DIM + 2 * TOKEN_TILE) * 4
+"""Bytes that a part of the keys of one tile leaves in fp32: sums, and two figures a row."""
 _PACKED = HEAD_DIM // 2 + HEAD_DIM // 16
 """Bytes of a packed row of 128 values: 64 of codes and 8 of scales."""
 
@@ -87,6 +92,20 @@ class SageAttributes:
     exact_max: bool = False
 
 
+class KeySplit(NamedTuple):
+    """How the tiles of 128 queries and a head share the multiprocessors of a GPU.
+
+    Attributes:
+        whole: tiles, the first ones, that see all keys in one block.
+        parts: that the keys of each of the other tiles are divided into; 1 where none are.
+        others: number of those.
+    """
+
+    whole: int
+    parts: int
+    others: int
+
+
 class RegionDesc(ctypes.Structure):
     """``fastwan_region_desc``."""
 
@@ -101,6 +120,7 @@ class RegionDesc(ctypes.Structure):
         ("softmax_scale", ctypes.c_float),
         ("flags", ctypes.c_uint32),
         ("implementation", ctypes.c_uint32),
+        ("processors", ctypes.c_int32),
     )
 
 
@@ -126,6 +146,8 @@ class SageAttention3(RegionOp):
 
     Attributes:
         implementation: kernel of its attention; no property of the node, which any computes.
+        processors: multiprocessors that keys are divided for (`key_split`); 0: those of the GPU
+            that runs it. No attribute of the node.
     """
 
     op: ClassVar[str] = "SageAttention3"
@@ -136,6 +158,7 @@ class SageAttention3(RegionOp):
     length: int
     attributes: SageAttributes
     implementation: Implementation = "sage3"
+    processors: int = 0
 
     @classmethod
     def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> SageAttention3:
@@ -184,32 +207,111 @@ class SageAttention3(RegionOp):
 
     @property
     def launches(self) -> tuple[Launch, ...]:
-        return (
-            Launch("prologue", sum(self.prologue_traffic().values())),
-            Launch(
-                "FP4 attention", sum(self.attention_traffic().values()), self.operations(), "sage3"
-            ),
-        )
+        rows = self._divided_rows()
+        operations, of_parts = self.operations(), self._operations(rows)
+        traffic, moved = self.attention_traffic(), self.divided_traffic()
+        own = Launch(
+            "FP4 attention", sum(traffic.values()) - moved.get("write output", 0),
+            operations - of_parts, "sage3",
+        )  # fmt: skip
+        launches = [Launch("prologue", sum(self.prologue_traffic().values())), own]
+        if rows:
+            merge = moved["read sums"] + moved["write output"]
+            parts = sum(moved.values()) - merge
+            launches.append(Launch("FP4 attention of divided keys", parts, of_parts, "sage3"))
+            launches.append(Launch("merge of divided keys", merge))
+        return tuple(launches)
 
     @property
     def workspace_bytes(self) -> int:
-        """FP4 q, k and v with an e4m3 scale for 16 values, and the fp32 additive term.
+        """FP4 q, k and v with an e4m3 scale for 16 values, the fp32 additive term, divided sums.
 
         For tokens padded to whole tiles, as ``fastwan_region_workspace_bytes`` answers.
         """
         _, padded = self._rows()
         codes, scales = padded * HEAD_DIM // 2, padded * HEAD_DIM // 16
-        parts = [codes, scales] * 3 + [padded * _FP32]
+        parts = [codes, scales] * 3 + [padded * _FP32, self.split_bytes]
         return sum(aligned(part, _ALIGNMENT) for part in parts)
 
     @property
     def true_rows(self) -> int:
         return self.attributes.num_tokens
 
+    def on(self, processors: int) -> SageAttention3:
+        return replace(self, processors=processors)
+
     def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The output; without `processors` keys are divided as on the GPU of the inputs."""
+        import torch
+
         from fastwan.plugins import reference
 
-        return (reference.attention_node(*inputs, **asdict(self.attributes)),)
+        processors = self.processors
+        if not processors and inputs[0].is_cuda:
+            device = torch.cuda.get_device_properties(inputs[0].device)
+            processors = device.multi_processor_count
+        split = self.key_split(processors or self.tiles)
+        divided = reference.DividedKeys(split.whole, split.parts) if split.others else None
+        attributes = asdict(self.attributes)
+        return (reference.attention_node(*inputs, **attributes, divided=divided),)
+
+    @property
+    def split_bytes(self) -> int:
+        """Workspace for the sums of divided keys, the same for every GPU."""
+        return _MAX_SLOTS * _SLOT if self.key_tiles >= 2 * _LEAST_KEY_TILES else 0
+
+    @property
+    def key_tiles(self) -> int:
+        """Tiles of 128 keys, and as many of queries, in a head."""
+        return aligned(self.attributes.num_tokens, TOKEN_TILE) // TOKEN_TILE
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of 128 queries and one head; a multiprocessor takes one at a time."""
+        return self.key_tiles * self.attributes.num_heads * self.batch
+
+    def key_split(self, processors: int) -> KeySplit:
+        """What the library does on a GPU of so many multiprocessors (csrc/key_split.h)."""
+        rest = self.tiles % processors
+        if rest == 0:
+            return KeySplit(self.tiles, 1, 0)
+        parts = min(
+            processors // rest,
+            _MAX_PARTS,
+            self.key_tiles // _LEAST_KEY_TILES,
+            _MAX_SLOTS // rest,
+        )
+        if parts < 2:
+            return KeySplit(self.tiles, 1, 0)
+        return KeySplit(self.tiles - rest, parts, rest)
+
+    def parts_of(self, head: int, tile: int, processors: int) -> int:
+        """Parts that the keys of a tile of 128 queries are divided into, by this implementation.
+
+        Args:
+            head: of all batches.
+            tile: of the head's.
+            processors: of the GPU, where the node is not launched for another number.
+        """
+        if self.implementation != "sage3":
+            return 1
+        split = self.key_split(self.processors or processors or self.tiles)
+        return split.parts if head * self.key_tiles + tile >= split.whole else 1
+
+    def waves(self, processors: int, divided: bool = True) -> float:
+        """Tiles that the busiest multiprocessor takes, one after the other.
+
+        Args:
+            processors: multiprocessors of the GPU.
+            divided: with the keys of the last tiles divided; else as the kernel was published.
+
+        Returns:
+            Whole tiles and the largest part of one.
+        """
+        whole, parts, others = self.key_split(processors)
+        if not divided or not others:
+            return -(-self.tiles // processors)
+        return whole // processors + -(-self.key_tiles // parts) / self.key_tiles
 
     def desc(self) -> RegionDesc:
         attributes = self.attributes
@@ -224,6 +326,7 @@ class SageAttention3(RegionOp):
             attributes.softmax_scale,
             _FLAG_EXACT_MAX if attributes.exact_max else 0,
             IMPLEMENTATIONS.index(self.implementation),
+            self.processors,
         )
 
     def __str__(self) -> str:
@@ -236,8 +339,18 @@ class SageAttention3(RegionOp):
 
     def operations(self) -> int:
         """Multiplications and additions of QK^T and PV over the true tokens."""
-        heads = self.batch * self.attributes.num_heads
-        return 4 * heads * self.attributes.num_tokens**2 * HEAD_DIM
+        rows, _ = self._rows()
+        return self._operations(rows)
+
+    def _operations(self, rows: int) -> int:
+        """Of so many rows of queries."""
+        return 4 * rows * self.attributes.num_tokens * HEAD_DIM
+
+    def _divided_rows(self) -> int:
+        """True rows of the tiles whose keys are divided for `processors`; 0 where those are 0."""
+        whole = self.key_split(self.processors or self.tiles).whole
+        begins = (TOKEN_TILE * (tile % self.key_tiles) for tile in range(whole, self.tiles))
+        return sum(min(TOKEN_TILE, self.attributes.num_tokens - begin) for begin in begins)
 
     def prologue_traffic(self) -> dict[str, int]:
         """Bytes that the prologue's one launch moves, by tensor.
@@ -265,6 +378,23 @@ class SageAttention3(RegionOp):
             "read packed q, k, v": 3 * padded * _PACKED,
             "read zero term": padded * _FP32,
             "write output": rows * HEAD_DIM * _BF16,
+        }
+
+    def divided_traffic(self) -> dict[str, int]:
+        """Bytes that divided keys move beside `attention_traffic`, but for the output it counts."""
+        split = self.key_split(self.processors or self.tiles)
+        if not split.others:
+            return {}
+        heads = -(-self.tiles // self.key_tiles) - split.whole // self.key_tiles
+        keys = heads * self.key_tiles * TOKEN_TILE
+        sums = split.others * split.parts * _SLOT
+        return {
+            "read packed q of divided tiles": split.others * TOKEN_TILE * _PACKED,
+            "read packed k, v of their heads": 2 * keys * _PACKED,
+            "read zero term of their heads": keys * _FP32,
+            "write sums": sums,
+            "read sums": sums,
+            "write output": self._divided_rows() * HEAD_DIM * _BF16,
         }
 
     def published_traffic(self) -> dict[str, int]:

@@ -82,6 +82,7 @@ class CudaDevice:
             compute_capability=10 * int(properties.major) + int(properties.minor),
             driver=f"{version // 1000}.{version % 1000 // 10}",
             total_bytes=int(self._call("cudaMemGetInfo")[1]),
+            multiprocessors=int(properties.multiProcessorCount),
         )
 
     def _call(self, name: str, *arguments: Any) -> Any:

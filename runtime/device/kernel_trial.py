@@ -70,7 +70,7 @@ class AttentionTrial:
         try:
             out, workspace = run.once(kernel)
             packed = Packed(workspace, self._layout(region), self._apart)
-            apart = difference(region, packed, out)
+            apart = difference(region, packed, out, self._parts(kernel))
             times = [run.milliseconds(kernel) for _ in range(ROUNDS)]
         except (DeviceError, EnvironmentLacks) as error:
             if isinstance(error, DeviceError) and error.kind == "sticky":
@@ -79,12 +79,20 @@ class AttentionTrial:
         known = [each for each in times if each is not None]
         return Candidate(kernel=name, relative_l2=apart, milliseconds=min(known) if known else None)
 
+    def _parts(self, kernel: RegionOp) -> Callable[[int, int], int]:
+        assert isinstance(kernel, SageAttention3)
+        processors = self._device.info.multiprocessors
+        return lambda head, tile: kernel.parts_of(head, tile, processors)
 
-def difference(region: SageAttention3, packed: Packed, out: Array) -> float:
+
+def difference(
+    region: SageAttention3, packed: Packed, out: Array, parts: Callable[[int, int], int]
+) -> float:
     """Largest relative L2 of a tile: the first of the first head, the last of the last.
 
     Args:
         out: [B, L, H, 128] fp32. Where rows behind the tokens are not 0 the answer is 1.
+        parts: that the keys of a head's tile are divided into.
     """
     tokens, heads = region.attributes.num_tokens, region.attributes.num_heads
     if np.any(out[:, tokens:]):
@@ -93,7 +101,7 @@ def difference(region: SageAttention3, packed: Packed, out: Array) -> float:
     for head, tile in ((0, 0), (region.batch * heads - 1, (tokens - 1) // _TILE)):
         rows = slice(_TILE * tile, min(tokens, _TILE * (tile + 1)))
         found = out[head // heads, rows, head % heads]
-        wanted = attend(region, packed, head, tile)[: len(found)]
+        wanted = attend(region, packed, head, tile, parts(head, tile))[: len(found)]
         norm = float(np.linalg.norm(wanted))
         apart = float(np.linalg.norm(found - wanted))
         differences.append(apart / norm if norm else apart)

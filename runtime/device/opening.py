@@ -94,4 +94,4 @@ def _fitted(recording: Recording, engines: Engines, fallbacks: Collection[str] =
     changed = manifest.model_copy(update={"engines": found, "fallbacks": beside})
     if changed == manifest and recording.fallbacks == frozenset(fallbacks):
         return recording
-    return record(changed, recording.schedule, fallbacks)
+    return record(changed, recording.schedule, fallbacks, recording.processors)

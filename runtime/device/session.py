@@ -49,6 +49,7 @@ class Platform:
         first_load: what was found out when the bundle was first loaded here; None where nothing is
             computed that could be compared.
         choices: kernels that were chosen where a region has several.
+        processors: multiprocessors that regions are launched for; 0: those of the device.
     """
 
     device: Device
@@ -58,6 +59,7 @@ class Platform:
     open_fallbacks: Callable[[Bundle], Mapping[str, DeviceEngine]] = lambda _: {}
     first_load: FirstLoad | None = None
     choices: tuple[KernelChoice, ...] = ()
+    processors: int = 0
 
 
 class Session:
@@ -85,7 +87,7 @@ class Session:
         schedule: Schedule,
         fallbacks: Collection[str] | None = None,
     ) -> None:
-        self.recording = record(bundle.manifest, schedule, fallbacks or ())
+        self.recording = record(bundle.manifest, schedule, fallbacks or (), platform.processors)
         self.checked: SelfCheck | None = None
         self._fallbacks = fallbacks
         self.plan = plan(self.recording)

@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fastwan.bundle import Bundle
+from fastwan.config import TARGETS
 from fastwan.errors import EnvironmentLacks
 from fastwan.runtime.device.session import Platform
 from fastwan.runtime.recording.machine import DeviceEngine
+from fastwan.tables import lookup
 
 
-def emulated_platform(bundle: Bundle | None = None) -> Platform:
+def emulated_platform(bundle: Bundle) -> Platform:
     """The first visible GPU, if it has compute capability 9.0.
 
     Engines are computed by torch from the exported graphs, see `TorchEngine`; regions are the
     plugin library's own kernels, with the FP4 MMA replaced by an exact equivalent. Session, memory
-    plan, player and graph are those of a Blackwell GPU.
-
-    Args:
-        bundle: whose kernels are compared when it is first loaded, and not played where they
-            differ; None plays and compares nothing but what is asked for.
+    plan, player and graph are those of a Blackwell GPU. A kernel whose schedule depends on the
+    number of multiprocessors is launched for those of the bundle's target.
 
     Raises:
         EnvironmentLacks: no such GPU, no torch with CUDA, or no emulated plugin library.
@@ -40,7 +39,9 @@ def emulated_platform(bundle: Bundle | None = None) -> Platform:
     device = CudaDevice()
     library.check_device()
     # What is computed here must not be taken for what a Blackwell GPU gave, or this one in bf16.
-    device.info = replace(device.info, name=f"{device.info.name}, FP4 emulated")
+    processors = lookup(TARGETS, bundle.manifest.target).processors
+    name = f"{device.info.name}, FP4 emulated as on {processors} multiprocessors"
+    device.info = replace(device.info, name=name)
 
     gpu = torch.device("cuda", 0)
 
@@ -59,5 +60,6 @@ def emulated_platform(bundle: Bundle | None = None) -> Platform:
         PluginKernels(library),
         engines,
         open_fallbacks=fallbacks,
-        first_load=None if bundle is None else first_load(bundle, device.info, library.path),
+        first_load=first_load(bundle, device.info, library.path),
+        processors=processors,
     )

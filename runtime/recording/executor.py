@@ -36,6 +36,7 @@ class RecordingExecutor:
         engines: Mapping[str, Engine],
         regions: Mapping[str, Region] | None = None,
         *,
+        processors: int = 0,
         keep: bool = False,
         fallbacks: Mapping[RegionOp, tuple[str, Engine]] | None = None,
     ) -> None:
@@ -43,6 +44,7 @@ class RecordingExecutor:
         self._call = call
         self._engines = engines
         self._regions = regions or {}
+        self._processors = processors
         self._keep = keep
         self._fallbacks = fallbacks or {}
         self._constants: dict[str, Tensor] = {}
@@ -145,7 +147,7 @@ class RecordingExecutor:
                 self._constants[spec.name] = constant
             values[spec.name] = self._constants[spec.name]
         for node in region.nodes:
-            op = region_op(node, specs)
+            op = region_op(node, specs).on(self._processors)
             for name in node.outputs:
                 values[name] = allocate(specs[name])
             launch = LaunchRegion(

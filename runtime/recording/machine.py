@@ -36,12 +36,14 @@ class DeviceInfo:
     Attributes:
         compute_capability: 10 major + minor, e.g. 120.
         driver: version of the driver's CUDA, e.g. "13.0".
+        multiprocessors: 0 where not known.
     """
 
     name: str
     compute_capability: int
     driver: str
     total_bytes: int
+    multiprocessors: int = 0
 
 
 class Device(Protocol):

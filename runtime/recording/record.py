@@ -43,6 +43,7 @@ class Recording:
             that it decodes.
         frames: pinned [F, H, W, 3] uint8; None without a decoder.
         fallbacks: kinds of regions that other engines are played in place of.
+        processors: multiprocessors that regions are launched for; 0: those of the device.
     """
 
     manifest: Manifest
@@ -57,6 +58,7 @@ class Recording:
     latents: Tensor
     frames: Tensor | None = field(default=None)
     fallbacks: frozenset[str] = frozenset()
+    processors: int = 0
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -75,17 +77,23 @@ class Recording:
         return [stage for stage in self.stages if stage.name not in _BEFORE_VIDEO]
 
 
-def record(manifest: Manifest, schedule: Schedule, fallbacks: Collection[str] = ()) -> Recording:
+def record(
+    manifest: Manifest,
+    schedule: Schedule,
+    fallbacks: Collection[str] = (),
+    processors: int = 0,
+) -> Recording:
     """Record a video.
 
     Args:
         fallbacks: kinds of regions that the bundle's own engines are played in place of.
+        processors: multiprocessors that regions are launched for, see `RegionOp.on`.
 
     Raises:
         BadInput: no transformer in the bundle, or parts that do not fit together.
     """
     recorder = Recorder()
-    dit = _dit(manifest, recorder, fallbacks)
+    dit = _dit(manifest, recorder, fallbacks, processors)
     recorder.begin("tables")
     for step in schedule.steps:
         dit.tables(step.timestep)
@@ -142,10 +150,13 @@ def record(manifest: Manifest, schedule: Schedule, fallbacks: Collection[str] = 
         states=states,
         latents=out,
         fallbacks=frozenset(fallbacks),
+        processors=processors,
     )
 
 
-def _dit(manifest: Manifest, recorder: Recorder, fallbacks: Collection[str]) -> DiT[Tensor]:
+def _dit(
+    manifest: Manifest, recorder: Recorder, fallbacks: Collection[str], processors: int
+) -> DiT[Tensor]:
     engines = _engines(manifest, "dit")
     if not engines:
         raise BadInput("bundle has no transformer", where="manifest.json", fix="build it with dit")
@@ -162,6 +173,7 @@ def _dit(manifest: Manifest, recorder: Recorder, fallbacks: Collection[str]) -> 
             those("step"),
             manifest.regions,
             fallbacks=fallbacks_of(manifest, fallbacks),
+            processors=processors,
         ),
     )
 

@@ -235,6 +235,7 @@ class Target:
         backends: those that build for it.
         recipes: those whose GEMMs it has.
         attentions: those that it runs.
+        processors: its multiprocessors, for the schedule of a kernel that depends on them.
     """
 
     name: str
@@ -243,6 +244,7 @@ class Target:
     backends: tuple[str, ...]
     recipes: tuple[str, ...]
     attentions: tuple[str, ...]
+    processors: int = 0
 
 
 @dataclass(frozen=True)
@@ -358,13 +360,13 @@ _ADA = ("native", "fp8")
 TARGETS = {
     target.name: target
     for target in (
-        Target("rtx5090", "GeForce RTX 5090", 120, _BOTH, _FP4, _ANY),
-        Target("gb10", "GB10 (DGX Spark)", 121, _BOTH, _FP4, _ANY),
-        Target("rtx5080", "GeForce RTX 5080", 120, _BOTH, _FP4, _ANY),
-        Target("rtxpro6000", "RTX PRO 6000 Blackwell", 120, _BOTH, _FP4, _ANY),
-        Target("rtx4090", "GeForce RTX 4090", 89, _BOTH, _FP8, _ADA),
-        Target("rtx4080", "GeForce RTX 4080", 89, _BOTH, _FP8, _ADA),
-        Target("rtx6000ada", "RTX 6000 Ada Generation", 89, _BOTH, _FP8, _ADA),
+        Target("rtx5090", "GeForce RTX 5090", 120, _BOTH, _FP4, _ANY, 170),
+        Target("gb10", "GB10 (DGX Spark)", 121, _BOTH, _FP4, _ANY, 48),
+        Target("rtx5080", "GeForce RTX 5080", 120, _BOTH, _FP4, _ANY, 84),
+        Target("rtxpro6000", "RTX PRO 6000 Blackwell", 120, _BOTH, _FP4, _ANY, 188),
+        Target("rtx4090", "GeForce RTX 4090", 89, _BOTH, _FP8, _ADA, 128),
+        Target("rtx4080", "GeForce RTX 4080", 89, _BOTH, _FP8, _ADA, 76),
+        Target("rtx6000ada", "RTX 6000 Ada Generation", 89, _BOTH, _FP8, _ADA, 142),
         Target("rtx3090", "GeForce RTX 3090", 86, _BOTH, ("bf16",), ("native",)),
         Target("a100", "A100", 80, _BOTH, ("bf16",), ("native",)),
     )

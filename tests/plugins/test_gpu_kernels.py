@@ -16,6 +16,7 @@ from torch.nn import functional
 from fastwan.errors import EnvironmentLacks
 from fastwan.plugins import reference
 from fastwan.plugins.loader import PluginLibrary
+from fastwan.plugins.regions.sage_attention3 import SageAttention3
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +53,11 @@ class OnDevice:
 
     def whole(self) -> None:
         self._run(self.library.enqueue)
+
+    def attention(self, region: SageAttention3) -> None:
+        stream = torch.cuda.current_stream().cuda_stream
+        at, size = self.workspace.data_ptr(), self.workspace.numel()
+        self.library.enqueue_attention(region, [self.out.data_ptr()], at, size, stream)
 
     def operands(self, read: ReadOperands, like: reference.Operands) -> reference.Operands:
         torch.cuda.synchronize()
@@ -98,15 +104,9 @@ def exact_attention(node: Any) -> torch.Tensor:
 
 
 def expected_output(node: Any) -> torch.Tensor:
-    region = node.region
-    return reference.attention_node(
-        *(x.cuda() for x in node.tensors),
-        num_heads=region.attributes.num_heads,
-        num_tokens=region.attributes.num_tokens,
-        eps=region.attributes.eps,
-        softmax_scale=region.attributes.softmax_scale,
-        exact_max=region.attributes.exact_max,
-    )
+    """The reference, its keys divided as on this GPU or for the region's multiprocessors."""
+    made: torch.Tensor = node.region.reference(*(x.cuda() for x in node.tensors))[0]
+    return made
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -221,6 +221,71 @@ def test_attention_equals_the_reference(
     assert difference(device.out, expected_output(node)) < limit
     assert (device.out[:, tokens:] == 0).all()
     assert difference(device.out[:, :tokens], exact_attention(node)) < 0.35
+
+
+@pytest.mark.parametrize("exact_max", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "rows", "heads", "batch", "processors", "parts"),
+    [
+        (1921, 1921, 3, 1, 23, 2), (2048, 2055, 3, 1, 47, 2), (2049, 2056, 5, 1, 42, 2),
+        (3073, 3080, 3, 1, 74, 3), (4095, 4102, 2, 1, 63, 4), (4096, 4103, 1, 2, 128, 2),
+        (4096, 4103, 2, 1, 64, 1),
+        # Rows behind the tokens inside a divided tile, up to its end and into the next ones.
+        (2040, 2048, 3, 1, 47, 2), (2041, 2048, 2, 2, 63, 2), (1930, 2304, 3, 2, 95, 2),
+        (2040, 2600, 3, 1, 20, 2), (8185, 8192, 2, 1, 127, 8), (1930, 2048, 1, 1, 15, 2),
+    ],
+)  # fmt: skip
+def test_divided_keys_equal_the_reference(
+    attention_library: PluginLibrary,
+    make_node: MakeNode,
+    tokens: int,
+    rows: int,
+    heads: int,
+    batch: int,
+    processors: int,
+    parts: int,
+    exact_max: bool,
+) -> None:
+    node = make_node(batch, tokens, heads, rows)
+    attributes = dataclasses.replace(node.region.attributes, exact_max=exact_max)
+    region = dataclasses.replace(node.region, attributes=attributes, processors=processors)
+    node = dataclasses.replace(node, region=region)
+    assert region.key_split(processors).parts == parts
+    device = OnDevice(attention_library, node)
+    device.whole()
+    found = device.out.clone()
+    assert (found[:, tokens:] == 0).all()
+    limit = 2e-4 if attention_library.emulated else 2e-2
+    assert difference(found, expected_output(node)) < limit
+    device.out.fill_(7.0)
+    device.attention(region)
+    assert torch.equal(device.out[:, :tokens], found[:, :tokens])
+    # The prologue clears the rows behind; no launch of the attention writes there.
+    assert (device.out[:, tokens:] == 7.0).all()
+    # Without a division every row has the bits of the published schedule; with one, those of the
+    # tiles in front of it do. A divided tile of a single row may have them by chance.
+    device.attention(region.on(region.tiles))
+    same = (device.out == found)[:, :tokens].unflatten(-1, (heads, 128)).all(-1)
+    assert bool(same.all()) == (parts == 1) or tokens % 128 == 1
+    by_tile = functional.pad(same.transpose(1, 2), (0, -tokens % 128), value=True)
+    whole = region.key_split(processors).whole
+    assert by_tile.reshape(-1, 128).all(-1)[:whole].all()
+
+
+def test_keys_are_divided_for_this_gpu_where_nothing_is_said(
+    attention_library: PluginLibrary, make_node: MakeNode
+) -> None:
+    own = torch.cuda.get_device_properties(0).multi_processor_count
+    # One tile more than a wave.
+    node = make_node(1, 128 * (own + 1), 1)
+    assert node.region.key_split(own).parts > 1
+    device = OnDevice(attention_library, node)
+    device.whole()
+    found = device.out.clone()
+    device.attention(node.region.on(own))
+    assert torch.equal(device.out, found)
+    device.attention(node.region.on(node.region.tiles))
+    assert not torch.equal(device.out, found)
 
 
 def test_region_is_captured_and_replayed(

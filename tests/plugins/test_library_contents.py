@@ -29,6 +29,7 @@ GLUE = (
     *("residual_norm_kernelILi12E", "residual_norm_kernelILi40E", "cross_attention_kernel"),
 )
 SAGE3, FLASHINFER = "compute_attn_ws", "attention_kernel_ws"
+ATTENTION = (SAGE3, "attention_parts", FLASHINFER)
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
 
 
@@ -146,8 +147,8 @@ def test_it_says_what_it_was_built_from(library: PluginLibrary) -> None:
 
 
 def test_each_kernel_is_there_for_its_architectures(compiled: list[Kernel]) -> None:
-    for attention in (SAGE3, FLASHINFER):
-        assert {k.architecture for k in compiled if attention in k.name} == {120, 121}
+    for name in (*ATTENTION, "merge_kernel"):
+        assert {k.architecture for k in compiled if name in k.name} == {120, 121}, name
     prologue = {k.architecture for k in compiled if "prologue_kernel" in k.name}
     assert prologue == {80, 90, 120, 121}
 
@@ -174,7 +175,7 @@ def test_kernels_do_not_spill(compiled: list[Kernel]) -> None:
 
 def test_registers_allow_the_occupancy_that_was_planned(compiled: list[Kernel]) -> None:
     for kernel in compiled:
-        if SAGE3 in kernel.name or FLASHINFER in kernel.name:
+        if any(name in kernel.name for name in ATTENTION):
             assert kernel.registers == 168  # 384 threads, one block a multiprocessor
         elif "prologue_kernelILi12E" in kernel.name:
             assert kernel.registers <= 80  # three blocks of 256 threads a multiprocessor
@@ -184,8 +185,8 @@ def test_registers_allow_the_occupancy_that_was_planned(compiled: list[Kernel]) 
             assert kernel.registers <= 40  # six blocks of 256 threads
 
 
-def instructions(library: Path, architecture: str, name: str = SAGE3) -> list[tuple[int, str]]:
-    """Address and text of each instruction of an attention kernel."""
+def instructions(library: Path, architecture: str, name: str) -> list[tuple[int, str]]:
+    """Address and text of each instruction of a kernel."""
     tool = shutil.which("cuobjdump")
     if tool is None or shutil.which("nvdisasm") is None:
         pytest.skip("cuobjdump or nvdisasm is not installed")
@@ -207,7 +208,7 @@ def inner_loop(code: list[tuple[int, str]], mma: str, count: int) -> list[str]:
     raise AssertionError("no loop with the MMAs of one tile")
 
 
-@pytest.mark.parametrize("name", [SAGE3, FLASHINFER])
+@pytest.mark.parametrize("name", ATTENTION)
 @pytest.mark.parametrize("architecture", ["sm_120a", "sm_121a"])
 def test_the_inner_loop_is_fp4_mma_without_local_memory(
     library_path: Path, architecture: str, name: str
@@ -254,8 +255,11 @@ def test_the_emulated_attention_fits_its_registers(compiled_emulated: list[Kerne
     assert {kernel.stack_bytes for kernel in others} == {0}
 
 
-def test_the_inner_loop_of_the_emulated_attention(emulated_library: PluginLibrary) -> None:
-    code = instructions(emulated_library.path, "sm_90a")
+@pytest.mark.parametrize("name", ATTENTION)
+def test_the_inner_loop_of_the_emulated_attention(
+    emulated_library: PluginLibrary, name: str
+) -> None:
+    code = instructions(emulated_library.path, "sm_90a", name)
     assert not [line for _, line in code if "OMMA" in line or "QMMA" in line]
     mma = [line for _, line in code if HALF_MMA in line]
     assert len(mma) == 2 * HALF_MMA_A_TILE

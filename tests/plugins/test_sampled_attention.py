@@ -44,6 +44,25 @@ def test_a_tile_is_that_of_the_reference(tokens: int, apart: int, exact_max: boo
             assert np.linalg.norm(found - wanted) <= 4e-3 * np.linalg.norm(wanted)
 
 
+def test_divided_keys_are_those_of_the_reference() -> None:
+    tokens = 650
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (
+        (torch.randn(1, tokens, HEADS, 128, generator=generator) * 2).bfloat16() for _ in range(3)
+    )
+    region = SageAttention3(1, tokens, SageAttributes(HEADS, tokens))
+    divided = reference.DividedKeys(region.tiles - 2, 3)
+    scale = region.attributes.softmax_scale
+    expected = reference.sage_attention(q, k, v, scale, divided=divided).float().numpy()
+    packed = packed_of(reference.pack_operands(q, k, v), tokens, 64)
+    for tile, parts in ((3, 1), (4, 3), (5, 3)):
+        wanted = expected[0, 128 * tile : 128 * tile + 128, HEADS - 1]
+        found = attend(region, packed, HEADS - 1, tile, parts)[: len(wanted)]
+        assert np.linalg.norm(found - wanted) <= 4e-3 * np.linalg.norm(wanted)
+    whole = attend(region, packed, HEADS - 1, 5)[: len(wanted)]
+    assert np.linalg.norm(whole - wanted) > 8e-3 * np.linalg.norm(wanted)
+
+
 def test_operands_of_another_head_give_other_rows() -> None:
     q, k, v = (torch.randn(1, 40, HEADS, 128).bfloat16() for _ in range(3))
     region = SageAttention3(1, 40, SageAttributes(HEADS, 40))

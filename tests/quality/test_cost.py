@@ -142,7 +142,8 @@ def test_one_block_by_hand(kit: SimpleNamespace) -> None:
 
 def test_attention_region_by_hand() -> None:
     tokens = 32760
-    cost = region_op_cost(SageAttention3(1, tokens, SageAttributes(12, tokens)), GPU)
+    op = SageAttention3(1, tokens, SageAttributes(12, tokens))
+    cost = region_op_cost(op, replace(GPU, processors=0))
     # Packed q, k, v and a row of fp32 for each token; the tables of RoPE are read once.
     exchanged = 3 * L * C * 9 // 16 + 12 * L * 4
     prologue = tokens * 3 * C * 2 + 2 * tokens * 64 * 4 + 5 * C * 2 + 12 + exchanged
@@ -153,6 +154,23 @@ def test_attention_region_by_hand() -> None:
     # 0.226 ms of memory traffic, then 8.68 ms of arithmetic; 30 blocks: 0.26 s.
     assert cost.seconds == pytest.approx(prologue / 1.79e12 + cost.flops / 760e12 + 4e-6)
     assert (cost * 30).floor_seconds == pytest.approx(0.26, rel=5e-3)
+
+
+def test_divided_keys_cost_two_launches_and_their_sums() -> None:
+    op = SageAttention3(1, 32760, SageAttributes(12, 32760))
+    whole = region_op_cost(op, replace(GPU, processors=48))
+    assert whole == region_op_cost(op, replace(GPU, processors=0))
+    assert GPU.processors == 170
+    divided = region_op_cost(op, GPU)
+    sums = 12 * 14 * (128 * 128 + 2 * 128) * 4
+    rows = 11 * 128 + 120  # true ones of the last 12 tiles
+    assert divided.kernels == whole.kernels + 2
+    assert divided.flops == whole.flops
+    assert divided.memory_bound_bytes == whole.memory_bound_bytes + sums + rows * 256
+    # q of these tiles, and k, v and the zero term of their head, are read once more.
+    again = 12 * 128 * 72 + 256 * 128 * (2 * 72 + 4)
+    assert divided.bytes_moved == whole.bytes_moved + 2 * sums + again
+    assert divided.seconds - whole.seconds < 12e-6
 
 
 def region(op: str) -> Region:

@@ -46,10 +46,10 @@ class Limits:
 
 
 LIMITS = {
-    "none": Limits(29, 4_770, 13.6),
-    "gelu": Limits(28, 3_600, 12.9),
-    "gelu+cross": Limits(23, 3_090 - CROSS_MB, 12.2),
-    "all": Limits(20, 2_500 - CROSS_MB, 11.9),
+    "none": Limits(31, 4_780, 13.6),
+    "gelu": Limits(30, 3_600, 12.9),
+    "gelu+cross": Limits(25, 3_100 - CROSS_MB, 12.2),
+    "all": Limits(22, 2_500 - CROSS_MB, 11.9),
 }
 
 

@@ -134,8 +134,9 @@ def region_cost(region: Region, gpu: GpuRates) -> Cost:
 
 
 def region_op_cost(op: RegionOp, gpu: GpuRates) -> Cost:
-    """Cost of one node's kernels, as its kind counts them."""
-    return total(_launch_cost(launch, gpu) for launch in op.launches)
+    """Cost of one node's kernels on a GPU, as its kind counts them."""
+    launches = op.on(gpu.sms).launches
+    return total(_launch_cost(launch, gpu) for launch in launches)
 
 
 def _launch_cost(launch: Launch, gpu: GpuRates) -> Cost:

@@ -67,17 +67,18 @@ GPUS: dict[str, GpuRates] = {
             launch_seconds=2e-6,
             sober=GpuRates(
                 name="rtx5090",
+                sms=170,
                 date="2026-11-26",
                 source=(
                     "memory: the best of 1.25 to 1.45 TB/s published for norms larger than the L2 "
                     "cache; FP4 GEMMs: between 956 and 1,310 TFLOPS published for cubes of 2,048 "
-                    "and 4,096; FP4 attention: its published rate times 18.07 of 19 waves; 16-bit "
+                    "and 4,096; FP4 attention: its published rate, its last wave divided; 16-bit "
                     "and FP8 GEMMs, FP8 attention and convolutions: 80 % of the peak, an assumption"
                 ),
                 bytes_per_second=1.45e12,
                 host_bytes_per_second=63e9,
                 flops={"FP4E2M1": 1100e12, "FP8": 335e12, "BFloat16": 167e12, "Half": 167e12},
-                attention={"sage3": 723e12, "native": 214e12, "fp8": 335e12},
+                attention={"sage3": 760e12, "native": 214e12, "fp8": 335e12},
                 launch_seconds=2e-6,
             ),
         ),
@@ -98,6 +99,7 @@ GPUS: dict[str, GpuRates] = {
             launch_seconds=2e-6,
             sober=GpuRates(
                 name="rtx4090",
+                sms=128,
                 date="2026-11-27",
                 source=(
                     "16-bit GEMMs: 158.5 of 165.2 TFLOPS measured by a user of torch 2.7 for cubes "

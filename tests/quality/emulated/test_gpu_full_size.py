@@ -97,11 +97,12 @@ def dirty_padding(out: Tensor) -> None:
 
 
 def opened(bundle: Path, change: Change | None = None, kind: type[Changed] = Changed) -> FullSize:
-    setting = cuda_setting()
+    subject = Subject(open_bundle(bundle))
+    setting = cuda_setting(subject.bundle)
     if change is not None:
         kernels = kind(setting.platform.kernels, setting.at, change)
         setting = replace(setting, platform=replace(setting.platform, kernels=kernels))
-    return FullSize(Subject(open_bundle(bundle)), setting)
+    return FullSize(subject, setting)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,10 @@ def test_a_whole_run_passes(full: FullSize) -> None:
     hidden = dict(full.watch.hidden)
     made, fp4, videos = checks.compare(full)
     full.watch.hidden.update(hidden)
+    assert full.subject.manifest.target == "rtx5090"
+    assert {launch.region.on(170) for launch in full.watch.launches} == {
+        launch.region for launch in full.watch.launches
+    }
     assert {check.name for check in made} == set(names(full.subject))
     assert all(check.passed for check in made), made
     assert {check.label for check in made} == {"emulated"}

@@ -39,7 +39,9 @@ class FakeCuda:
         self.calls: list[tuple[Any, ...]] = []
         self.status: dict[str, int] = {}
         self.results: dict[str, Any] = {
-            "cudaGetDeviceProperties": SimpleNamespace(name=b"A GPU", major=12, minor=0),
+            "cudaGetDeviceProperties": SimpleNamespace(
+                name=b"A GPU", major=12, minor=0, multiProcessorCount=170
+            ),
             "cudaDriverGetVersion": 13000,
             "cudaMemGetInfo": (10, 32),
             "cudaStreamIsCapturing": 1,
@@ -62,7 +64,7 @@ def cuda() -> FakeCuda:
 
 def test_a_device_is_described_in_words(cuda: FakeCuda) -> None:
     device = CudaDevice(cuda)
-    assert device.info == DeviceInfo("A GPU", 120, "13.0", 32)
+    assert device.info == DeviceInfo("A GPU", 120, "13.0", 32, 170)
     assert device.free_bytes() == 10
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from fastwan.manifest import Region, RegionNode, TensorSpec
 from fastwan.plugins.regions import REGIONS, Launch, RegionOp, region_op
 from fastwan.quality.races import find_races
 from fastwan.runtime.device.null import Call, NullDevice
+from fastwan.runtime.device.platforms import null_platform
 from fastwan.runtime.device.session import Session
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.memory_plan import lifetimes, plan
@@ -104,6 +105,16 @@ def test_both_nodes_are_recorded_in_order(chained: Bundle) -> None:
     attention, negation = recorded[:2]
     assert negation.inputs == attention.outputs
     assert attention.outputs[0].buffer.name == "inner.0"
+
+
+@pytest.mark.parametrize("processors", [0, 170])
+def test_regions_carry_the_multiprocessors_of_the_platform(
+    chained: Bundle, processors: int
+) -> None:
+    platform = replace(null_platform(chained), processors=processors)
+    session = Session(platform, chained, schedule_of(SAMPLERS["unipc"]))
+    attentions = [op.region for op in launches(session.recording)][::2]
+    assert [each.desc().processors for each in attentions] == [processors] * 2
 
 
 def test_the_value_between_them_lives_no_longer_than_the_region(chained: Bundle) -> None:

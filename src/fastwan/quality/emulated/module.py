@@ -100,6 +100,7 @@ class _Launch:
     """The plugin library's kernel as a function of torch tensors."""
 
     library: PluginLibrary
+    processors: int
 
     def __call__(
         self,
@@ -115,7 +116,7 @@ class _Launch:
             num_heads=num_heads, num_tokens=num_tokens, eps=eps, softmax_scale=softmax_scale,
             exact_max=exact_max,
         )  # fmt: skip
-        region = SageAttention3(qkv.shape[0], qkv.shape[1], attributes)
+        region = SageAttention3(qkv.shape[0], qkv.shape[1], attributes, processors=self.processors)
         held = [tensor.contiguous() for tensor in tensors]
         out = torch.empty((*qkv.shape[:2], region.channels), dtype=qkv.dtype, device=qkv.device)
         workspace = torch.empty(region.workspace_bytes, dtype=torch.uint8, device=qkv.device)
@@ -130,6 +131,10 @@ class _Launch:
         return out
 
 
-def kernel_form(library: PluginLibrary) -> Form:
-    """Attention by the kernel whose regions are held against their reference beside."""
-    return Form("kernel", _Launch(library))
+def kernel_form(library: PluginLibrary, processors: int) -> Form:
+    """Attention by the kernel whose regions are held against their reference beside.
+
+    Args:
+        processors: multiprocessors that it is launched for, as the regions are.
+    """
+    return Form("kernel", _Launch(library, processors))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ class FullSizeResult:
     videos: list[Array] = field(default_factory=list)
 
 
-def cuda_setting() -> Setting:
+def cuda_setting(bundle: Bundle) -> Setting:
     """The first visible GPU with the emulated plugin library.
 
     Raises:
@@ -51,11 +51,11 @@ def cuda_setting() -> Setting:
     from fastwan.runtime.emulated.platform import emulated_platform
 
     resolve_device("emulated")
-    platform = emulated_platform()
+    # What is verified is the kernels themselves, not what is played where they differ.
+    platform = replace(emulated_platform(bundle), first_load=None)
     torch.backends.cuda.matmul.allow_tf32 = False
-    return Setting(
-        platform, Torch(torch.device("cuda", 0)), kernel_form(PluginLibrary(emulated=True))
-    )
+    attention = kernel_form(PluginLibrary(emulated=True), platform.processors)
+    return Setting(platform, Torch(torch.device("cuda", 0)), attention)
 
 
 def place_picture(bundle: Bundle, path: Path | None) -> OutputFile | None:

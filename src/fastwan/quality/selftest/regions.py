@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -166,7 +167,7 @@ def attention(context: Context) -> Outcome:
         for exact_max in (False, True):
             tokens, heads = base.attributes.num_tokens, base.attributes.num_heads
             attributes = SageAttributes(heads, tokens, exact_max=exact_max)
-            region = SageAttention3(base.batch, base.length, attributes)
+            region = replace(base, attributes=attributes, processors=context.platform.processors)
             mode = "exact maxima" if exact_max else "published maxima"
             figure = Figure(
                 name=f"relative L2, {tokens} tokens, {mode}",

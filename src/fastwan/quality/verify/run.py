@@ -58,17 +58,13 @@ def verify_bundle(
         raise BadInput(f"unknown device {device!r}", where="--device", fix="cpu or emulated")
     if picture is not None and device == "cpu":
         raise BadInput("no picture is made on the CPU", where="--picture", fix="--device emulated")
-    setting = None
-    if device == "emulated":
-        from fastwan.quality.emulated.run import cuda_setting
-
-        setting = cuda_setting()
     bundle = open_bundle(path, sizes=False)
-    place = None
-    if setting is not None:
-        from fastwan.quality.emulated.run import place_picture
+    setting = place = None
+    if device == "emulated":
+        from fastwan.quality.emulated.run import cuda_setting, place_picture
         from fastwan.runtime.device.choice import require_emulable
 
+        setting = cuda_setting(bundle)
         require_emulable(bundle)
         place = place_picture(bundle, picture)
     opened = None
