@@ -1,42 +1,20 @@
-// TensorRT plugin fastwan::SageAttention3 over the region of the same name.
-//
-// Needs the headers of TensorRT 10 or 11 and no library of it: the registry that loads this file
-// passes everything in.
-#include <NvInferRuntime.h>
-
+// TensorRT plugin fastwan::SageAttention3 over the region of the same name, and what registries look
+// for in a plugin library.
 #include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <memory>
 #include <new>
-#include <string>
-#include <vector>
 
 #include "fastwan_plugins.h"
+#include "trt_creators.h"
+#include "trt_support.h"
 
-namespace fastwan {
+namespace fastwan::trt {
 namespace {
 
-using namespace nvinfer1;
-
 constexpr char const* kName = "SageAttention3";
-constexpr char const* kVersion = "1";
-constexpr char const* kNamespace = "fastwan";
 constexpr int32_t kInputs = 7;
 
-ILoggerFinder* logger_finder = nullptr;
-
-void report(char const* message) {
-  ILogger* const logger = logger_finder != nullptr ? logger_finder->findLogger() : nullptr;
-  if (logger != nullptr) {
-    logger->log(ILogger::Severity::kERROR, message);
-  } else {
-    std::fprintf(stderr, "%s::%s: %s\n", kNamespace, kName, message);
-  }
-}
-
 int32_t failed(std::string const& message) {
-  report(message.c_str());
+  report(kName, message.c_str());
   return 1;
 }
 
@@ -49,57 +27,18 @@ struct Attributes {
   int32_t exact_max = 0;
 };
 
-std::vector<PluginField> fields_of(Attributes const& a) {
-  return {{"num_heads", &a.num_heads, PluginFieldType::kINT32, 1},
-          {"num_tokens", &a.num_tokens, PluginFieldType::kINT32, 1},
-          {"eps", &a.eps, PluginFieldType::kFLOAT32, 1},
-          {"softmax_scale", &a.softmax_scale, PluginFieldType::kFLOAT32, 1},
-          {"exact_max", &a.exact_max, PluginFieldType::kINT32, 1}};
-}
-
-// ONNX integers are 64 bits wide; parsers hand them over as either width.
-bool read_integer(PluginField const& field, int32_t* value) {
-  if (field.data == nullptr || field.length != 1) return false;
-  if (field.type == PluginFieldType::kINT32) {
-    std::memcpy(value, field.data, sizeof *value);
-    return true;
-  }
-  int64_t wide = 0;
-  if (field.type != PluginFieldType::kINT64) return false;
-  std::memcpy(&wide, field.data, sizeof wide);
-  *value = static_cast<int32_t>(wide);
-  return *value == wide;
-}
-
-bool read_float(PluginField const& field, float* value) {
-  if (field.data == nullptr || field.length != 1) return false;
-  if (field.type != PluginFieldType::kFLOAT32) return false;
-  std::memcpy(value, field.data, sizeof *value);
-  return true;
+std::vector<Attribute> attributes_of(Attributes& a) {
+  return {{"num_heads", &a.num_heads, nullptr},
+          {"num_tokens", &a.num_tokens, nullptr},
+          {"eps", nullptr, &a.eps},
+          {"softmax_scale", nullptr, &a.softmax_scale},
+          {"exact_max", &a.exact_max, nullptr}};
 }
 
 // Empty when `collection` gives a usable node, otherwise what is wrong with it.
 std::string read_attributes(PluginFieldCollection const* collection, Attributes* a) {
-  if (collection == nullptr) return "no fields given";
-  for (int32_t i = 0; i < collection->nbFields; ++i) {
-    PluginField const& field = collection->fields[i];
-    std::string const name = field.name == nullptr ? "" : field.name;
-    bool read = false;
-    if (name == "num_heads") {
-      read = read_integer(field, &a->num_heads);
-    } else if (name == "num_tokens") {
-      read = read_integer(field, &a->num_tokens);
-    } else if (name == "exact_max") {
-      read = read_integer(field, &a->exact_max);
-    } else if (name == "eps") {
-      read = read_float(field, &a->eps);
-    } else if (name == "softmax_scale") {
-      read = read_float(field, &a->softmax_scale);
-    } else {
-      return "unknown field '" + name + "'";
-    }
-    if (!read) return "field '" + name + "' has the wrong type or length";
-  }
+  std::string const problem = read_fields(collection, attributes_of(*a));
+  if (!problem.empty()) return problem;
   if (a->num_heads < 1 || a->num_heads > FASTWAN_MAX_HEADS) {
     return "num_heads " + std::to_string(a->num_heads) + " is not within 1 .. " +
            std::to_string(FASTWAN_MAX_HEADS);
@@ -120,7 +59,7 @@ class Plugin final : public IPluginV3,
  public:
   explicit Plugin(Attributes const& attributes)
       : attributes_(attributes),
-        fields_(fields_of(attributes_)),
+        fields_(fields_of(attributes_of(attributes_))),
         collection_{static_cast<int32_t>(fields_.size()), fields_.data()} {
     char text[160];
     std::snprintf(text, sizeof text,
@@ -196,7 +135,7 @@ class Plugin final : public IPluginV3,
     size_t bytes = 0;
     fastwan_region_desc const desc = describe(inputs[0].max);
     if (fastwan_region_workspace_bytes(&desc, &bytes) != FASTWAN_OK) {
-      report(fastwan_last_error());
+      report(kName, fastwan_last_error());
     }
     return bytes;
   }
@@ -265,7 +204,7 @@ class Creator final : public IPluginCreatorV3One {
     Attributes attributes;
     std::string const problem = read_attributes(collection, &attributes);
     if (!problem.empty()) {
-      report(problem.c_str());
+      report(kName, problem.c_str());
       return nullptr;
     }
     return new (std::nothrow) Plugin(attributes);
@@ -273,7 +212,8 @@ class Creator final : public IPluginCreatorV3One {
 
   PluginFieldCollection const* getFieldNames() noexcept override {
     static std::vector<PluginField> fields = [] {
-      std::vector<PluginField> names = fields_of(Attributes{});
+      Attributes unset;
+      std::vector<PluginField> names = fields_of(attributes_of(unset));
       for (PluginField& field : names) field.data = nullptr;
       return names;
     }();
@@ -290,15 +230,19 @@ class Creator final : public IPluginCreatorV3One {
 Creator creator;
 
 }  // namespace
-}  // namespace fastwan
+}  // namespace fastwan::trt
 
-// What registries look for in a plugin library.
 extern "C" FASTWAN_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&fastwan::creator};
-  count = 1;
-  return creators;
+  using namespace fastwan::trt;
+  static std::vector<nvinfer1::IPluginCreatorInterface*> const creators = [] {
+    std::vector<nvinfer1::IPluginCreatorInterface*> all{&creator};
+    all.insert(all.end(), glue_creators().begin(), glue_creators().end());
+    return all;
+  }();
+  count = static_cast<int32_t>(creators.size());
+  return creators.data();
 }
 
 extern "C" FASTWAN_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
-  fastwan::logger_finder = finder;
+  fastwan::trt::logger_finder = finder;
 }
