@@ -1,4 +1,4 @@
-"""Register the plugin of ``libfastwan_plugins.so`` with a TensorRT module."""
+"""Register the plugins of ``libfastwan_plugins.so`` with a TensorRT module."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 from fastwan.errors import EnvironmentLacks
 from fastwan.plugins.loader import PluginLibrary
+from fastwan.plugins.regions import REGIONS
 
-CREATOR = ("SageAttention3", "1", "fastwan")
-"""Name, version and namespace of the TensorRT plugin's creator."""
+CREATORS = tuple((op, "1", "fastwan") for op in REGIONS)
+"""Name, version and namespace of the TensorRT plugins' creators, one a kind of region."""
 
 
 def load_into_registry(trt: Any, path: Path | None = None) -> None:
-    """Register the plugin with a TensorRT module, so that parsers and runtimes know the node.
+    """Register the plugins with a TensorRT module, so that parsers and runtimes know the nodes.
 
     Do not call it with ``tensorrt_rtx`` in a process that parses ONNX there: its parser aborts on
     a node whose creator is registered, because its networks take no plugins.
@@ -27,7 +28,7 @@ def load_into_registry(trt: Any, path: Path | None = None) -> None:
         BadInput: not a plugin library of this interface.
     """
     registry = trt.get_plugin_registry()
-    if registry.get_creator(*CREATOR) is not None:
+    if _complete(registry):
         return
     library = PluginLibrary(path)
     if library.build_info.get("tensorrt", "none") == "none":
@@ -36,11 +37,13 @@ def load_into_registry(trt: Any, path: Path | None = None) -> None:
             where=str(library.path),
             fix="set TENSORRT_ROOT to a folder that has include/NvInferRuntime.h and build again",
         )
-    if not registry.load_library(str(library.path.absolute())) or (
-        registry.get_creator(*CREATOR) is None
-    ):
+    if not registry.load_library(str(library.path.absolute())) or not _complete(registry):
         raise EnvironmentLacks(
             f"{trt.__name__} {trt.__version__} did not take the plugin library",
             where=str(library.path),
             fix="build it against the headers of that TensorRT",
         )
+
+
+def _complete(registry: Any) -> bool:
+    return all(registry.get_creator(*creator) is not None for creator in CREATORS)

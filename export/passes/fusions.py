@@ -14,6 +14,7 @@ import onnx_ir as ir
 from fastwan.config import FUSIONS
 from fastwan.errors import BadInput
 from fastwan.export.attentions import Attention
+from fastwan.export.glue_schemas import register_glue
 from fastwan.export.passes.graphs import FASTWAN, clone
 from fastwan.export.passes.lift_cross_attention import lift_cross_attention
 from fastwan.export.passes.lift_gelu import lift_gelu
@@ -46,6 +47,7 @@ class Fusion:
         Raises:
             BadInput: the graph has nothing that one of the passes lifts.
         """
+        register_glue()
         lifted = clone(model) if self.lifts else model
         for each in self.lifts:
             if not each(lifted)[1]:

@@ -24,11 +24,11 @@ from fastwan.plugins.regions.residual_norm import ResidualNorm
 from fastwan.plugins.regions.residual_norm_quantize import NormAttributes, ResidualNormQuantize
 from fastwan.quality.region_figures import difference
 from fastwan.quality.selftest.glue import glue_inputs, glue_outputs
-from testkit.glue_nodes import BOUNDARIES
+from testkit.glue_nodes import BOUNDARIES, factors_of
 
 ROWS = [(1, 16), (3, 48), (17, 240), (128, 256), (129, 8960)]
 """Rows and columns: less than a block of threads, ragged ends of one, and true widths."""
-FACTORS = [0.0, 1e-40, 1e-38, 1e-30, 3e-3, 1.0, 3e3, 1e30, 1e38]
+FACTORS = factors_of(Quantize(17, 240))
 
 
 def addresses(tensors: list[Tensor]) -> Any:
@@ -170,11 +170,12 @@ def test_a_norm_without_residual_or_quantiser_writes_the_bytes_of_the_reference(
     assert first.view(torch.uint8).unique().numel() > 16
 
 
-@pytest.mark.parametrize("factor", [0.0, 1e-40, 1e-30, 3e-3, 3e3, 1e18, 1e30])
+@pytest.mark.parametrize("factor", factors_of(NORMS[0]))
 def test_the_norm_of_small_and_large_values(glue_emulation: ctypes.CDLL, factor: float) -> None:
-    for op in NORMS[:3]:
-        inputs = [x.double().mul(factor).to(x.dtype) for x in glue_inputs(op)[:3]]
-        check(glue_emulation, op, [*inputs, *glue_inputs(op)[3:]])
+    for op in (*NORMS[:3], *SIBLINGS):
+        moved = 1 if isinstance(op, NormQuantize) else 3
+        inputs = [x.double().mul(factor).to(x.dtype) for x in glue_inputs(op)[:moved]]
+        check(glue_emulation, op, [*inputs, *glue_inputs(op)[moved:]])
 
 
 def test_the_norm_is_that_of_the_exported_block(glue_emulation: ctypes.CDLL) -> None:
@@ -199,7 +200,7 @@ def test_the_cross_attention_writes_what_the_reference_does(
     assert codes.unique().numel() > 16
 
 
-@pytest.mark.parametrize("factor", [0.0, 1e-40, 1e-30, 3e-3, 3e3, 1e18, 1e30, 1e38])
+@pytest.mark.parametrize("factor", factors_of(CROSS[1]))
 def test_the_cross_attention_of_small_and_large_queries(
     glue_emulation: ctypes.CDLL, factor: float
 ) -> None:

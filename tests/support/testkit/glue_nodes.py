@@ -75,3 +75,12 @@ def node_of(op: GlueOp) -> tuple[RegionNode, dict[str, TensorSpec]]:
     outputs = tuple(spec.name for spec in op.outputs)
     node = RegionNode(op=op.op, inputs=inputs, outputs=outputs, attributes=attributes)
     return node, specs
+
+
+def factors_of(op: GlueOp) -> list[float]:
+    """Factors of a node's values, from none to the largest for which its reference is defined.
+
+    At 1e38 the sum of a row, which a norm needs, is no number, and codes of NaN are not defined.
+    """
+    normed = isinstance(op, ResidualNormQuantize | NormQuantize)
+    return [0.0, 1e-40, 1e-38, 1e-30, 3e-3, 1.0, 3e3, 1e18, 1e30, *([] if normed else [1e38])]
