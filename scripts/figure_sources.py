@@ -13,7 +13,7 @@ PLUGINS = ROOT / "plugins"
 # Kernels of other regions are no part of the attention, so its sources are named one by one. Left
 # out is CMakeLists.txt, which lists the sources of every kernel: what it decides of the attention
 # are compile options and architectures, and tests/plugins/test_build_plugin.py holds those. Neither
-# record was made through the TensorRT plugin, trt_plugin.cpp.
+# record was made through a TensorRT plugin, trt_*.cpp.
 DEFINITIONS = (
     "reference.py",
     "packing.py",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from fastwan.plugins.loader import PluginLibrary
+from testkit.tensorrt_headers import cuda_include, tensorrt_include
 
 # In a process of its own: a registry is global, and an ONNX parser of TensorRT-RTX aborts when it
 # finds a creator for one of its nodes.
@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import importlib
 trt = importlib.import_module(sys.argv[1])
-from fastwan.plugins.registry import CREATOR, load_into_registry
+from fastwan.plugins.registry import CREATORS, load_into_registry
 logger = trt.Logger(trt.Logger.ERROR)
 load_into_registry(trt, Path(sys.argv[2]))
 load_into_registry(trt, Path(sys.argv[2]))
 registry = trt.get_plugin_registry()
-creator = registry.get_creator(*CREATOR)
+(creator,) = (registry.get_creator(*each) for each in CREATORS if each[0] == "SageAttention3")
 types = {"i": (np.int32, trt.PluginFieldType.INT32), "f": (np.float32, trt.PluginFieldType.FLOAT32)}
 
 def create(phase, **fields):
@@ -123,21 +123,6 @@ def test_a_parser_finds_the_plugin_for_the_node(heads: int, made: bool, plugin_p
     assert ("num_heads 41 is not within 1 .. 40" in said) != made
 
 
-def tensorrt_include() -> str:
-    root = os.environ.get("TENSORRT_ROOT", "")
-    for folder in (f"{root}/include", root, "/usr/include", "/usr/include/x86_64-linux-gnu"):
-        if folder and Path(folder, "NvInferRuntime.h").is_file():
-            return folder
-    pytest.skip("TensorRT headers are not installed; set TENSORRT_ROOT")
-
-
-def cuda_include() -> str:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    if not Path(home, "include", "cuda_runtime_api.h").is_file():
-        pytest.skip("the CUDA toolkit is not installed")
-    return f"{home}/include"
-
-
 def test_every_capability_of_the_plugin(plugin_path: Path, tmp_path: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
@@ -157,7 +142,7 @@ def test_every_capability_of_the_plugin(plugin_path: Path, tmp_path: Path) -> No
     workspace = int(said.pop("workspace"))
     assert 3 * rows * 72 + rows * 4 <= workspace < 3 * rows * 72 + rows * 4 + 8192
     assert said == {
-        "creators": "1 fastwan SageAttention3 1",
+        "creators": "7 fastwan SageAttention3 1",
         "core": "fastwan SageAttention3 1",
         "metadata": "num_heads=2 num_tokens=200 eps=1e-06 softmax_scale=0.0883883 exact_max=1",
         "formats": "8 16",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastwan.export.glue_schemas import glue_schemas
 from fastwan.export.passes.fusions import find_fusion
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.onnx_guard import BundleGraph
@@ -251,3 +252,19 @@ def test_gates_scales_and_shifts_are_tables_of_the_timestep(lifted: ir.Model, ti
     # All six rows of a block, and two of the head.
     assert len(vectors) == 6 * tiny.config.num_layers + 2
     assert vectors <= {str(value.name) for value in parts["dit"].graph.inputs}
+
+
+def test_lifted_nodes_keep_to_their_schemas(lifted: ir.Model) -> None:
+    nodes = [node for node in lifted.graph if node.op_type in {s.name for s in glue_schemas()}]
+    assert {node.op_type for node in nodes} == {schema.name for schema in glue_schemas()}
+    for node in nodes:
+        schema = onnx.defs.get_schema(node.op_type, 1, "fastwan")
+        assert set(node.attributes) == set(schema.attributes)
+        assert schema.min_input <= len(node.inputs) <= schema.max_input
+        assert len(node.outputs) == schema.max_output
+        pairs = [*zip(node.inputs, schema.inputs, strict=False)]
+        pairs += [*zip(node.outputs, schema.outputs, strict=True)]
+        for value, parameter in pairs:
+            assert value is not None
+            assert value.dtype is not None
+            assert parameter.type_str == f"tensor({value.dtype.name.lower()})"
