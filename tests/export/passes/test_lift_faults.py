@@ -91,6 +91,49 @@ NORM: dict[str, tuple[Change, int]] = {
 }
 
 
+def named(model: ir.Model, name: str) -> ir.Value:
+    return next(v for each in model.graph for v in each.outputs if v.name == name)
+
+
+def hidden_without_a_bias(model: ir.Model) -> None:
+    """The first hidden state is the bare GEMM of the patches."""
+    hidden = named(model, "embed.hidden")
+    gemm = hidden.producer()
+    assert gemm is not None
+    assert gemm.inputs[0] is not None
+    ir.convenience.replace_all_uses_with(hidden, gemm.inputs[0])
+
+
+def last_norm_read_twice(model: ir.Model) -> None:
+    """Something else than the head's linear reads the last norm."""
+    linear = [each for each in model.graph if each.op_type == "MatMul"][-1]
+    assert linear.inputs[0] is not None
+    model.graph.outputs.append(linear.inputs[0])
+
+
+def last_residual_of_another_value(model: ir.Model) -> None:
+    """The last residual adds no GEMM."""
+    add = [each for each in model.graph if each.op_type == "MatMul"][-2].outputs[0]
+    ir.convenience.replace_all_uses_with(add, named(model, "embed.hidden"))
+
+
+ENDS: dict[str, tuple[Change, str]] = {
+    "a first hidden state without a bias": (hidden_without_a_bias, "NormQuantize"),
+    "a last norm that is an output, too": (last_norm_read_twice, "ResidualNorm"),
+    "a last residual that is no GEMM": (last_residual_of_another_value, "ResidualNorm"),
+}
+
+
+@pytest.mark.parametrize("fault", ENDS)
+def test_another_first_or_last_norm_stays(exported: Any, fault: str) -> None:
+    change, op_type = ENDS[fault]
+    sound, changed = clone(exported.model()), clone(exported.model())
+    change(changed)
+    for model, nodes in ((sound, 1), (changed, 0)):
+        lift_residual_norm(model)
+        assert sum(each.op_type == op_type for each in model.graph) == nodes
+
+
 @pytest.mark.parametrize("fault", CROSS)
 def test_another_cross_attention_stays(exported: Any, fault: str) -> None:
     change, lost = CROSS[fault]
