@@ -13,6 +13,7 @@ from fastwan.errors import BadInput, VerificationFailed
 from fastwan.export.attentions import Attention
 from fastwan.export.passes.cut_at_blocks import cut_at_blocks
 from fastwan.export.passes.cut_at_regions import Region
+from fastwan.export.passes.cut_text import cut_text
 from fastwan.export.passes.fusions import NONE, Fusion, fastest_fusion
 from fastwan.export.passes.phase_convolutions import phase_convolutions
 from fastwan.export.passes.split_dit import split_dit
@@ -130,7 +131,7 @@ def plan_dit(
     """Divide the transformer's graph for an attention and a backend.
 
     What a timestep alone (``time_tables``) and the prompt alone (``text_kv``) decide are engines of
-    their own in every mode, see `split_dit`. The rest is divided by the attention.
+    their own in every mode, see `split_dit` and `cut_text`. The rest is divided by the attention.
 
     Args:
         model: as ``dit.onnx`` holds it; left unchanged.
@@ -150,7 +151,7 @@ def plan_dit(
         split_statistics(part)
     graphs: list[tuple[Cadence, ir.Model]] = [
         ("schedule", apart["time_tables"]),
-        ("prompt", apart["text_kv"]),
+        *(("prompt", part) for part in cut_text(apart["text_kv"])),
         *(("step", part) for part in step.models),
     ]
     parts = []
