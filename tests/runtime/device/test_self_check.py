@@ -30,7 +30,10 @@ from testkit.emulated_host import (
 )
 from testkit.host_device import HostDevice
 
-KINDS = {"Quantize", "ResidualNormQuantize", "CrossAttention", "GeluQuantize"}
+KINDS = {
+    "Quantize", "NormQuantize", "ResidualNormQuantize", "ResidualNorm", "CrossAttention",
+    "GeluQuantize",
+}  # fmt: skip
 pytestmark = pytest.mark.trt
 
 
