@@ -6,13 +6,12 @@ What a bundle cannot serve is refused and says why; nothing is passed over.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastwan.errors import BadInput
 from fastwan.runtime.arguments import to_floats
-from fastwan.runtime.model.checks import integer, shown
+from fastwan.runtime.model.checks import integer
 from fastwan.runtime.model.noise import DEFAULT_SEED, seed_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.request import Request
@@ -39,55 +38,13 @@ def refuse_unknown(unknown: Sequence[str], known: Sequence[str]) -> None:
         )
 
 
-def check_guidance(
-    *,
-    guidance_scale: object = None,
-    guidance_scale_2: object = None,
-    negative_prompt: object = None,
-    negative_prompt_embeds: object = None,
-) -> None:
-    """Refuse guidance: a distilled model runs once a step, without a second prompt.
-
-    Raises:
-        BadInput: a scale above 1, or a prompt to be guided away from.
-    """
-    why = "the distilled model runs without guidance"
-    if guidance_scale is not None:
-        try:
-            scale = float(guidance_scale)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            scale = math.nan
-        if not -math.inf < scale <= 1:
-            raise BadInput(
-                f"guidance_scale is {shown(guidance_scale)}: {why}",
-                where="guidance_scale",
-                fix="leave it out, or pass 1",
-            )
-    if guidance_scale_2 is not None:
-        raise BadInput(
-            "guidance_scale_2 is of a second transformer, which a bundle does not have",
-            where="guidance_scale_2",
-            fix="leave it out",
-        )
-    texts = negative_prompt if isinstance(negative_prompt, list | tuple) else [negative_prompt]
-    if any(text is not None and text != "" for text in texts):
-        raise BadInput(
-            f"negative_prompt would have no effect: {why}",
-            where="negative_prompt",
-            fix="leave it out, and say in the prompt what there is to see",
-        )
-    if negative_prompt_embeds is not None:
-        raise BadInput(
-            f"negative_prompt_embeds would have no effect: {why}",
-            where="negative_prompt_embeds",
-            fix="leave it out",
-        )
-
-
 def check_built_in(
-    schedule: Schedule, num_inference_steps: object = None, attention_kwargs: object = None
+    schedule: Schedule,
+    num_inference_steps: object = None,
+    attention_kwargs: object = None,
+    guidance_scale_2: object = None,
 ) -> None:
-    """Refuse another number of steps than the sampler's, and arguments of an attention.
+    """Refuse another number of steps than the sampler's, and arguments of what is not there.
 
     Raises:
         BadInput: naming the argument.
@@ -99,8 +56,14 @@ def check_built_in(
             raise BadInput(
                 f"{wanted} steps were asked for, sampler {schedule.name} makes {steps}",
                 where="num_inference_steps",
-                fix="leave it out; the model was distilled for these steps",
+                fix="leave it out; the sampler was built for these steps",
             )
+    if guidance_scale_2 is not None:
+        raise BadInput(
+            "guidance_scale_2 is of a second transformer, which a bundle does not have",
+            where="guidance_scale_2",
+            fix="leave it out",
+        )
     if attention_kwargs is not None and attention_kwargs != {}:
         raise BadInput(
             "attention_kwargs reach no attention: it is compiled",
@@ -113,6 +76,8 @@ def requests_of(
     *,
     prompt: object,
     prompt_embeds: object,
+    negative_prompt: object = None,
+    negative_prompt_embeds: object = None,
     num_videos_per_prompt: object,
     generator: object,
     seed: object,
@@ -127,6 +92,8 @@ def requests_of(
     Args:
         prompt: one or several.
         prompt_embeds: [B, up to text_length, text_dim] in the place of prompts.
+        negative_prompt: one for all prompts, or one each.
+        negative_prompt_embeds: likewise, in its place.
         latents: [videos, C, T, h, w].
         each: what the requests have in common.
 
@@ -144,6 +111,10 @@ def requests_of(
         texts = [{"prompt_embeds": embeds[i : i + 1]} for i in range(len(embeds))]
     if not texts:
         raise BadInput("there is no prompt", where="prompt", fix="one at least")
+    for text, negative in zip(
+        texts, _negatives(negative_prompt, negative_prompt_embeds, len(texts)), strict=True
+    ):
+        text |= negative
     copies = 1
     if num_videos_per_prompt is not None:
         copies = integer(num_videos_per_prompt, "num_videos_per_prompt")
@@ -176,6 +147,23 @@ def requests_of(
         )
         for index in range(count)
     ]
+
+
+def _negatives(prompt: object, embeds: object, count: int) -> list[dict[str, Any]]:
+    """What each of `count` prompts is guided away from, as fields of a request."""
+    name, rows = "negative_prompt", prompt
+    if embeds is not None:
+        if prompt is not None:
+            raise BadInput(
+                "give either negative_prompt or negative_prompt_embeds", where="negative_prompt"
+            )
+        name = "negative_prompt_embeds"
+        batch = _batch(embeds, name, 3, "[prompts, length, text_dim]")
+        rows = [batch[i : i + 1] for i in range(len(batch))]
+    each = list(rows) if isinstance(rows, list | tuple) else [rows]
+    if len(each) not in (1, count):
+        raise BadInput(f"{name} are {len(each)} for {count} prompts", where=name)
+    return [{name: row} for row in each * (count // len(each))]
 
 
 def _batch(values: object, name: str, axes: int, form: str) -> Array:

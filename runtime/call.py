@@ -16,15 +16,18 @@ class Call:
 
     Attributes:
         stopped: end after the step that runs now.
-        embeds: of the video that is made now, [1, text_length, text_dim].
+        embeds: of the video that is made now, [1, text_length, text_dim]: of its prompt and,
+            where its sampler is guided, of the negative prompt.
         steps: of its sampler.
+        guidance: likewise, the scale of its guidance.
         timestep: of the step that was done last; None between videos.
         thread: that the call was made on.
     """
 
     stopped: bool = False
-    embeds: Array | None = None
+    embeds: tuple[Array, ...] = ()
     steps: int = 0
+    guidance: float = 1.0
     timestep: int | None = None
     thread: int = field(default_factory=threading.get_ident)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
-"""What a callback may ask for. The last is always None: there is no guidance."""
+"""What a callback may ask for. The last is None where there is no guidance."""
 
 _WHERE = "callback_on_step_end"
 
@@ -57,15 +57,14 @@ def step_callback(
     def on_step(step: int, timestep: int, latents: torch.Tensor) -> dict[str, Any] | None:
         call = calls.here()
         assert call is not None
-        given: dict[str, Any] = {"latents": latents}
-        if "prompt_embeds" in names:
-            assert call.embeds is not None
-            given["prompt_embeds"] = _embeds_tensor(call.embeds)
-        given["negative_prompt_embeds"] = None
-        given = {name: given[name] for name in names}
+        embeds = dict(zip(TENSOR_INPUTS[1:], call.embeds, strict=False))
+        given: dict[str, Any] = {name: None for name in names}
+        given |= {name: _embeds_tensor(embeds[name]) for name in names if name in embeds}
+        if "latents" in names:
+            given["latents"] = latents
         returned = callback(pipeline, step, timestep, given)
-        if call.embeds is not None and isinstance(returned, Mapping | None):
-            _refuse_other_embeds({**given, **(returned or {})}, call.embeds)
+        if isinstance(returned, Mapping | None):
+            _refuse_other_embeds({**given, **(returned or {})}, embeds)
         return returned
 
     return on_step
@@ -78,24 +77,25 @@ def _embeds_tensor(embeds: Array) -> torch.Tensor:
     return torch.from_numpy(embeds.astype(np.float32)).bfloat16()
 
 
-def _refuse_other_embeds(tensors: Mapping[str, Any], embeds: Array) -> None:
+def _refuse_other_embeds(tensors: Mapping[str, Any], embeds: Mapping[str, Array]) -> None:
     import torch
 
-    if tensors.get("negative_prompt_embeds") is not None:
-        raise BadInput("negative_prompt_embeds have no effect: there is no guidance", where=_WHERE)
-    changed = tensors.get("prompt_embeds")
-    if changed is None:
-        return
-    same = isinstance(changed, torch.Tensor) and torch.equal(
-        changed.detach().cpu().bfloat16(), _embeds_tensor(embeds)
-    )
-    if not same:
-        raise BadInput(
-            "prompt_embeds cannot change between two steps: their keys and values are computed "
-            "once a video",
-            where=_WHERE,
-            fix="return the ones that were given",
+    for name in TENSOR_INPUTS[1:]:
+        changed = tensors.get(name)
+        if changed is None:
+            continue
+        if name not in embeds:
+            raise BadInput(f"{name} have no effect: there is no guidance", where=_WHERE)
+        same = isinstance(changed, torch.Tensor) and torch.equal(
+            changed.detach().cpu().bfloat16(), _embeds_tensor(embeds[name])
         )
+        if not same:
+            raise BadInput(
+                f"{name} cannot change between two steps: their keys and values are computed "
+                "once a video",
+                where=_WHERE,
+                fix="return the ones that were given",
+            )
 
 
 def after_callback(returned: object, state: torch.Tensor) -> Array:

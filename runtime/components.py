@@ -62,20 +62,24 @@ class Components(Protocol):
 
     def denoise(
         self,
-        prompt_embeds: Array,
+        embeds: Sequence[Array],
         noises: Sequence[Array],
         schedule: Schedule,
         timings: Timings,
         on_step: OnStep[Array] | None,
     ) -> Array:
-        """Clean latents [1, C, T, h, w], fp32; adds the time of ``text_kv`` to `timings`."""
+        """Clean latents [1, C, T, h, w], fp32; adds the time of ``text_kv`` to `timings`.
+
+        Args:
+            embeds: `text_shape` each, as many as ``schedule.prompts``.
+        """
 
     def decode(self, latents: Array, schedule: Schedule) -> Iterator[Array]:
         """Frames [H, W, 3] uint8; one is valid until the next."""
 
     def video(
         self,
-        prompt_embeds: Array,
+        embeds: Sequence[Array],
         noises: Sequence[Array],
         schedule: Schedule,
         timings: Timings,

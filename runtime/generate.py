@@ -42,6 +42,8 @@ def generate(
     output: Path,
     *,
     seed: int | None = DEFAULT_SEED,
+    negative_prompt: str | None = None,
+    guidance_scale: float | None = None,
     device: str = "auto",
     frames_dir: Path | None = None,
     sampler: str | None = None,
@@ -61,6 +63,8 @@ def generate(
             their outputs: ``x_0.mp4``, ``x_1.mp4``.
         output: ``x.mp4``, a folder, or ``folder/name_%04d.png``.
         seed: of the noise of every video; None draws a fresh one, which the report tells.
+        negative_prompt: what a guided sampler leads away from; None is the empty text.
+        guidance_scale: None for the sampler's; 1 at most is no guidance.
         device: "auto", "cpu", "cuda" or "emulated", see `FastWanPipeline.from_bundle`.
         frames_dir: folder for PNG frames beside an mp4.
         sampler: one of the bundle's; by default the first.
@@ -83,7 +87,16 @@ def generate(
         if not least <= value <= MAX_RUNS:
             raise BadInput(f"{value} is not within {least} .. {MAX_RUNS:,}", where=option)
     seed = seed_of(seed)
-    requests = [Request(prompt=text, seed=seed, sampler=sampler) for text in prompts]
+    requests = [
+        Request(
+            prompt=text,
+            negative_prompt=negative_prompt,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            sampler=sampler,
+        )
+        for text in prompts
+    ]
     wanted = [parse_output(output)]
     if frames_dir is not None:
         wanted.append(Output("frames", frames_dir))
@@ -208,10 +221,13 @@ def _made(pipeline: FastWanPipeline, job: _Job, seed: int, runs: Sequence[Run]) 
     images = next((each for each in job.outputs if each.kind == "frames"), None)
     _, digest, count = runs[-1]
     seconds = [{name: round(s, 6) for name, s in timings.items()} for timings, _, _ in runs]
+    schedule = pipeline.schedule(job.request.sampler, job.request.guidance_scale)
     return MadeVideo(
         prompt=str(job.request.prompt),
+        negative_prompt=job.request.negative_prompt or "",
         seed=seed,
-        sampler=pipeline.schedule(job.request.sampler).name,
+        sampler=schedule.name,
+        guidance_scale=schedule.guidance,
         video=str(video) if video else None,
         frames_dir=str(images.path) if images else None,
         first_frame=str(images.frame(0)) if images else None,

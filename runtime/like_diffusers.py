@@ -111,12 +111,13 @@ class LikeDiffusers:
 
     @property
     def guidance_scale(self) -> float:
-        """Always 1: the distilled model runs without guidance."""
-        return 1.0
+        """Of the call that this thread is in; outside of one, of the default sampler."""
+        call = self._calls.here()
+        return self.bundle.manifest.sampler_spec().guidance if call is None else call.guidance
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return False
+        return self.guidance_scale > 1
 
     @property
     def attention_kwargs(self) -> None:

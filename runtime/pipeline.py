@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Self
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet
-from fastwan.runtime.batch import check_built_in, check_guidance, refuse_unknown, requests_of
+from fastwan.runtime.batch import check_built_in, refuse_unknown, requests_of
 from fastwan.runtime.call import Call
 from fastwan.runtime.callback import step_callback
 from fastwan.runtime.components import Components, bundle_text
 from fastwan.runtime.device.choice import DeviceChoice
+from fastwan.runtime.guidance import guided_schedule
 from fastwan.runtime.like_diffusers import LikeDiffusers
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.noise import DEFAULT_SEED
-from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.outputs import OutputType, PipelineOutput
 from fastwan.runtime.pretrained import bundle_folder, device_of, open_components
@@ -138,23 +138,26 @@ class FastWanPipeline(LikeDiffusers):
 
         Args:
             prompt: the text, or a list of texts; or else give `prompt_embeds`.
-            negative_prompt: None or empty; the model runs without guidance.
+            negative_prompt: what a guided sampler leads away from, one for all prompts or one
+                each; None is the empty text, the only one of a sampler without guidance.
             height, width, num_frames: None, or what the bundle was built for.
             num_inference_steps: None, or the sampler's.
-            guidance_scale: None, or 1 at most; `guidance_scale_2` None.
+            guidance_scale: None for the sampler's; 1 at most is no guidance, and all that a
+                distilled model takes. `guidance_scale_2` None.
             num_videos_per_prompt: videos of each prompt.
             generator: CPU generator of the noise, which draws for one video after the other, or a
                 list with one for each video; or else `seed` makes one a video.
             latents: initial noise [videos, C, T, h, w] instead of drawn noise.
-            prompt_embeds: [prompts, up to text_length, text_dim]; padded with zero rows;
-                `negative_prompt_embeds` None.
+            prompt_embeds: [prompts, up to text_length, text_dim]; padded with zero rows. Of the
+                same form `negative_prompt_embeds`, in the place of `negative_prompt`.
             output_type: "np", "pt", "pil", "uint8" or "latent"; see `PipelineOutput`.
             return_dict: False returns ``(frames,)``.
             attention_kwargs: None or empty.
             callback_on_step_end: called after each step as (pipeline, step, timestep,
                 {"latents": fp32 tensor}); the dictionary it returns may replace the latents.
             callback_on_step_end_tensor_inputs: what the dictionary holds, of "latents",
-                "prompt_embeds" (not to be changed) and "negative_prompt_embeds" (None).
+                "prompt_embeds" and "negative_prompt_embeds" (not to be changed; the latter None
+                without guidance).
             max_sequence_length: None, or the text length of the bundle.
             seed: of each prompt's first video, the next has `seed` + 1; None draws a fresh one.
             sampler: one of the bundle's; by default the first.
@@ -165,17 +168,15 @@ class FastWanPipeline(LikeDiffusers):
             VerificationFailed: a file of the bundle differs from its hash, or a step makes NaN.
         """
         refuse_unknown(list(kwargs), [*inspect.signature(self.__call__).parameters][:-1])
-        check_guidance(
-            guidance_scale=guidance_scale,
-            guidance_scale_2=guidance_scale_2,
-            negative_prompt=negative_prompt,
-            negative_prompt_embeds=negative_prompt_embeds,
-        )
-        check_built_in(self.schedule(sampler), num_inference_steps, attention_kwargs)
+        schedule = self.schedule(sampler, guidance_scale)
+        check_built_in(schedule, num_inference_steps, attention_kwargs, guidance_scale_2)
         names = callback_on_step_end_tensor_inputs
         requests = requests_of(
             prompt=prompt,
             prompt_embeds=prompt_embeds,
+            negative_prompt=negative_prompt,
+            negative_prompt_embeds=negative_prompt_embeds,
+            guidance_scale=guidance_scale,
             num_videos_per_prompt=num_videos_per_prompt,
             generator=generator,
             seed=seed,
@@ -236,7 +237,14 @@ class FastWanPipeline(LikeDiffusers):
 
     def _runs(self, requests: Sequence[Request], call: Call, progress: Progress) -> list[Run]:
         return [
-            Run(each, self.schedule(each.sampler), self.components, self.prompts, call, progress)
+            Run(
+                each,
+                self.schedule(each.sampler, each.guidance_scale),
+                self.components,
+                self.prompts,
+                call,
+                progress,
+            )
             for each in requests
         ]
 
@@ -258,17 +266,20 @@ class FastWanPipeline(LikeDiffusers):
             BadInput: no text encoder in the bundle.
         """
         with self._turn() as call:
-            request = Request(prompt=prompt, output_type="latent")
+            request = Request(prompt=prompt, output_type="latent", guidance_scale=1)
             (run,) = self._runs([request], call, progress or Quiet())
             return run.open()
 
-    def schedule(self, sampler: str | None = None) -> Schedule:
+    def schedule(self, sampler: str | None = None, guidance_scale: object = None) -> Schedule:
         """Schedule of one of the bundle's samplers, by default the first.
 
+        Args:
+            guidance_scale: see `fastwan.runtime.guidance.guided_schedule`.
+
         Raises:
-            BadInput: the bundle has no such sampler.
+            BadInput: the bundle has no such sampler, or it cannot play with that scale.
         """
-        return schedule_of(self.bundle.manifest.sampler_spec(sampler))
+        return guided_schedule(self.bundle.manifest.sampler_spec(sampler), guidance_scale)
 
     def close(self) -> None:
         """Give back memory, engines and sessions. A closed pipeline makes no more videos."""

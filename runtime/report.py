@@ -12,8 +12,11 @@ class MadeVideo(Record):
     """One video: what it was made of, where it lies, what it took."""
 
     prompt: str
+    negative_prompt: str
     seed: int
     sampler: str
+    guidance_scale: float
+    """1 without guidance, which reads no negative prompt."""
     video: str | None
     """Path of the mp4; null without one."""
     frames_dir: str | None

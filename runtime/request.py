@@ -27,6 +27,9 @@ class Request:
     Attributes:
         prompt: the text; or else `prompt_embeds`.
         prompt_embeds: [1, up to text_length, text_dim]; padded with zero rows.
+        negative_prompt: what a guided sampler leads away from; None is the empty text.
+        negative_prompt_embeds: in its place, like `prompt_embeds`.
+        guidance_scale: None, or that of the sampler; 1 at most is no guidance.
         height: pixels; None, or what the bundle was built for.
         width: likewise.
         num_frames: likewise.
@@ -45,6 +48,9 @@ class Request:
 
     prompt: str | None = None
     prompt_embeds: torch.Tensor | Array | None = None
+    negative_prompt: str | None = None
+    negative_prompt_embeds: torch.Tensor | Array | None = None
+    guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
     num_frames: int | None = None
@@ -61,6 +67,12 @@ class Request:
             raise BadInput("give either prompt or prompt_embeds", where="prompt")
         if self.prompt is not None:
             check_prompt(self.prompt)
+        if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
+            raise BadInput(
+                "give either negative_prompt or negative_prompt_embeds", where="negative_prompt"
+            )
+        if self.negative_prompt not in (None, ""):
+            check_prompt(self.negative_prompt, "negative_prompt")
         if self.generator is None:
             object.__setattr__(self, "seed", seed_of(self.seed))
         else:

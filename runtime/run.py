@@ -13,6 +13,7 @@ from fastwan.runtime.call import Call
 from fastwan.runtime.callback import after_callback
 from fastwan.runtime.components import Components
 from fastwan.runtime.device.choice import DeviceChoice
+from fastwan.runtime.guidance import check_negative
 from fastwan.runtime.model.checks import check_finite
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.schedule import Schedule
@@ -52,7 +53,7 @@ class Run:
     timings: Timings = field(default_factory=Timings)
 
     def open(self) -> Array:
-        """Open what the request needs; its embeddings [1, text_length, text_dim].
+        """Open what the request needs; the prompt's embeddings [1, text_length, text_dim].
 
         Raises:
             BadInput: an argument that the bundle cannot serve.
@@ -60,6 +61,7 @@ class Run:
                 makes NaN.
         """
         request = self.request
+        check_negative(self.schedule, request)
         check_shape(
             self.components.shape,
             height=request.height,
@@ -68,18 +70,23 @@ class Run:
         )
         if request.max_sequence_length is not None:
             check_text_length(self.components.text_shape[1], request.max_sequence_length)
+        wanted = (
+            (request.prompt, request.prompt_embeds),
+            (request.negative_prompt or "", request.negative_prompt_embeds),
+        )[: self.schedule.prompts]
         with self.timings.measure("load"):
-            text = request.prompt is not None
+            text = any(given is None for _, given in wanted)
             self.components.load(self.schedule, text=text, decoder=request.decoded)
         self.call.steps = len(self.schedule.steps)
         self.call.timestep = None
-        self.call.embeds = embeds = self._embeds()
-        return embeds
+        self.call.guidance = self.schedule.guidance
+        self.call.embeds = tuple(self._embeds(*each) for each in wanted)
+        return self.call.embeds[0]
 
-    def _embeds(self) -> Array:
-        prompt = self.request.prompt
-        if prompt is None:
-            return padded_embeds(self.request.prompt_embeds, self.components.text_shape)
+    def _embeds(self, prompt: str | None, given: object) -> Array:
+        if given is not None:
+            return padded_embeds(given, self.components.text_shape)
+        assert prompt is not None
         encoder = self.components.text_encoder
         # Tells of a prompt that is too long, also where its embeddings are known.
         encoder.token_ids(prompt)
@@ -103,7 +110,6 @@ class Run:
             return self._counted(self.timings.measured("decode", decoded))
         noises = draw_noises(components.latents_shape, self.schedule, request)
         self.progress.start("video", components.video_shape[0], "frames")
-        assert self.call.embeds is not None
         made = components.video(self.call.embeds, noises, self.schedule, self.timings)
         return self._counted(made)
 
@@ -123,7 +129,6 @@ class Run:
         noises = draw_noises(self.components.latents_shape, self.schedule, self.request)
         if self.call.stopped:
             return noises[0]
-        assert self.call.embeds is not None
         self.progress.start("denoise", len(self.schedule.steps), "steps")
         stopwatch = _Stopwatch(self.timings)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 
 from fastwan.bundle import Bundle
 from fastwan.config import VideoShape
@@ -15,7 +15,7 @@ from fastwan.runtime.cpu.executor import cpu_executor
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DIT_GRAPHS, DiT
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.loop import OnStep, combine, denoise
+from fastwan.runtime.model.loop import OnStep, combine, denoise, guided
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
 from fastwan.runtime.text import open_text_encoder
@@ -98,16 +98,17 @@ class CpuComponents:
 
     def denoise(
         self,
-        prompt_embeds: Array,
+        embeds: Sequence[Array],
         noises: Sequence[Array],
         schedule: Schedule,
         timings: Timings,
         on_step: OnStep[Array] | None,
     ) -> Array:
         with timings.measure("text_kv"):
-            context = self.dit.prepare(prompt_embeds)
+            contexts = [self.dit.prepare(each) for each in embeds]
+        velocities = [partial(self.dit.velocity, context=each) for each in contexts]
         return denoise(
-            lambda state, timestep: self.dit.velocity(state, timestep, context),
+            guided(velocities, schedule.guidance, combine=combine),
             noises[0],
             schedule,
             noises[1:],
@@ -120,12 +121,12 @@ class CpuComponents:
 
     def video(
         self,
-        prompt_embeds: Array,
+        embeds: Sequence[Array],
         noises: Sequence[Array],
         schedule: Schedule,
         timings: Timings,
     ) -> Iterator[Array]:
-        return self.decode(self.denoise(prompt_embeds, noises, schedule, timings, None), schedule)
+        return self.decode(self.denoise(embeds, noises, schedule, timings, None), schedule)
 
     def close(self) -> None:
         for name in ("text_encoder", "dit", "decoder"):

@@ -43,7 +43,7 @@ class DeviceComponents:
         self._fallbacks: Mapping[str, DeviceEngine] | None = None
         self._sessions: dict[str, Session] = {}
         self._current: Session | None = None
-        self._prepared: dict[str, Array] = {}
+        self._prepared: dict[str, list[Array]] = {}
         self._lock = threading.Lock()
         self._holder = 0
 
@@ -65,10 +65,16 @@ class DeviceComponents:
         """Session of a sampler; by default the last one that was used, or the bundle's own.
 
         Text and decoder are the same in all of them, and each session has memory of its own.
+        A sampler with another scale of guidance takes the place of the one before.
         """
         if schedule is None and self._current is not None:
             return self._current
         schedule = schedule or schedule_of(self._bundle.manifest.sampler_spec())
+        known = self._sessions.get(schedule.name)
+        if known is not None and known.recording.schedule != schedule:
+            known.close()
+            del self._sessions[schedule.name]
+            self._prepared.pop(schedule.name, None)
         if schedule.name not in self._sessions:
             shared = replace(
                 self._platform,
@@ -129,14 +135,14 @@ class DeviceComponents:
         if text:
             _ = self.text_encoder
 
-    def _prepare(self, prompt_embeds: Array, schedule: Schedule) -> None:
-        # Keys and values stay on the device: the same prompt again costs nothing.
-        known = self._prepared.get(schedule.name)
-        if known is not None and np.array_equal(known, prompt_embeds):
+    def _prepare(self, embeds: Sequence[Array], schedule: Schedule) -> None:
+        # Keys and values stay on the device: the same prompts again cost nothing.
+        known = self._prepared.get(schedule.name, [])
+        if len(known) == len(embeds) and all(map(np.array_equal, known, embeds)):
             return
         self._prepared.pop(schedule.name, None)
-        self.session(schedule).prepare(prompt_embeds)
-        self._prepared[schedule.name] = prompt_embeds.copy()
+        self.session(schedule).prepare(*embeds)
+        self._prepared[schedule.name] = [each.copy() for each in embeds]
 
     def forget(self) -> None:
         """Compute keys and values anew for the next video."""
@@ -144,14 +150,14 @@ class DeviceComponents:
 
     def denoise(
         self,
-        prompt_embeds: Array,
+        embeds: Sequence[Array],
         noises: Sequence[Array],
         schedule: Schedule,
         timings: Timings,
         on_step: OnStep[Array] | None,
     ) -> Array:
         with timings.measure("text_kv"):
-            self._prepare(prompt_embeds, schedule)
+            self._prepare(embeds, schedule)
         return self.session(schedule).denoise(noises, on_step)
 
     def decode(self, latents: Array, schedule: Schedule) -> Iterator[Array]:
@@ -159,14 +165,14 @@ class DeviceComponents:
 
     def video(
         self,
-        prompt_embeds: Array,
+        embeds: Sequence[Array],
         noises: Sequence[Array],
         schedule: Schedule,
         timings: Timings,
     ) -> Iterator[Array]:
         session = self.session(schedule)
         with timings.measure("text_kv"):
-            self._prepare(prompt_embeds, schedule)
+            self._prepare(embeds, schedule)
         with timings.measure("video"):
             frames = session.video(noises)
         for name, milliseconds in session.milliseconds().items():

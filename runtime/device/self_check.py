@@ -173,7 +173,8 @@ class _Check:
         embeds = np.zeros(recording.prompt_embeds.shape, np.float32)
         tokens = max(1, int(embeds.shape[1] * _TOKENS))
         embeds[:, :tokens] = random.normal(0, _EMBEDDING, embeds[:, :tokens].shape)
-        memory.write(recording.prompt_embeds, embeds)
+        for tensor in recording.embeds:
+            memory.write(tensor, embeds)
         for noise in recording.noises:
             memory.write(noise, random.standard_normal(noise.shape, np.float32))
         for stage in recording.stages:

@@ -176,10 +176,15 @@ class Session:
             player.synchronize()
             return player.memory.view(text.host_out[:, :length]).copy()
 
-    def prepare(self, prompt_embeds: Array) -> None:
-        """Compute the keys and values of a prompt, which stay until the next one."""
+    def prepare(self, *embeds: Array) -> None:
+        """Compute the keys and values of a prompt, which stay until the next one.
+
+        Args:
+            embeds: of the prompt and, where the sampler is guided, of the negative prompt.
+        """
         with self._running() as player:
-            player.memory.write(self.recording.prompt_embeds, prompt_embeds)
+            for tensor, each in zip(self.recording.embeds, embeds, strict=True):
+                player.memory.write(tensor, each)
             player.enqueue(self._stage("text_kv"))
             player.synchronize()
 

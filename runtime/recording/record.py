@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 
@@ -14,7 +15,7 @@ from fastwan.errors import BadInput
 from fastwan.manifest import Cadence, Engine, Manifest, TensorSpec
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DiT
-from fastwan.runtime.model.loop import denoise
+from fastwan.runtime.model.loop import denoise, guided
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.recording.executor import RecordingExecutor
 from fastwan.runtime.recording.fallbacks import fallbacks_of
@@ -36,7 +37,8 @@ class Recording:
     Attributes:
         calls: components in the order in which they are called, and each combination.
         text: None in a bundle without a text encoder.
-        prompt_embeds: pinned [1, text_length, text_dim], read by ``text_kv``.
+        embeds: pinned [1, text_length, text_dim], read by ``text_kv``: of the prompt and, where
+            the sampler is guided, of the negative prompt.
         noises: pinned, fp32, the initial latents and the fresh noise of the steps.
         states: latents after each step, fp32 on the device.
         latents: pinned, for latents that go in or out between stages; ``decode`` copies the ones
@@ -52,7 +54,7 @@ class Recording:
     calls: list[str]
     events: int
     text: TextBuffers | None
-    prompt_embeds: Tensor
+    embeds: list[Tensor]
     noises: list[Tensor]
     states: list[Tensor]
     latents: Tensor
@@ -64,7 +66,12 @@ class Recording:
     def inputs(self) -> list[Tensor]:
         """Pinned tensors that the host writes before a play."""
         text = [] if self.text is None else [self.text.host_in]
-        return [*text, self.prompt_embeds, *self.noises]
+        return [*text, *self.embeds, *self.noises]
+
+    @property
+    def prompt_embeds(self) -> Tensor:
+        """Those of the prompt."""
+        return self.embeds[0]
 
     @property
     def operations(self) -> list[Operation]:
@@ -103,14 +110,13 @@ def record(
     if text is not None:
         text.record(recorder, text.longest)
     recorder.begin("text_kv")
-    embeds = allocate(
-        TensorSpec(name="prompt_embeds", dtype=dit.text_spec.dtype, shape=dit.text_shape)
-    )
-    prompt_embeds = replace(
-        embeds, buffer=replace(embeds.buffer, name="prompt_embeds.host", space="host")
-    )
-    recorder.copy(prompt_embeds, embeds)
-    context = dit.prepare(embeds)
+    embeds, contexts = [], []
+    for name in ("prompt_embeds", "negative_prompt_embeds")[: schedule.prompts]:
+        text_spec = TensorSpec(name=name, dtype=dit.text_spec.dtype, shape=dit.text_shape)
+        embeds.append(allocate(text_spec, name=f"{name}.host", space="host"))
+        copied = allocate(text_spec)
+        recorder.copy(embeds[-1], copied)
+        contexts.append(dit.prepare(copied))
     recorder.end()
 
     latents = TensorSpec(name="latents", dtype="float32", shape=dit.latents_shape)
@@ -129,7 +135,11 @@ def record(
             recorder.begin(f"step_{index + 1}")
 
     clean = denoise(
-        lambda state, timestep: dit.velocity(state, timestep, context),
+        guided(
+            [partial(dit.velocity, context=each) for each in contexts],
+            schedule.guidance,
+            combine=recorder.combine,
+        ),
         drawn[0],
         schedule,
         drawn[1:],
@@ -145,7 +155,7 @@ def record(
         calls=recorder.calls,
         events=recorder.events,
         text=text,
-        prompt_embeds=prompt_embeds,
+        embeds=embeds,
         noises=noises,
         states=states,
         latents=out,

@@ -241,18 +241,16 @@ def _samplers(
         notes: told of what differs from the published constants, and of what a choice overrules.
 
     Raises:
-        BadInput: the model was not trained for the chosen one, or the runtime cannot play it.
+        BadInput: the model was not trained for the chosen one.
     """
     offered = {name: lookup(SAMPLERS, name, "sampler") for name in preset.samplers}
     if spec.sampler != AUTO:
         first = lookup(offered, spec.sampler, "sampler")
-        first.require_no_guidance()
         notes += overruled(checkpoint.scheduler, first)
     else:
         told = checkpoint.default_sampler
         first = offered.get(told, offered[preset.samplers[0]])
-        first.require_no_guidance()
-        if first.name != told:
+        if first.kind != SAMPLERS[told].kind:
             notes.append(
                 f"sampler {first.name} is played, for which {preset.name} was made, not {told} of "
                 f"{checkpoint.pipeline_class}"

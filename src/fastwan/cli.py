@@ -6,9 +6,9 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec
 
 import click
 
@@ -35,12 +35,12 @@ from fastwan.console import (
     typed_text,
 )
 from fastwan.failures import OneLineGroup, explain, fail, require_address_space
+from fastwan.options import force_option, guidance_options, json_option, of_table
 from fastwan.progress import Console, Progress, Quiet
 from fastwan.signals import end_cleanly_on_signals
 from fastwan.tables import described
 
 P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _State:
@@ -81,17 +81,6 @@ def _progress() -> Progress:
     return _State.display
 
 
-def _of_table(option: str, names: Iterable[str], **settings: Any) -> Callable[[F], F]:
-    """An option that takes the names of a table."""
-    return click.option(option, type=click.Choice(list(names)), show_default=True, **settings)
-
-
-_force_option = click.option(
-    "--force", is_flag=True, help="Replace the output whatever it holds; says what it deletes."
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
-
 @click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -115,8 +104,8 @@ def main(debug: bool) -> None:
     default=None,
     help="With a UMT5 encoder; by default in tiny only (at 1.3b it has 5.7 B parameters).",
 )
-@_force_option
-@_json_option
+@force_option
+@json_option
 @_report_errors
 def make_checkpoint(
     output: Path, size: Any, seed: int, text_encoder: bool | None, force: bool, as_json: bool
@@ -145,11 +134,11 @@ def make_checkpoint(
 @click.option("--revision", help="Branch, tag or commit on the hub, as owner/name@revision.")
 @click.option("--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder.")
 @click.option("--model", type=click.Choice(list(MODELS)), help="Default: from the checkpoint.")
-@_of_table("--target", TARGETS, default="rtx5090")
-@_of_table("--backend", BACKENDS, default="tensorrt-rtx", help=described(BACKENDS))
-@_of_table("--attention", ATTENTIONS, help=f"Default: the model's own. {described(ATTENTIONS)}")
-@_of_table("--fusion", FUSION_CHOICES, default="auto", help=described(FUSION_CHOICES))
-@_of_table("--sampler", ["auto", *SAMPLERS], default="auto")
+@of_table("--target", TARGETS, default="rtx5090")
+@of_table("--backend", BACKENDS, default="tensorrt-rtx", help=described(BACKENDS))
+@of_table("--attention", ATTENTIONS, help=f"Default: the model's own. {described(ATTENTIONS)}")
+@of_table("--fusion", FUSION_CHOICES, default="auto", help=described(FUSION_CHOICES))
+@of_table("--sampler", ["auto", *SAMPLERS], default="auto")
 @click.option("--height", type=int, help="Pixels, a multiple of 16.")
 @click.option("--width", type=int, help="Pixels, a multiple of 16.")
 @click.option("--num-frames", type=int, help="Frames, 4n+1.")
@@ -164,12 +153,12 @@ def make_checkpoint(
         "tuned for them."
     ),
 )
-@_of_table("--activation-scale", ACTIVATIONS, help=f"Of FP8. {described(ACTIVATIONS)}")
+@of_table("--activation-scale", ACTIVATIONS, help=f"Of FP8. {described(ACTIVATIONS)}")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Prompts, one a line.")
 @click.option("--no-cache", is_flag=True, help="Build every engine anew.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")
-@_force_option
-@_json_option
+@force_option
+@json_option
 @_report_errors
 def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any) -> None:
     """Build an engine bundle from a checkpoint."""
@@ -203,7 +192,7 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
 
 @main.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_json_option
+@json_option
 @_report_errors
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show the kernels, dtypes, linears, bytes and predicted time of BUNDLE."""
@@ -224,6 +213,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="VIDEO")
 @click.option("--frames", type=click.Path(path_type=Path), help="Folder for PNG frames.")
 @click.option("--seed", type=int, default=1024, show_default=True)
+@guidance_options
 @click.option(
     "--device",
     type=click.Choice(["auto", "cuda", "cpu", "emulated"]),
@@ -237,8 +227,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option(
     "--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompt embeddings."
 )
-@_force_option
-@_json_option
+@force_option
+@json_option
 @_report_errors
 def generate(
     bundle: Path,
@@ -275,7 +265,7 @@ def generate(
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Default: the bundle's.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Report of an earlier --json.")
 @click.option("--limit", type=float, default=0.05, show_default=True, help="Share beyond it.")
-@_json_option
+@json_option
 @_report_errors
 def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> None:
     """Measure a video's stages on a GPU, or count its work on the recording device.
@@ -307,7 +297,7 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
     help="emulated: the full size too, on a Hopper GPU.",
 )
 @click.option("--picture", type=click.Path(path_type=Path), help="PNG of what FP4 changes.")
-@_json_option
+@json_option
 @_report_errors
 def verify(
     bundle: Path, checkpoint: str | None, device: str, picture: Path | None, as_json: bool
@@ -339,8 +329,8 @@ def verify(
     show_default=True,
     help="auto: the GPU, or host, what can be proven without one.",
 )
-@_force_option
-@_json_option
+@force_option
+@json_option
 @_report_errors
 def selftest(bundle: Path, output: Path, as_json: bool, **options: Any) -> int:
     """Go from the driver to a video with BUNDLE in stages, up to the first that fails.
@@ -362,8 +352,8 @@ def selftest(bundle: Path, output: Path, as_json: bool, **options: Any) -> int:
 @main.command("build-plugin")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the library.")
 @click.option("--emulated", is_flag=True, help="Emulate FP4 on compute capability 9.0 instead.")
-@_force_option
-@_json_option
+@force_option
+@json_option
 @_report_errors
 def build_plugin(output: Path | None, as_json: bool, **options: bool) -> None:
     """Compile libfastwan_plugins.so, the FP4 attention, with CMake and nvcc."""
@@ -382,7 +372,7 @@ def build_plugin(output: Path | None, as_json: bool, **options: bool) -> None:
 
 
 @main.command("doctor")
-@_json_option
+@json_option
 @_report_errors
 def doctor(as_json: bool) -> None:
     """Tell what this machine can do, and what to install for the rest."""

@@ -26,6 +26,7 @@ VAE_TEMPORAL = 4
 MAX_PIXELS = 8192
 """Largest height and width; a side of the decoder's largest tensors is counted in 32 bits."""
 MAX_FRAMES = 4097
+MAX_GUIDANCE = 100
 MAX_TOKENS = 1 << 20
 """32 times those of 832x480x81; attention takes 1,000 times as long there."""
 
@@ -254,11 +255,12 @@ class SamplerSpec:
     Attributes:
         name: what people choose it by.
         kind: how the constants follow; see `fastwan.runtime.model.samplers`.
-        steps: forwards of the transformer a video.
+        steps: of a video; a forward of the transformer each, two with guidance.
         shift: of the flow-matching schedule.
         shift_twice: shift the levels between the ends of a shifted schedule once more.
         timesteps: those of the steps; empty where the kind derives them.
-        guidance: scale of classifier-free guidance; 1 is none, and one forward a step.
+        guidance: scale of classifier-free guidance; 1 is none, and one forward a step. A caller
+            may ask for another where it is not 1.
     """
 
     name: str
@@ -280,21 +282,9 @@ class SamplerSpec:
             )
         if not all(0 < timestep <= 1000 for timestep in self.timesteps):
             raise BadInput("a timestep is not within 1 .. 1000", where=self.name)
-        if not 1 <= self.guidance < 100:
-            raise BadInput(f"guidance {self.guidance} is not within 1 .. 100", where=self.name)
-
-    def require_no_guidance(self) -> None:
-        """Refuse a sampler that the runtime cannot play yet.
-
-        Raises:
-            BadInput: it needs classifier-free guidance.
-        """
-        if self.guidance != 1:
+        if not 1 <= self.guidance < MAX_GUIDANCE:
             raise BadInput(
-                f"{self.steps} steps with guidance {self.guidance:g} take a second forward a step "
-                "for a negative prompt, which this version does not make",
-                where=f"sampler {self.name}",
-                fix="use a distilled model such as FastWan-QAD-1.3B",
+                f"guidance {self.guidance} is not within 1 .. {MAX_GUIDANCE}", where=self.name
             )
 
 

@@ -15,7 +15,7 @@ from onnx import helper
 from safetensors.torch import save_file
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.config import SAMPLERS, VideoShape
+from fastwan.config import SAMPLERS, SamplerSpec, VideoShape
 from fastwan.manifest import (
     Engine,
     Graph,
@@ -54,6 +54,7 @@ class FakeBundle:
 
     root: Path
     sampler: str = "unipc"
+    samplers: tuple[SamplerSpec, ...] = (SAMPLERS["unipc"], SAMPLERS["dmd"])
     text_encoder: bool = True
     float_type: int = BF16
     timestep_type: int = FLOAT
@@ -102,6 +103,7 @@ class FakeBundle:
         write_manifest(
             self.root,
             sampler=self.sampler,
+            samplers=self.samplers,
             components=("dit", "decoder"),
             onnx=exported_of(graphs, name="fake", shape=self.shape),
             engines=engines,
@@ -178,7 +180,7 @@ def open_session(bundle: FakeBundle) -> Callable[..., Session]:
     def make(
         device: NullDevice | None = None,
         *,
-        sampler: str = "unipc",
+        sampler: str | SamplerSpec = "unipc",
         manifest: Manifest | None = None,
     ) -> Session:
         device = device or HostDevice()
@@ -187,7 +189,8 @@ def open_session(bundle: FakeBundle) -> Callable[..., Session]:
             opened = Bundle(opened.root, manifest)
         on_host = isinstance(device, HostDevice)
         platform = make_host_platform(device) if on_host else null_platform(opened, device)
-        return Session(platform, opened, schedule_of(SAMPLERS[sampler]))
+        spec = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+        return Session(platform, opened, schedule_of(spec))
 
     return make
 

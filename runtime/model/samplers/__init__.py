@@ -19,7 +19,6 @@ def schedule_of(spec: SamplerSpec) -> Schedule:
     """The schedule that a sampler of a manifest plays.
 
     Raises:
-        BadInput: no such kind, or one that needs guidance, which takes two forwards a step.
+        BadInput: no such kind.
     """
-    spec.require_no_guidance()
     return lookup(KINDS, spec.kind)(spec)

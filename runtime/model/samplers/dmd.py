@@ -31,4 +31,4 @@ def schedule(spec: SamplerSpec) -> Schedule:
         )
         for k, (timestep, sigma, after) in enumerate(levels)
     )
-    return Schedule(spec.name, steps, noise_axes=(0, 2, 1, 3, 4))
+    return Schedule(spec.name, steps, noise_axes=(0, 2, 1, 3, 4), guidance=spec.guidance)

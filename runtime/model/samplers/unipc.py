@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
 from fastwan.config import SamplerSpec
+from fastwan.plugins.elementwise import MAX_TERMS
 from fastwan.runtime.model.schedule import TRAIN_TIMESTEPS, Schedule, Step, shifted
 
 Vector = npt.NDArray[np.float64]
@@ -23,7 +26,7 @@ def schedule(spec: SamplerSpec) -> Schedule:
     timesteps = [int(value) for value in levels * TRAIN_TIMESTEPS]
     sigmas = [float(value) for value in levels.astype(np.float32)] + [0.0]
 
-    # A state is a vector of weights over (x_0, m_0, ..., m_{n-1}).
+    # A state is a vector of weights over (anchor, m_0, ..., m_{n-1}).
     basis = np.eye(spec.steps + 1)
     state = basis[0]
     corrected = state
@@ -37,16 +40,19 @@ def schedule(spec: SamplerSpec) -> Schedule:
         order = min(2, k + 1, spec.steps - k)
         state = _bh_update(sigmas, k + 1, corrected, predictions, order, correct=False)
         weights = [float(weight) for weight in state]
-        steps.append(
-            Step(
-                timestep=timesteps[k],
-                sigma=sigmas[k],
-                initial=weights[0],
-                history=tuple(weights[1 : k + 1]),
-                prediction=weights[k + 1],
-            )
+        step = Step(
+            timestep=timesteps[k],
+            sigma=sigmas[k],
+            initial=weights[0],
+            history=tuple(weights[1 : k + 1]),
+            prediction=weights[k + 1],
         )
-    return Schedule(spec.name, tuple(steps))
+        # A prediction is two tensors, and the next step reads one more.
+        if np.count_nonzero(state) + 2 > MAX_TERMS:
+            step = replace(step, anchor=tuple(float(weight) for weight in corrected[: k + 2]))
+            corrected = basis[0]
+        steps.append(step)
+    return Schedule(spec.name, tuple(steps), guidance=spec.guidance)
 
 
 def _shifted_twice(spec: SamplerSpec) -> Vector:

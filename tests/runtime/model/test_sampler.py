@@ -11,7 +11,8 @@ import torch
 
 from fastwan.config import MODELS, SAMPLERS, SamplerSpec
 from fastwan.errors import BadInput
-from fastwan.runtime.model.loop import combine, denoise
+from fastwan.plugins.elementwise import MAX_TERMS
+from fastwan.runtime.model.loop import combine, denoise, guided
 from fastwan.runtime.model.noise import draw, generator_for
 from fastwan.runtime.model.samplers import KINDS, schedule_of
 from fastwan.runtime.model.schedule import Schedule
@@ -124,7 +125,7 @@ def test_dmd_has_the_published_constants() -> None:
     assert sigmas == pytest.approx([1.0, 0.7567567, 0.5217391], abs=5e-8)
     assert [step.noise for step in schedule.steps] == [*sigmas[1:], 0.0]
     assert schedule.noises == 2
-    assert not any(schedule.uses_prediction(i) for i in range(3))
+    assert [schedule.last_use(index) for index in range(3)] == [0, 1, 2]
 
 
 def test_dmd_equals_the_reference_formula() -> None:
@@ -180,11 +181,37 @@ def test_an_unknown_kind_is_refused_and_lists_those_there_are() -> None:
         schedule_of(replace(spec, kind="euler"))
 
 
-def test_guidance_is_refused_in_words() -> None:
+def test_guidance_is_a_second_forward_of_each_step() -> None:
     spec = SAMPLERS["unipc-50"]
-    assert len(schedule_of(replace(spec, guidance=1.0)).steps) == spec.steps == 50
-    with pytest.raises(BadInput, match="50 steps with guidance 5 take a second forward"):
-        schedule_of(spec)
+    schedule = schedule_of(spec)
+    assert (schedule.guidance, schedule.prompts, schedule.forwards) == (5.0, 2, 100)
+    alone = schedule_of(replace(spec, guidance=1.0))
+    assert (alone.prompts, alone.forwards) == (1, 50)
+    assert alone.steps == schedule.steps
+
+
+def test_a_guided_velocity_is_that_of_diffusers() -> None:
+    prompt, negative = normal(1), normal(2)
+    velocity = guided([lambda _x, _t: prompt, lambda _x, _t: negative], 5.0, combine=combine)
+    expected = negative + 5.0 * (prompt - negative)
+    np.testing.assert_allclose(velocity(normal(3), 999), expected, rtol=0, atol=1e-5)
+    alone = guided([lambda _x, _t: prompt], 1.0, combine=combine)
+    assert alone(normal(3), 999) is prompt
+
+
+def test_a_long_schedule_moves_its_anchor_and_keeps_few_predictions() -> None:
+    schedule = schedule_of(SAMPLERS["unipc-50"])
+    widest = [0]
+
+    def count(terms: list[tuple[float, np.ndarray]]) -> np.ndarray:
+        widest.append(len(terms))
+        return combine(terms)
+
+    flows = iter([normal(i) for i in range(50)])
+    denoise(lambda _x, _t: next(flows), normal(99), schedule, combine=count)
+    assert max(widest) == MAX_TERMS
+    assert sum(bool(step.anchor) for step in schedule.steps) == 11
+    assert not any(step.anchor for step in schedule_of(SAMPLERS["unipc"]).steps)
 
 
 @pytest.mark.parametrize(

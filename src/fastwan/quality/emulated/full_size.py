@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastwan.plugins.lifted import TEXT, derived
 from fastwan.quality.emulated.module import Reference
 from fastwan.quality.emulated.watch import watched
 from fastwan.quality.verify.graphs import random_inputs
+from fastwan.quality.verify.steps import checked_sampler
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.session import Platform, Session
 from fastwan.runtime.emulated.engines import Torch
@@ -52,7 +53,8 @@ class FullSize:
     def __init__(self, subject: Subject, setting: Setting) -> None:
         self.subject = subject
         self._setting = setting
-        self.schedule = schedule_of(subject.manifest.sampler_spec())
+        # One prompt: guidance is arithmetic between two runs of the same engines.
+        self.schedule = schedule_of(replace(checked_sampler(subject), guidance=1.0))
         platform, self.watch = watched(setting.platform, setting.at)
         self._session = Session(platform, subject.bundle, self.schedule)
         shape = self._session.recording.latents.shape

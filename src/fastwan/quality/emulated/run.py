@@ -16,9 +16,9 @@ from fastwan.quality.emulated.comparison import picture_file, save_picture
 from fastwan.quality.emulated.full_size import FullSize, Setting
 from fastwan.quality.emulated.region_checks import REGIONS_CHECK, kinds, prompt_checks
 from fastwan.quality.verify.report import Check, FP4Comparison, Planned, run_planned
+from fastwan.quality.verify.steps import checked_sampler
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.samplers import schedule_of
 
 
 @dataclass
@@ -100,7 +100,7 @@ def check_full_size(
 
 def names(subject: Subject) -> tuple[str, ...]:
     """The checks of the full size."""
-    count = len(schedule_of(subject.manifest.sampler_spec()).steps)
+    count = checked_sampler(subject).steps
     steps = [f"emulated_step_{index}" for index in range(count)]
     frames = ["emulated_frames"] if "decoder" in subject.present else []
     manifest = subject.manifest

@@ -87,7 +87,8 @@ def step(context: Context) -> Outcome:
         session.recording.latents.shape, context.schedule, generator_for(None, DEFAULT_SEED)
     )
     embeds = random_inputs(context.subject)[1]
-    session.prepare(embeds)
+    # Led away from its own prompt a step stays where it is: the velocity is that of the prompt.
+    session.prepare(*[embeds] * context.schedule.prompts)
     steps: list[Array] = []
     session.denoise(noises, lambda _i, _t, latents: steps.append(latents.copy()))
     first = steps[0]

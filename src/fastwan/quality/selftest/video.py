@@ -120,7 +120,7 @@ def times_on_host(context: Context) -> Outcome:
 def _prepare(context: Context) -> list[Array]:
     """Have a prompt's keys and values computed; noises of a video."""
     session = context.session
-    session.prepare(random_inputs(context.subject)[1])
+    session.prepare(*[random_inputs(context.subject)[1]] * context.schedule.prompts)
     shape = session.recording.latents.shape
     return list(draw(shape, context.schedule, generator_for(None, DEFAULT_SEED)))
 

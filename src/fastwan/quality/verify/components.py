@@ -31,6 +31,7 @@ from fastwan.runtime.cpu.executor import OnnxRuntimeExecutor, cpu_executor
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DiT
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.text import TextEncoder, pad_rows
 from fastwan.runtime.text import open_text_encoder
 
@@ -50,12 +51,17 @@ class Runtime:
         subject = self._subject
         return self._components.dit if subject.check_shape == subject.shape else lowered()
 
-    def prompt_embeds(self) -> Array:
-        """Embeddings of `PROMPT`; random ones where the bundle has no text encoder."""
+    def embeds(self) -> list[Array]:
+        """Embeddings of `PROMPT` and, where the sampler is guided, of the empty text.
+
+        Random ones where the bundle has no text encoder.
+        """
         subject = self._subject
+        count = schedule_of(subject.manifest.sampler_spec()).prompts
         if "text_encoder" not in subject.graphs:
-            return random_inputs(subject)[1]
-        return text_encoder(subject).encode(PROMPT).astype(np.float32)
+            return [random_inputs(subject, seed)[1] for seed in range(count)]
+        encoder = text_encoder(subject)
+        return [encoder.encode(each).astype(np.float32) for each in (PROMPT, "")[:count]]
 
     @contextmanager
     def decoder(self) -> Iterator[Decoder[Array] | None]:

@@ -162,7 +162,7 @@ def _video(subject: Subject) -> Sequence[Check]:
     dit = runtime.dit(lambda: subject.lowered.executors(subject.lowered.parts))
     with runtime.decoder() as decoder:
         decode = None if decoder is None else _decode_with(decoder)
-        return steps.check_video(subject, dit, runtime.prompt_embeds(), decode)
+        return steps.check_video(subject, dit, runtime.embeds(), decode)
 
 
 def _decode_with(decoder: Decoder[Array]) -> Callable[[Array], Array]:

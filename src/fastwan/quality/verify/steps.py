@@ -9,12 +9,14 @@ close to it as the module does to itself, times `MARGIN`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastwan.config import VideoShape
+from fastwan.config import SamplerSpec, VideoShape
 from fastwan.export.attentions import EXACT
 from fastwan.export.models.taehv import StreamingStep
 from fastwan.export.models.wan import WanDiT
@@ -24,7 +26,7 @@ from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.dit import DiT
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.loop import combine, denoise
+from fastwan.runtime.model.loop import combine, denoise, guided
 from fastwan.runtime.model.noise import DEFAULT_SEED, draw
 from fastwan.runtime.model.samplers import schedule_of
 
@@ -40,6 +42,9 @@ what lies between them, and as much again is left for the spread of a few trials
 
 TRIALS = 4
 LATENTS_MOVED_BY = 1e-7
+LONGEST = 3
+"""Steps that are played of a sampler that has more; `sampler` holds all of its constants."""
+
 PIXEL_FLOOR = 1.0
 """Least limit of the frames in levels: pixels are truncated, so one level may always differ."""
 
@@ -86,26 +91,35 @@ def _by_one_unit(scale: Tensor, up: Tensor) -> Tensor:
     return torch.nextafter(scale, torch.where(up, torch.inf, -torch.inf))
 
 
+def checked_sampler(subject: Subject) -> SamplerSpec:
+    """The bundle's sampler as it is played here: with fewer steps where it derives many."""
+    spec = subject.manifest.sampler_spec()
+    return spec if spec.timesteps else replace(spec, steps=min(spec.steps, LONGEST))
+
+
 def step_names(subject: Subject) -> tuple[str, ...]:
-    """Names of the checks, one for each step of the bundle's sampler."""
-    steps = schedule_of(subject.manifest.sampler_spec()).steps
-    return tuple(f"step_{index}" for index in range(len(steps)))
+    """Names of the checks, one for each step that is played."""
+    return tuple(f"step_{index}" for index in range(checked_sampler(subject).steps))
 
 
 def check_video(
-    subject: Subject, dit: DiT[Array], text: Array, decode: Callable[[Array], Array] | None
+    subject: Subject,
+    dit: DiT[Array],
+    texts: Sequence[Array],
+    decode: Callable[[Array], Array] | None,
 ) -> Sequence[Check]:
     """The denoise loop on ONNX Runtime and on the module, and what the decoder makes of it.
 
-    Each step is compared for the same latents, those of the ONNX Runtime loop. The frames are
-    compared after each has gone its own way through the loop.
+    Each step is compared for the same latents, those of the ONNX Runtime loop; of a guided sampler
+    that is the velocity of both prompts together. The frames are compared after each has gone its
+    own way through the loop.
 
     Args:
         dit: the runtime's component over the CPU reference.
-        text: prompt embeddings.
+        texts: embeddings of the prompt and, where the sampler is guided, of a negative one.
         decode: clean latents to frames by the runtime's decoder, None to leave the frames out.
     """
-    schedule = schedule_of(subject.manifest.sampler_spec())
+    schedule = schedule_of(checked_sampler(subject))
     shape = subject.check_shape.latents(subject.dit_config.in_channels)
     noises = draw(shape, schedule, torch.Generator().manual_seed(DEFAULT_SEED))
     recipe, attention = subject.recipe, subject.attention
@@ -113,16 +127,22 @@ def check_video(
         subject, torch.bfloat16, activations=recipe.quantised, attention=attention.reference
     )
     scales = scale_names(recipe)
-    model, *trials = (Model(module, text, scales, trial) for trial in range(1 + TRIALS))
+
+    def modelled(module: WanDiT, scales: tuple[str, ...] = (), trial: int = 0) -> Velocity:
+        models = [Model(module, text, scales, trial) for text in texts]
+        return guided(models, schedule.guidance, combine=combine)
+
+    model, *trials = (modelled(module, scales, trial) for trial in range(1 + TRIALS))
     if not (recipe.quantised or attention.quantised):
         # Nothing is chaotic then: what a change grows to is what rounding itself makes of it.
         exact = dit_module(subject, torch.float32, activations=False, attention=EXACT)
-        trials.append(Model(exact, text))
-    context = dit.prepare(text)
+        trials.append(modelled(exact))
+    runs = [partial(dit.velocity, context=dit.prepare(text)) for text in texts]
+    played = guided(runs, schedule.guidance, combine=combine)
     visited: list[tuple[Array, int, Array]] = []
 
     def velocity(latents: Array, timestep: int) -> Array:
-        result = dit.velocity(latents, timestep, context).astype(np.float32)
+        result = played(latents, timestep).astype(np.float32)
         visited.append((latents, timestep, result))
         return result
 
