@@ -104,6 +104,7 @@ def export_onnx_bundle(
             default_sampler=sampler.name,
             own_sampler=None if sampler == SAMPLERS.get(sampler.name) else sampler,
             checkpoint=checkpoint.hub,
+            adapters=checkpoint.adapters,
             notes=notes,
         ),
         graphs=graphs,

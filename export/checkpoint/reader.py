@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastwan.config import (
@@ -33,6 +33,7 @@ from fastwan.export.checkpoint.identity import (
     own_claims,
     tell_model,
 )
+from fastwan.export.checkpoint.lora import Adapted, Lora
 from fastwan.export.checkpoint.model_index import (
     MODEL_INDEX,
     SAMPLERS,
@@ -45,8 +46,9 @@ from fastwan.export.checkpoint.single_file import open_single_file
 from fastwan.export.checkpoint.store import TensorStore
 from fastwan.export.checkpoint.synthetic import PRESETS
 from fastwan.export.checkpoint.tokenizer import read_tokenizer
+from fastwan.export.onnx_io import TensorSource
 from fastwan.hub.ids import is_repo_id
-from fastwan.manifest import HubSource
+from fastwan.manifest import Adapter, HubSource
 from fastwan.tables import lookup
 
 
@@ -68,6 +70,7 @@ class Checkpoint:
         decoder: the ``decoder.*`` tensors of TAEHV; None unless asked for, as is
             `decoder_config`.
         tokenizer: its files by name; ``tokenizer.json`` ends every prompt as its class does.
+        adapters: LoRA files that `transformer` has merged.
         hub: where on the hub it was fetched; None for a folder.
         notes: what was assumed, and what of the checkpoint is not read; a line each, the same for
             the same checkpoint wherever it lies.
@@ -82,12 +85,20 @@ class Checkpoint:
     text_config: TextEncoderConfig | None
     decoder_config: DecoderConfig | None
     default_shape: VideoShape
-    transformer: TensorStore
+    transformer: TensorSource
     text_encoder: TensorStore | None
     decoder: TensorStore | None
     tokenizer: Mapping[str, bytes] | None
+    adapters: tuple[Adapter, ...] = ()
     hub: HubSource | None = None
     notes: tuple[str, ...] = ()
+
+    def adapted(self, loras: Sequence[Lora]) -> Checkpoint:
+        """The checkpoint with LoRA files merged into its transformer; itself without any."""
+        if not loras:
+            return self
+        merged = Adapted(self.transformer, loras)
+        return replace(self, transformer=merged, adapters=tuple(each.record for each in loras))
 
     @property
     def default_sampler(self) -> str:

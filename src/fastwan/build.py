@@ -28,6 +28,7 @@ from fastwan.engines.plan import choose_fusion, plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks, FastWanWarning
 from fastwan.export.attentions import Attention, find_attention
 from fastwan.export.cache import ExportCache
+from fastwan.export.checkpoint.lora import open_lora, parse_lora
 from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.checkpoint.scheduler import overruled
 from fastwan.export.onnx_bundle import export_onnx_bundle
@@ -67,6 +68,7 @@ class BuildSpec:
         text_encoder_recipe: recipe of the text encoder's linears.
         activation_scale: row of `fastwan.config.ACTIVATIONS`; the recipe's own default where None.
         calibration: prompts of a static activation scale, one a line.
+        lora: LoRA files that are merged into the transformer, in this order, as FILE[:scale].
         force: replace the output whatever it holds.
     """
 
@@ -88,6 +90,7 @@ class BuildSpec:
     text_encoder_recipe: str = "bf16"
     activation_scale: str | None = None
     calibration: Path | None = None
+    lora: tuple[str, ...] = ()
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -98,6 +101,8 @@ class BuildSpec:
                 where="--components",
                 fix="a list of " + ", ".join(COMPONENTS),
             )
+        if self.lora and "dit" not in self.components:
+            raise BadInput("a LoRA is of the transformer, which is not built", where="--lora")
 
 
 def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
@@ -113,7 +118,9 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
     # First of all: what is wrong with the cache is said before the work.
     exports = ExportCache() if spec.use_cache else None
     engines = EngineCache() if spec.use_cache else None
+    loras = [parse_lora(each) for each in spec.lora]
     read = [Path(spec.checkpoint), *([] if spec.taehv is None else [spec.taehv])]
+    read += [path for path, _ in loras]
     output = OutputFolder(spec.output, "bundle", spec.force, inputs=tuple(read))
     output.tell_what_is_deleted()
     target = lookup(TARGETS, spec.target, "target")
@@ -128,6 +135,9 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
         components=spec.components,
         model=spec.model,
         revision=spec.revision,
+    )
+    checkpoint = checkpoint.adapted(
+        [open_lora(path, scale, checkpoint.dit_config) for path, scale in loras]
     )
     preset = lookup(MODELS, checkpoint.model_name, "model")
     recipe = find_recipe(preset.recipe, spec.activation_scale)

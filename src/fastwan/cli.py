@@ -35,7 +35,7 @@ from fastwan.console import (
     typed_text,
 )
 from fastwan.failures import OneLineGroup, explain, fail, require_address_space
-from fastwan.options import force_option, guidance_options, json_option, of_table
+from fastwan.options import force_option, guidance_options, json_option, lora_option, of_table
 from fastwan.progress import Console, Progress, Quiet
 from fastwan.signals import end_cleanly_on_signals
 from fastwan.tables import described
@@ -155,6 +155,7 @@ def make_checkpoint(
 )
 @of_table("--activation-scale", ACTIVATIONS, help=f"Of FP8. {described(ACTIVATIONS)}")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Prompts, one a line.")
+@lora_option
 @click.option("--no-cache", is_flag=True, help="Build every engine anew.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")
 @force_option

@@ -119,6 +119,23 @@ class HubSource(_Record):
     commit: str = Field(pattern=r"^[0-9a-f]{40}$")
 
 
+class Adapter(_Record):
+    """A LoRA file that was merged into the checkpoint's weights.
+
+    Attributes:
+        file: its name.
+        scale: the caller's, beside what the file itself says.
+        ranks: those of its pairs of matrices, each once.
+        tensors: of the transformer that it changes.
+    """
+
+    file: Text
+    sha256: Digest
+    scale: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+    ranks: Annotated[tuple[int, ...], Field(max_length=64)] = ()
+    tensors: int = Field(ge=1)
+
+
 class Model(_Record):
     """What was exported.
 
@@ -131,6 +148,7 @@ class Model(_Record):
         own_sampler: what the checkpoint's scheduler makes of `default_sampler`; None where that
             plays as published.
         checkpoint: where on the hub its weights are from; None where they were given as files.
+        adapters: LoRA files in the weights, in the order in which they were merged.
         notes: what was assumed of the checkpoint, and what of it was not read.
     """
 
@@ -145,6 +163,7 @@ class Model(_Record):
     default_sampler: str
     own_sampler: SamplerSpec | None = None
     checkpoint: HubSource | None = None
+    adapters: tuple[Adapter, ...] = Field((), max_length=64)
     notes: tuple[str, ...] = ()
 
 

@@ -19,6 +19,12 @@ force_option = click.option(
     "--force", is_flag=True, help="Replace the output whatever it holds; says what it deletes."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+lora_option = click.option(
+    "--lora",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA to merge into the transformer, diffusers' or Wan's names; may be given again.",
+)
 
 
 def guidance_options(command: F) -> F:
