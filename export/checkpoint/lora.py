@@ -229,6 +229,11 @@ class Adapted:
         """Names of the tensors that are not the checkpoint's."""
         return frozenset(name for lora in self._loras for name in lora.changes)
 
+    @property
+    def source(self) -> TensorSource:
+        """The tensors without any LoRA."""
+        return self._source
+
     def names(self) -> Sequence[str]:
         return self._source.names()
 

@@ -297,20 +297,17 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
     show_default=True,
     help="emulated: the full size too, on a Hopper GPU.",
 )
+@lora_option
 @click.option("--picture", type=click.Path(path_type=Path), help="PNG of what FP4 changes.")
 @json_option
 @_report_errors
-def verify(
-    bundle: Path, checkpoint: str | None, device: str, picture: Path | None, as_json: bool
-) -> int:
+def verify(bundle: Path, as_json: bool, **options: Any) -> int:
     """Hold BUNDLE against the reference; exit 4 if a limit is passed."""
     require_address_space()
     from fastwan.quality.verify.report import render
     from fastwan.quality.verify.run import verify_bundle
 
-    report = verify_bundle(
-        bundle, checkpoint=checkpoint, device=device, picture=picture, progress=_progress()
-    )
+    report = verify_bundle(bundle, progress=_progress(), **options)
     if as_json:
         print_json(report)
     else:

@@ -23,7 +23,7 @@ lora_option = click.option(
     "--lora",
     multiple=True,
     metavar="FILE[:SCALE]",
-    help="LoRA to merge into the transformer, diffusers' or Wan's names; may be given again.",
+    help="LoRA in the transformer's weights, under diffusers' or Wan's names; may be repeated.",
 )
 
 

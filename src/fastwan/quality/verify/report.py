@@ -83,6 +83,20 @@ class FP4Comparison(Record):
         return figure if figure is not None and math.isfinite(figure) else None
 
 
+class LoraBlock(Record):
+    """What LoRA files change in one block, and what quantising loses of it."""
+
+    block: int
+    linears: int
+    """That they change."""
+    change: Emulated[float]
+    """Relative L2 norm of the difference, over the products of drawn rows with those linears."""
+    error_without: Emulated[float]
+    """Relative L2 error of the products with the quantised weights as the checkpoint has them."""
+    error_with: Emulated[float]
+    """Likewise with the merged weights."""
+
+
 class VerifyReport(Report):
     """Outcome of all checks of a bundle."""
 
@@ -92,6 +106,8 @@ class VerifyReport(Report):
     checks: tuple[Check, ...]
     fp4: FP4Comparison | None = None
     """Of ``--device emulated``."""
+    lora: tuple[LoraBlock, ...] = ()
+    """Of ``--checkpoint`` with ``--lora``."""
     unchecked: tuple[str, ...] = ()
     """What the device cannot show."""
 
@@ -162,6 +178,7 @@ def render(report: VerifyReport) -> RenderableType:
     lines = [Text(verdict if report.checks else "no checks")]
     if report.fp4 is not None:
         lines.append(Text(_fp4_line(report.fp4)))
+    lines += [Text(_lora_line(each)) for each in report.lora]
     lines += [Text(f"not checked: {each}") for each in report.unchecked]
     return Group(table, *lines)
 
@@ -175,6 +192,15 @@ def _fp4_line(fp4: FP4Comparison) -> str:
     if fp4.psnr is not None and fp4.ssim is not None:
         parts.append(f"frames {fp4.psnr:.1f} dB, SSIM {fp4.ssim:.3f}")
     return f"FP4 against bf16 and exact attention (emulated): {'; '.join(parts)}"
+
+
+def _lora_line(block: LoraBlock) -> str:
+    """What LoRA files make of a block in a line."""
+    return (
+        f"LoRA in block {block.block} (emulated): {block.linears} linears changed by "
+        f"{block.change:.2g}; error of the quantised weights {block.error_without:.4g} without it, "
+        f"{block.error_with:.4g} with it"
+    )
 
 
 def _shown(figure: float | None) -> str:

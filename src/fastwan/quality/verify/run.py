@@ -16,6 +16,7 @@ from fastwan.quality.verify import graphs, linears, steps, weights
 from fastwan.quality.verify.components import Runtime, check_decoder, check_text_encoder
 from fastwan.quality.verify.engine_plan import check_attention_engines, check_engine_plan
 from fastwan.quality.verify.files import check_integrity
+from fastwan.quality.verify.lora import adapted, lora_blocks
 from fastwan.quality.verify.recipe_checks import recipe_checks
 from fastwan.quality.verify.report import Check, Planned, VerifyReport, not_run, run_planned
 from fastwan.quality.verify.sampler import check_sampler
@@ -30,6 +31,7 @@ def verify_bundle(
     *,
     checkpoint: str | None = None,
     taehv: Path | None = None,
+    lora: Sequence[str] = (),
     device: str = "cpu",
     picture: Path | None = None,
     progress: Progress | None = None,
@@ -45,6 +47,8 @@ def verify_bundle(
             revision is taken at the commit that the manifest names. Its weights are then quantised
             anew; without it the digests in the manifest are trusted.
         taehv: weight file of the decoder, where the checkpoint has none.
+        lora: the LoRA files that the bundle was built with, as FILE[:scale], to compare with a
+            checkpoint.
         device: "cpu", or "emulated" for the bundle's own size too, on a GPU that emulates FP4.
         picture: with "emulated", a PNG of a frame beside the same one without FP4 beside their
             difference.
@@ -56,6 +60,12 @@ def verify_bundle(
     """
     if device not in ("cpu", "emulated"):
         raise BadInput(f"unknown device {device!r}", where="--device", fix="cpu or emulated")
+    if lora and checkpoint is None:
+        raise BadInput(
+            "a LoRA is merged into a checkpoint's weights",
+            where="--lora",
+            fix="pass --checkpoint too; without it the recorded digests are compared",
+        )
     if picture is not None and device == "cpu":
         raise BadInput("no picture is made on the CPU", where="--picture", fix="--device emulated")
     bundle = open_bundle(path, sizes=False)
@@ -80,8 +90,11 @@ def verify_bundle(
             revision=origin.commit if origin is not None and same else None,
             model=bundle.manifest.onnx.model.name,
         )
+        opened = adapted(opened, bundle.manifest.onnx.model, lora)
     subject = Subject(bundle, opened)
     report = run_checks(subject, progress=progress)
+    if report.checks[0].passed:
+        report = report.model_copy(update={"lora": lora_blocks(subject)})
     if setting is None or not report.checks[0].passed:
         return report
     from fastwan.quality.emulated.run import check_full_size
