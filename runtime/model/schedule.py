@@ -21,6 +21,10 @@ Axes = tuple[int, int, int, int, int]
 
 TRAIN_TIMESTEPS = 1000
 
+MAX_TERMS = 8
+"""Most tensors that a sum of a schedule reads, latents and velocity for a prediction: what the
+kernel of the plugin library takes."""
+
 
 @dataclass(frozen=True)
 class Step:

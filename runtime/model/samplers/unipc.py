@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastwan.config import SamplerSpec
-from fastwan.plugins.elementwise import MAX_TERMS
-from fastwan.runtime.model.schedule import TRAIN_TIMESTEPS, Schedule, Step, shifted
+from fastwan.runtime.model.schedule import MAX_TERMS, TRAIN_TIMESTEPS, Schedule, Step, shifted
 
 Vector = npt.NDArray[np.float64]
 

@@ -17,6 +17,7 @@ from fastwan.quality.races import find_races
 from fastwan.runtime.device.session import Session
 from fastwan.runtime.model.noise import draw, generator_for
 from fastwan.runtime.model.samplers import schedule_of
+from fastwan.runtime.model.schedule import MAX_TERMS
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import plan
 from fastwan.runtime.recording.operations import Combine
@@ -35,6 +36,7 @@ def embeds_of(pipe: FastWanPipeline, *prompts: str) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_no_sum_has_more_terms_than_the_kernel_takes(bundle: Any, guidance: float) -> None:
+    assert MAX_TERMS == elementwise.MAX_TERMS
     schedule = schedule_of(spec(guidance=guidance))
     recording = record(open_bundle(bundle.root).manifest, schedule)
     sums = [

@@ -11,11 +11,10 @@ import torch
 
 from fastwan.config import MODELS, SAMPLERS, SamplerSpec
 from fastwan.errors import BadInput
-from fastwan.plugins.elementwise import MAX_TERMS
 from fastwan.runtime.model.loop import combine, denoise, guided
 from fastwan.runtime.model.noise import draw, generator_for
 from fastwan.runtime.model.samplers import KINDS, schedule_of
-from fastwan.runtime.model.schedule import Schedule
+from fastwan.runtime.model.schedule import MAX_TERMS, Schedule
 
 SHAPE = (1, 16, 3, 4, 6)
 
