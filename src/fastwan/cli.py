@@ -183,9 +183,10 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
         return
     linears = sum(part.linears for part in report.components.values())
     held = sum(part.quantised_linears for part in report.components.values())
+    kept = f"{held} of {linears} targeted linears in their format" if linears else "not quantised"
     line = (
         f"{spec.output}: {len(manifest.engines)} engines for {manifest.target}, "
-        f"{held} of {linears} targeted linears in their format, {manifest.build.seconds:.1f} s, "
+        f"{kept}, {manifest.build.seconds:.1f} s, "
         f"peak {manifest.build.peak_rss_bytes / 1e9:.2f} GB (measured)"
     )
     tell(one_line(line))

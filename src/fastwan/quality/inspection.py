@@ -77,7 +77,7 @@ class BuiltComponent(Record):
     bytes: Measured[int]
     """Of its engines and what lies beside them."""
     linears: Measured[int]
-    """Targeted linears of the checkpoint."""
+    """Targeted linears of the checkpoint; none where the recipe does not quantise them."""
     quantised_linears: Measured[int]
     """Those of them that are GEMMs in the format of their recipe."""
     kernels: Measured[int]

@@ -140,7 +140,12 @@ def _component(
     return ComponentFigures(
         files=len(files),
         bytes=sum(file.bytes for file in files),
-        linears=sum(len(linear.sources) for e in engines.values() for linear in e.linears),
+        linears=sum(
+            len(linear.sources)
+            for engine in engines.values()
+            for linear in engine.linears
+            if find_recipe(linear.format).quantised
+        ),
         quantised_linears=sum(
             len(linear.sources) for c in coverage.values() for linear in c.covered
         ),
