@@ -104,3 +104,14 @@ def test_bytes_that_nobody_wrote_are_named() -> None:
     found = find_races([write((0, 32)), write((64, 96)), read((0, 96))])
     assert found == [Race("unwritten", "", "3: copy taker", (32, 64))]
     assert find_races([read(A)], written=[A]) == []
+
+
+def test_what_a_later_access_stands_for_is_still_found_through_it() -> None:
+    ordered = [write(A), read(A), write(A), read(A), record(5, 1), wait(5, 2)]
+    assert kinds([*ordered, write(A, 2)]) == []
+    # One order too few, at whichever access it is missing.
+    assert kinds([*ordered[:4], write(A, 2)])[0] == "write after read"
+    assert kinds([write(A), write(A), read(A, 2)]) == ["read after write"]
+    # A part of what was written before, and the whole of it.
+    assert kinds([write(A), write((0, 96)), read((80, 96), 2)]) == ["read after write"]
+    assert kinds([write((0, 96)), write(A), read((80, 96), 2)]) == ["read after write"]

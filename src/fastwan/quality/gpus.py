@@ -200,8 +200,10 @@ def rates_of(target: str) -> GpuRates:
     return GPUS.get(target, UNKNOWN)
 
 
+PUBLISHED_MODEL = "FastWan-QAD-1.3B"
+
 PUBLISHED_STEP_SECONDS = 0.50
-"""A denoising step of FastWan-QAD-1.3B at 832x480x81 on an RTX 5090, as published."""
+"""A denoising step of that model at 832x480x81 on an RTX 5090, as published."""
 
 PUBLISHED_VIDEO_SECONDS = 1.78
 """The whole video, as published: text, three steps, latents to host, decode, frames to host."""

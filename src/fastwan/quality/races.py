@@ -94,9 +94,24 @@ class _Checker:
                 self._check(label, call.stream, clock, write, where)
         clock[call.stream] = self._number
         for write, ranges in ((False, call.reads), (True, call.writes)):
-            self._accesses += [
-                _Access(label, call.stream, self._number, write, where) for where in ranges
-            ]
+            for where in ranges:
+                self._forget(call.stream, write, where)
+                self._accesses.append(_Access(label, call.stream, self._number, write, where))
+
+    def _forget(self, stream: int, write: bool, where: Range) -> None:
+        """Drop accesses that the new one stands for: what is behind it is behind them, too.
+
+        Those are of the same bytes or fewer, and ordered before it; a read stands for reads alone.
+        Without this, a schedule of many steps would take the square of their number.
+        """
+        clock = self._clocks[stream]
+        self._accesses = [
+            access
+            for access in self._accesses
+            if not (where[0] <= access.range[0] and access.range[1] <= where[1])
+            or (access.write and not write)
+            or clock.get(access.stream, 0) < access.time
+        ]
 
     def _check(self, label: str, stream: int, clock: Clock, write: bool, where: Range) -> None:
         missing = [] if write else [where]

@@ -23,6 +23,7 @@ from fastwan.quality.cost import (
 )
 from fastwan.quality.fit import memory_note
 from fastwan.quality.gpus import (
+    PUBLISHED_MODEL,
     PUBLISHED_STEP_SECONDS,
     PUBLISHED_VIDEO_SECONDS,
     UNKNOWN,
@@ -185,7 +186,10 @@ def _prediction(
     steps, video = cost.of(cost.steps), cost.video
     sober = price(recording, layers, gpu.sober or UNKNOWN)
     shape = recording.manifest.onnx.model.shape
-    published = (shape.height, shape.width, shape.num_frames) == PUBLISHED_SHAPE
+    published = (
+        recording.manifest.onnx.model.name == PUBLISHED_MODEL
+        and (shape.height, shape.width, shape.num_frames) == PUBLISHED_SHAPE
+    )
     names = [name for name in cost.stages if name != "tables"]
     return Prediction(
         gpu=gpu.name or None,
