@@ -176,14 +176,16 @@ def test_workspace_is_the_operands_and_little_else(each_library: PluginLibrary) 
         ({"softmax_scale": 0.0}, "softmax_scale"),
         ({"softmax_scale": float("nan")}, "softmax_scale"),
         ({"batch": 100_000}, "too large"),
+        ({"processors": -1}, "processors -1 must not be negative"),
     ],
 )
 def test_a_region_whose_numbers_do_not_fit_is_refused(
     library: PluginLibrary, change: dict[str, float], message: str
 ) -> None:
     library.workspace_bytes(REGION)
-    shape = {name: int(value) for name, value in change.items() if name == "batch"}
-    rest: dict[str, Any] = {name: value for name, value in change.items() if name != "batch"}
+    own = {"batch", "processors"}
+    shape = {name: int(value) for name, value in change.items() if name in own}
+    rest: dict[str, Any] = {name: value for name, value in change.items() if name not in own}
     attributes = dataclasses.replace(REGION.attributes, **rest)
     with pytest.raises(BadInput, match=message):
         library.workspace_bytes(dataclasses.replace(REGION, attributes=attributes, **shape))
