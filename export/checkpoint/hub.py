@@ -11,7 +11,8 @@ from fastwan.errors import BadInput, listed
 from fastwan.export.checkpoint.identity import CARD
 from fastwan.export.checkpoint.model_index import MODEL_INDEX
 from fastwan.hub.repository import Repository, open_repository
-from fastwan.manifest import MANIFEST, HubSource
+from fastwan.manifest import MANIFEST
+from fastwan.manifest_sources import HubSource
 
 GENERATOR = "generator_inference_transformer"
 """Folder of a distilled transformer, which comes before the base model's."""

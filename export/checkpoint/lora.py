@@ -25,7 +25,7 @@ from fastwan.export.checkpoint.safetensors_io import TensorFile
 from fastwan.export.checkpoint.store import FLOAT_DTYPES, TensorStore
 from fastwan.export.onnx_io import TensorSource
 from fastwan.files import is_plain_file, sha256_file
-from fastwan.manifest import Adapter
+from fastwan.manifest_sources import Adapter
 
 _SCALE = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
 

@@ -48,7 +48,7 @@ from fastwan.export.checkpoint.synthetic import PRESETS
 from fastwan.export.checkpoint.tokenizer import read_tokenizer
 from fastwan.export.onnx_io import TensorSource
 from fastwan.hub.ids import is_repo_id
-from fastwan.manifest import Adapter, HubSource
+from fastwan.manifest_sources import Adapter, HubSource
 from fastwan.tables import lookup
 
 

@@ -250,10 +250,15 @@ class SageAttention3(RegionOp):
         if not processors and inputs[0].is_cuda:
             device = torch.cuda.get_device_properties(inputs[0].device)
             processors = device.multi_processor_count
-        split = self.key_split(processors or self.tiles)
+        split = self.key_split(processors if self._divides and processors else self.tiles)
         divided = reference.DividedKeys(split.whole, split.parts) if split.others else None
         attributes = asdict(self.attributes)
         return (reference.attention_node(*inputs, **attributes, divided=divided),)
+
+    @property
+    def _divides(self) -> bool:
+        """Whether the implementation divides keys: FlashInfer's does not."""
+        return self.implementation == "sage3"
 
     @property
     def split_bytes(self) -> int:
@@ -293,7 +298,7 @@ class SageAttention3(RegionOp):
             tile: of the head's.
             processors: of the GPU, where the node is not launched for another number.
         """
-        if self.implementation != "sage3":
+        if not self._divides:
             return 1
         split = self.key_split(self.processors or processors or self.tiles)
         return split.parts if head * self.key_tiles + tile >= split.whole else 1

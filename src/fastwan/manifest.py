@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fastwan.config import Component, SamplerSpec
 from fastwan.errors import BadInput
@@ -36,6 +36,7 @@ from fastwan.manifest_fields import (
     profile_fits,
     within,
 )
+from fastwan.manifest_sources import Adapter, HubSource, Record
 from fastwan.tables import lookup
 
 SCHEMA_VERSION = 4
@@ -48,10 +49,6 @@ MAX_ENGINES = 4096
 MAX_FILES = 1 << 16
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 Profile = tuple[FixedShape, FixedShape, FixedShape]
 """(min, opt, max) shape of an engine's input."""
 
@@ -60,7 +57,7 @@ Cadence = Literal["schedule", "prompt", "step", "latent"]
 for each timestep of the sampler's schedule, when the bundle is loaded."""
 
 
-class TensorSpec(_Record):
+class TensorSpec(Record):
     """A graph input or output. A dimension is a number or the name of a dynamic axis.
 
     Attributes:
@@ -74,7 +71,7 @@ class TensorSpec(_Record):
     format: Literal["linear", "hwc8"] = "linear"
 
 
-class Linear(_Record):
+class Linear(Record):
     """A targeted linear of the graph, found again in an engine by its ONNX node.
 
     Attributes:
@@ -90,7 +87,7 @@ class Linear(_Record):
     format: RecipeName
 
 
-class Graph(_Record):
+class Graph(Record):
     """One ONNX file of a component, its data file, and what it computes.
 
     Attributes:
@@ -107,36 +104,7 @@ class Graph(_Record):
     linears: tuple[Linear, ...] = ()
 
 
-class HubSource(_Record):
-    """A checkpoint on the Hugging Face hub.
-
-    Attributes:
-        repo: ``owner/name``.
-        commit: full hash, so that the same weights can be fetched again.
-    """
-
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
-    commit: str = Field(pattern=r"^[0-9a-f]{40}$")
-
-
-class Adapter(_Record):
-    """A LoRA file that was merged into the checkpoint's weights.
-
-    Attributes:
-        file: its name.
-        scale: the caller's, beside what the file itself says.
-        ranks: those of its pairs of matrices, each once.
-        tensors: of the transformer that it changes.
-    """
-
-    file: Text
-    sha256: Digest
-    scale: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-    ranks: Annotated[tuple[int, ...], Field(max_length=64)] = ()
-    tensors: int = Field(ge=1)
-
-
-class Model(_Record):
+class Model(Record):
     """What was exported.
 
     Attributes:
@@ -167,7 +135,7 @@ class Model(_Record):
     notes: tuple[str, ...] = ()
 
 
-class OnnxManifest(_Record):
+class OnnxManifest(Record):
     """Contents of ``export.json`` in an ONNX bundle.
 
     Attributes:
@@ -186,7 +154,7 @@ class OnnxManifest(_Record):
     extra_files: tuple[str, ...] = ()
 
 
-class Engine(_Record):
+class Engine(Record):
     """One engine of a bundle.
 
     Attributes:
@@ -236,7 +204,7 @@ class Engine(_Record):
         return None
 
 
-class RegionNode(_Record):
+class RegionNode(Record):
     """A node that the runtime launches itself; names are those of engine outputs and weights."""
 
     op: str
@@ -245,7 +213,7 @@ class RegionNode(_Record):
     attributes: dict[Text, Attribute]
 
 
-class Region(_Record):
+class Region(Record):
     """Neighbouring nodes between two engines, which the backend cannot hold.
 
     Attributes:
@@ -292,7 +260,7 @@ class Region(_Record):
         return self
 
 
-class Fallback(_Record):
+class Fallback(Record):
     """An engine that computes what a node of a region computes, by the backend's own kernels.
 
     It serves every node of that kind with these shapes and attributes.
@@ -326,12 +294,12 @@ class Fallback(_Record):
         return self
 
 
-class FileRecord(_Record):
+class FileRecord(Record):
     sha256: Digest
     bytes: Bytes
 
 
-class BuildRecord(_Record):
+class BuildRecord(Record):
     """What the build took; not part of what identifies a bundle.
 
     Attributes:
@@ -345,7 +313,7 @@ class BuildRecord(_Record):
     cached: tuple[str, ...] = ()
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Contents of ``manifest.json`` in an engine bundle.
 
     Attributes:

@@ -11,7 +11,7 @@ from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.export.checkpoint.hub import fetch_checkpoint, wanted_files
 from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.hub.ids import is_repo_id
-from fastwan.manifest import HubSource
+from fastwan.manifest_sources import HubSource
 from testkit import stand_in_hub
 from testkit.stand_in_hub import COMMITS, REPO, StandInHub, files_of
 

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from fastwan.bundle import open_bundle
 from fastwan.cli import main
-from fastwan.manifest import HubSource, Manifest
+from fastwan.manifest import Manifest
+from fastwan.manifest_sources import HubSource
 from fastwan.quality.verify import run
 from testkit import stand_in_hub
 from testkit.stand_in_hub import COMMITS, REPO, StandInHub, files_of
