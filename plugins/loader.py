@@ -332,6 +332,18 @@ class PluginLibrary:
         )
         self._check(status)
 
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the interface that answers a status.
+
+        Args:
+            arguments: each as the C type that the function has there, addresses as ``c_void_p``.
+
+        Raises:
+            BadInput: the library has no such function, or it refuses what is given.
+            EnvironmentLacks: a device that cannot run it, or a CUDA error.
+        """
+        self._check(self._function(name, ctypes.c_int)(*arguments))
+
     def enqueue_combine(
         self, desc: CombineDesc, terms: Sequence[int], outputs: Sequence[int], stream: int
     ) -> None:

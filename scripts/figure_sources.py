@@ -70,6 +70,21 @@ LIFTED = (
 )
 """Likewise of one whose kernels between GEMMs are the project's own."""
 
+SAGE2 = (
+    "plugins/csrc/fastwan_plugins.h",
+    "plugins/csrc/fp4.cuh",
+    "plugins/csrc/layout.h",
+    "plugins/csrc/prologue.cuh",
+    "plugins/csrc/sage2*",
+    "plugins/csrc/status.h",
+    "plugins/csrc/tensor_core.cuh",
+    "plugins/nvfp4.py",
+    "plugins/packing.py",
+    "plugins/reference.py",
+    "plugins/sage2_*.py",
+)
+"""Globs, below the root, of what decides the output and the time of SageAttention2++."""
+
 
 def sources(folder: Path = PLUGINS, definitions: Sequence[str] = DEFINITIONS) -> dict[str, Any]:
     """The globs, and SHA-256 over names and contents of the files that they match."""
@@ -82,7 +97,7 @@ def sources(folder: Path = PLUGINS, definitions: Sequence[str] = DEFINITIONS) ->
 
 def sources_now(record: dict[str, Any]) -> dict[str, Any]:
     """`sources` as they are, of the globs that a record names."""
-    for definitions in (VIDEO, LIFTED):
+    for definitions in (VIDEO, LIFTED, SAGE2):
         if tuple(record["of"]) == definitions:
             return sources(ROOT, definitions)
     return sources()

@@ -5,12 +5,12 @@
 
 Items: prologue (bit for bit, bandwidth), attention (against the reference at each boundary shape
 and at full size; needs a library that serves this GPU, on compute capability 9.0 the emulated one),
-glue (the kernels between two GEMMs against theirs, bandwidth), sanitizer, loop (three steps and the
-decoder as one CUDA graph), runtime (the same through the runtime's own device, session and
-kernels), decoder (832x480x81, parallel and streamed, eager and graphed), text (true length and
-padded, graphed). What a bundle does on a GPU is for `fastwan-export selftest`. Each item is
-independent; one that fails is recorded as failed and the exit status is 1. Every figure is measured
-on the GPU named in the file.
+sage2 (SageAttention2++, likewise, beside torch's own attentions), glue (the kernels between two
+GEMMs against theirs, bandwidth), sanitizer, loop (three steps and the decoder as one CUDA graph),
+runtime (the same through the runtime's own device, session and kernels), decoder (832x480x81,
+parallel and streamed, eager and graphed), text (true length and padded, graphed). What a bundle
+does on a GPU is for `fastwan-export selftest`. Each item is independent; one that fails is recorded
+as failed and the exit status is 1. Every figure is measured on the GPU named in the file.
 """
 
 from __future__ import annotations
@@ -72,6 +72,13 @@ def attention(arguments: argparse.Namespace) -> Record:
     return contact_attention.check()
 
 
+def sage2(arguments: argparse.Namespace) -> Record:
+    """SageAttention2++ against its reference and exact attention, and its time beside torch's."""
+    import contact_sage2
+
+    return contact_sage2.check()
+
+
 def glue(arguments: argparse.Namespace) -> Record:
     """The kernels between two GEMMs against their references, captured, and timed."""
     import contact_glue
@@ -97,7 +104,7 @@ def runtime(arguments: argparse.Namespace) -> Record:
 
 ITEMS: dict[str, Callable[[argparse.Namespace], Record]] = {
     item.__name__: item
-    for item in (prologue, attention, glue, sanitizer, loop, runtime, decoder, text)
+    for item in (prologue, attention, sage2, glue, sanitizer, loop, runtime, decoder, text)
 }
 
 

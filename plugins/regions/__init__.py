@@ -13,6 +13,7 @@ from fastwan.plugins.regions.norm_quantize import NormQuantize
 from fastwan.plugins.regions.quantize import Quantize
 from fastwan.plugins.regions.residual_norm import ResidualNorm
 from fastwan.plugins.regions.residual_norm_quantize import ResidualNormQuantize
+from fastwan.plugins.regions.sage_attention2 import SageAttention2
 from fastwan.plugins.regions.sage_attention3 import SageAttention3
 
 __all__ = ["REGIONS", "Launch", "RegionOp", "region_op"]
@@ -21,6 +22,7 @@ REGIONS: dict[str, type[RegionOp]] = {
     kind.op: kind
     for kind in (
         SageAttention3,
+        SageAttention2,
         GeluQuantize,
         Quantize,
         ResidualNormQuantize,

@@ -87,6 +87,19 @@ def mma_emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="session")
+def sage2_emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The device code of SageAttention2++ with MMAs on e4m3."""
+    return compiled_for_host(tmp_path_factory.mktemp("sage2"), "emulate_sage2.cpp")
+
+
+@pytest.fixture(scope="session")
+def sage2_wide_emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The same as compute capability 9.0 runs it, with values in fp16."""
+    folder = tmp_path_factory.mktemp("sage2_wide")
+    return compiled_for_host(folder, "emulate_sage2.cpp", "-DFASTWAN_SAGE2_WIDE=1")
+
+
+@pytest.fixture(scope="session")
 def glue_emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The device code of the kernels between two GEMMs."""
     return compiled_for_host(tmp_path_factory.mktemp("glue"), "emulate_glue.cpp")

@@ -117,6 +117,9 @@ def test_it_exports_the_interface_and_the_plugin_entry_points_only(
         "fastwan_sage_layout_of", "fastwan_sage_prologue_enqueue",
         "fastwan_sage_attention_enqueue", "fastwan_combine_enqueue", "fastwan_cast_enqueue",
         "fastwan_glue_workspace_bytes", "fastwan_glue_enqueue",
+        "fastwan_sage2_device_supported", "fastwan_sage2_workspace_bytes",
+        "fastwan_sage2_enqueue", "fastwan_sage2_layout_of", "fastwan_sage2_prologue_enqueue",
+        "fastwan_sage2_attention_enqueue",
     }  # fmt: skip
     if library.build_info["tensorrt"] != "none":
         expected |= {"getCreators", "setLoggerFinder"}

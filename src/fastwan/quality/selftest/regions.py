@@ -16,6 +16,7 @@ from torch import Tensor
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins import reference
 from fastwan.plugins.build import SOURCE
+from fastwan.plugins.regions.sage_attention2 import SageAttention2
 from fastwan.plugins.regions.sage_attention3 import (
     SageAttention3,
     SageAttributes,
@@ -40,7 +41,9 @@ _HOST_TOKENS = ((1, 1), (129, 130))
 _NO_REGION = "the bundle's attention is TensorRT's own: no kernel of the plugin library"
 
 
-def node_inputs(region: SageAttention3, device: str = "cpu", seed: int = 0) -> SageTensors[Tensor]:
+def node_inputs(
+    region: SageAttention3 | SageAttention2, device: str = "cpu", seed: int = 0
+) -> SageTensors[Tensor]:
     """Random inputs of an attention node; rows behind its tokens hold NaN."""
     generator = torch.Generator(device).manual_seed(seed)
     channels = region.channels

@@ -1,0 +1,278 @@
+"""``fastwan::SageAttention2``: SageAttention2++ between the qkv and the output GEMM.
+
+Four launches: norms and partial sums, their reduction, quantisation to int8 and e4m3 operands in
+the workspace, and the attention over them. What they compute stands in
+`fastwan.plugins.sage2_reference`. Inputs and output are those of `SageAttention3`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, ClassVar
+
+from fastwan.config import TOKEN_TILE
+from fastwan.errors import BadInput
+from fastwan.manifest import RegionNode, TensorSpec
+from fastwan.plugins.regions.base import (
+    Launch,
+    RegionOp,
+    aligned,
+    dims,
+    real,
+    refuse_unknown,
+    tensor,
+    whole,
+)
+from fastwan.plugins.regions.sage_attention3 import HEAD_DIM, MAX_HEADS, SageTensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ALIGNMENT = 1024  # of each part of the workspace (csrc/sage2_layout.h)
+_BF16, _FP32 = 2, 4
+_SPAN = 32  # tokens of a partial sum
+_QUERY_ROWS, _KEY_TILE = 32, 64
+_VALUE_BYTES = 2  # that the workspace has room for; e4m3 takes one of them
+
+
+@dataclass(frozen=True)
+class Sage2Attributes:
+    """Attributes of the node.
+
+    Attributes:
+        num_heads: H; C = 128 H.
+        num_tokens: true tokens; rows from there on are padding, never read and written as 0.
+        per_warp: scales of 32 queries and 64 keys, as published for compute capability 12.0 and
+            12.1; else those of a thread, as published for 8.9.
+        eps: of the RMS norms.
+        softmax_scale: applied to the logits.
+    """
+
+    num_heads: int
+    num_tokens: int
+    per_warp: bool
+    eps: float = 1e-6
+    softmax_scale: float = HEAD_DIM**-0.5
+
+
+class Sage2Desc(ctypes.Structure):
+    """``fastwan_sage2_desc``."""
+
+    _fields_ = (
+        ("struct_bytes", ctypes.c_uint32),
+        ("granularity", ctypes.c_uint32),
+        ("batch", ctypes.c_int32),
+        ("length", ctypes.c_int32),
+        ("num_tokens", ctypes.c_int32),
+        ("num_heads", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        ("softmax_scale", ctypes.c_float),
+    )
+
+
+class Sage2Layout(ctypes.Structure):
+    """``fastwan_sage2_layout``: byte offsets in the workspace."""
+
+    _fields_ = (
+        ("padded_tokens", ctypes.c_int64),
+        ("q", ctypes.c_int64),
+        ("q_scale", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("k_scale", ctypes.c_int64),
+        ("v", ctypes.c_int64),
+        ("inverse_norm", ctypes.c_int64),
+        ("k_sum", ctypes.c_int64),
+        ("v_max", ctypes.c_int64),
+        ("k_mean", ctypes.c_int64),
+        ("v_factor", ctypes.c_int64),
+        ("v_scale", ctypes.c_int64),
+        ("total", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class SageAttention2(RegionOp):
+    """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16."""
+
+    op: ClassVar[str] = "SageAttention2"
+    family: ClassVar[str] = "sage2"
+    limit: ClassVar[float] = 1e-3
+    """What an MMA adds up before it rounds to fp16, the order of fp32 sums and ``ex2.approx``."""
+
+    batch: int
+    length: int
+    attributes: Sage2Attributes
+
+    @classmethod
+    def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> SageAttention2:
+        heads = whole(node, "num_heads", None, 1, MAX_HEADS)
+        shape = dims(specs[node.inputs[0]]) if node.inputs else ()
+        if len(shape) != 3 or shape[2] != 3 * heads * HEAD_DIM:
+            raise BadInput(
+                f"qkv has shape {list(shape)}, not [B, L, {3 * heads * HEAD_DIM}] of {heads} heads",
+                where=node.inputs[0] if node.inputs else "manifest.json",
+            )
+        attributes = Sage2Attributes(
+            num_heads=heads,
+            num_tokens=whole(node, "num_tokens", shape[1], 1, shape[1]),
+            per_warp=bool(whole(node, "per_warp", None, 0, 1)),
+            eps=real(node, "eps", Sage2Attributes.eps),
+            softmax_scale=real(node, "softmax_scale", Sage2Attributes.softmax_scale),
+        )
+        refuse_unknown(node, {field.name for field in fields(Sage2Attributes)})
+        return cls(shape[0], shape[1], attributes)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.attributes.num_heads * HEAD_DIM
+
+    @property
+    def inputs(self) -> SageTensors[TensorSpec]:
+        channels, bf16, fp32 = self.channels, "bfloat16", "float32"
+        return SageTensors(
+            qkv=tensor("qkv", bf16, self.batch, self.length, 3 * channels),
+            qkv_scale=tensor("qkv_scale", fp32, 3),
+            qkv_bias=tensor("qkv_bias", bf16, 3 * channels),
+            q_norm=tensor("q_norm", bf16, channels),
+            k_norm=tensor("k_norm", bf16, channels),
+            rope_cos=tensor("rope_cos", fp32, self.length, HEAD_DIM // 2),
+            rope_sin=tensor("rope_sin", fp32, self.length, HEAD_DIM // 2),
+        )
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (tensor("out", "bfloat16", self.batch, self.length, self.channels),)
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        return (
+            Launch("norms and partial sums", sum(self.statistics_traffic().values())),
+            Launch("mean of K, scale of V", sum(self.reduction_traffic().values())),
+            Launch("int8 and e4m3 operands", sum(self.quantisation_traffic().values())),
+            Launch(
+                "SageAttention2++",
+                sum(self.attention_traffic().values()),
+                self.operations(),
+                "sage2",
+            ),
+        )
+
+    @property
+    def workspace_bytes(self) -> int:
+        """int8 q and k, e4m3 v with room for fp16, scales, and what they are made of.
+
+        As ``fastwan_sage2_workspace_bytes`` answers.
+        """
+        _, padded = self._rows()
+        spans, channels = self._partials()
+        parts = [
+            padded * HEAD_DIM,
+            self._scales()[0] * _FP32,
+            padded * HEAD_DIM,
+            self._scales()[1] * _FP32,
+            padded * HEAD_DIM * _VALUE_BYTES,
+            2 * padded // self.attributes.num_heads * _FP32,
+            *[spans * channels * _FP32] * 2,
+            *[channels * _FP32] * 3,
+        ]
+        return sum(aligned(part, _ALIGNMENT) for part in parts)
+
+    @property
+    def true_rows(self) -> int:
+        return self.attributes.num_tokens
+
+    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        from fastwan.plugins import sage2_reference
+
+        attributes = asdict(self.attributes)
+        per_warp = attributes.pop("per_warp")
+        granularity = (
+            sage2_reference.Granularity.WARP if per_warp else (sage2_reference.Granularity.THREAD)
+        )
+        return (sage2_reference.attention_node(*inputs, **attributes, granularity=granularity),)
+
+    def desc(self) -> Sage2Desc:
+        attributes = self.attributes
+        return Sage2Desc(
+            ctypes.sizeof(Sage2Desc),
+            2 if attributes.per_warp else 1,
+            self.batch,
+            self.length,
+            attributes.num_tokens,
+            attributes.num_heads,
+            attributes.eps,
+            attributes.softmax_scale,
+        )
+
+    def __str__(self) -> str:
+        return f"attention of {self.attributes.num_tokens} tokens"
+
+    def _rows(self) -> tuple[int, int]:
+        """Rows of 128 values of one of q, k, v: true ones, and padded to whole tiles."""
+        heads, tokens = self.batch * self.attributes.num_heads, self.attributes.num_tokens
+        return heads * tokens, heads * aligned(tokens, TOKEN_TILE)
+
+    def _scales(self) -> tuple[int, int]:
+        """Scales of q and of k."""
+        _, padded = self._rows()
+        queries, keys = padded // _QUERY_ROWS, padded // _KEY_TILE
+        return (queries, keys) if self.attributes.per_warp else (8 * queries, 4 * keys)
+
+    def _partials(self) -> tuple[int, int]:
+        """Partial sums of a channel, and channels of the whole batch."""
+        return -(-self.attributes.num_tokens // _SPAN), self.batch * self.channels
+
+    def operations(self) -> int:
+        """Multiplications and additions of QK^T and PV over the true tokens."""
+        heads = self.batch * self.attributes.num_heads
+        return 4 * heads * self.attributes.num_tokens**2 * HEAD_DIM
+
+    def statistics_traffic(self) -> dict[str, int]:
+        """Bytes that the first launch moves; it reads K twice, once from the L2 cache."""
+        rows, _ = self._rows()
+        spans, channels = self._partials()
+        tokens = self.attributes.num_tokens
+        return {
+            "read qkv": 3 * rows * HEAD_DIM * _BF16,
+            "read RoPE tables": tokens * HEAD_DIM * _FP32,
+            "read bias, norm, scales": 4 * self.channels * _BF16 + 3 * _FP32,
+            "write norms": 2 * self.batch * tokens * _FP32,
+            "write sums of K, maxima of V": 2 * spans * channels * _FP32,
+        }
+
+    def reduction_traffic(self) -> dict[str, int]:
+        """Bytes that the second launch moves, by tensor."""
+        spans, channels = self._partials()
+        return {
+            "read sums of K, maxima of V": 2 * spans * channels * _FP32,
+            "write mean, factor, scale": 3 * channels * _FP32,
+        }
+
+    def quantisation_traffic(self) -> dict[str, int]:
+        """Bytes that the third launch moves, by tensor, where V is e4m3."""
+        rows, padded = self._rows()
+        _, channels = self._partials()
+        tokens = self.attributes.num_tokens
+        behind = self.batch * (self.length - tokens)
+        return {
+            "read qkv": 3 * rows * HEAD_DIM * _BF16,
+            "read RoPE tables": tokens * HEAD_DIM * _FP32,
+            "read bias, norms, scales": 5 * self.channels * _BF16 + 3 * _FP32,
+            "read norms": 2 * self.batch * tokens * _FP32,
+            "read mean of K, factor of V": 2 * channels * _FP32,
+            "write q, k, v": 3 * padded * HEAD_DIM,
+            "write scales": sum(self._scales()) * _FP32,
+            "write rows behind the tokens": behind * self.channels * _BF16,
+        }
+
+    def attention_traffic(self) -> dict[str, int]:
+        """Bytes that the attention's launch moves, by tensor, where V is e4m3."""
+        rows, padded = self._rows()
+        return {
+            "read q, k, v": 3 * padded * HEAD_DIM,
+            "read scales": (sum(self._scales()) + self.batch * self.channels) * _FP32,
+            "write output": rows * HEAD_DIM * _BF16,
+        }
