@@ -166,9 +166,9 @@ def _row_scales(scale: Tensor, granularity: Granularity, keys: bool) -> Tensor:
 def _attend(
     operands: Sage2Operands, length: int, c: Tensor, granularity: Granularity, sum_keys: int
 ) -> Tensor:
-    """Attention of some heads: operands without the batch axis -> [N, Lp, D] fp32."""
+    """Attention of some heads: fp32 operands without the batch axis -> [N, Lp, D] fp32."""
     heads, rows, _ = operands.q.shape
-    q, k, v = operands.q.float(), operands.k.float(), operands.v.float()
+    q, k, v = operands.q, operands.k, operands.v
     q_scale = _row_scales(operands.q_scale, granularity, keys=False).unsqueeze(-1)
     k_scale = _row_scales(operands.k_scale, granularity, keys=True).unsqueeze(1)
     out = q.new_zeros((heads, rows, HEAD_DIM))
@@ -215,7 +215,7 @@ def attend(
         [B, L, H, 128] bf16.
     """
     batch, heads, padded, _ = operands.q.shape
-    flat = [x.flatten(0, 1) for x in operands]
+    flat = [x.float().flatten(0, 1) for x in operands]
     log2e = torch.tensor(math.log2(math.e), dtype=torch.float32)
     c = (torch.tensor(softmax_scale, dtype=torch.float32) * log2e).to(operands.q.device)
     out = torch.empty_like(operands.q, dtype=torch.bfloat16).flatten(0, 1)
