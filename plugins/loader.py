@@ -10,7 +10,7 @@ import ctypes
 import os
 import platform
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,6 @@ class PluginLibrary:
                 where=str(self.path),
                 fix=HOW_TO_BUILD_EMULATED if emulated else HOW_TO_BUILD,
             )
-        self._supported = self._function("fastwan_device_supported", ctypes.c_int, ctypes.c_int)
         desc, pointers = ctypes.POINTER(RegionDesc), ctypes.POINTER(ctypes.c_void_p)
         size, pointer = ctypes.c_size_t, ctypes.c_void_p
         self._layout = self._function(
@@ -251,13 +250,17 @@ class PluginLibrary:
         numbers = [int(name.rstrip("af")) for name in listed if name]
         return tuple(f"{number // 10}.{number % 10}" for number in numbers)
 
-    def check_device(self, device: int = 0) -> None:
+    def check_device(self, device: int = 0, kinds: Iterable[type[RegionOp]] = ()) -> None:
         """Raise unless CUDA device `device` can run whole regions.
+
+        Args:
+            kinds: of the regions; by default those of FP4.
 
         Raises:
             EnvironmentLacks: no such device, no driver, or another compute capability.
         """
-        self._check(self._supported(device))
+        for name in sorted({kind.served for kind in kinds} or {RegionOp.served}):
+            self.call(name, ctypes.c_int(device))
 
     def workspace_bytes(self, region: RegionOp) -> int:
         """Bytes of device memory that `enqueue` needs; nothing in it outlives the call.

@@ -10,10 +10,13 @@ from fastwan.config import ATTENTIONS
 from fastwan.export.attentions.base import EXACT, Attention, Division, Form
 from fastwan.export.attentions.fp8 import Fp8
 from fastwan.export.attentions.native import Native
+from fastwan.export.attentions.sage2 import Sage2
 from fastwan.export.attentions.sage3 import Sage3
 from fastwan.tables import implementation
 
-IMPLEMENTED: dict[str, Attention] = {each.name: each for each in (Sage3(), Native(), Fp8())}
+IMPLEMENTED: dict[str, Attention] = {
+    each.name: each for each in (Sage3(), Native(), Fp8(), Sage2())
+}
 
 __all__ = ["EXACT", "IMPLEMENTED", "Attention", "Division", "Form", "find_attention"]
 

@@ -25,7 +25,7 @@ CARD = "README.md"
 # Published models that are no rows of MODELS: taking one for another model would build engines for
 # weights that were made otherwise.
 _OTHERS = (
-    "FastWan-QAD-1.3B-SA2", "FastWan2.1-T2V-1.3B", "FastWan2.1-T2V-14B",
+    "FastWan2.1-T2V-1.3B", "FastWan2.1-T2V-14B",
     "FastWan2.2-TI2V-5B", "TurboWan2.1-T2V-1.3B", "TurboWan2.1-T2V-14B", "Wan2.1-T2V-14B",
     "Wan2.1-I2V-14B", "Wan2.1-VACE-1.3B", "Wan2.1-Fun-1.3B", "Wan2.2-T2V-A14B", "Wan2.2-I2V-A14B",
     "Wan2.2-TI2V-5B",

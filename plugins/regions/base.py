@@ -49,6 +49,9 @@ class RegionOp(ABC):
     family: ClassVar[str] = "region"
     """Part of the C interface that describes, checks and enqueues it: ``fastwan_<family>_...``."""
 
+    served: ClassVar[str] = "fastwan_device_supported"
+    """Function of the C interface that says whether a GPU runs it."""
+
     limit: ClassVar[float] = 0.0
     """Largest relative L2 difference of a kernel that works from `reference`, of what its outputs
     stand for; 0: it writes the same bytes."""

@@ -98,6 +98,7 @@ class SageAttention2(RegionOp):
 
     op: ClassVar[str] = "SageAttention2"
     family: ClassVar[str] = "sage2"
+    served: ClassVar[str] = "fastwan_sage2_device_supported"
     limit: ClassVar[float] = 1e-3
     """What an MMA adds up before it rounds to fp16, the order of fp32 sums and ``ex2.approx``."""
 

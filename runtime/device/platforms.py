@@ -47,6 +47,7 @@ def cuda_platform(bundle: Bundle) -> Platform:
         EnvironmentLacks: no GPU, a wrong one, or a package or the plugin library is missing.
     """
     from fastwan.plugins.loader import PluginLibrary
+    from fastwan.plugins.regions import REGIONS
     from fastwan.runtime.device.cuda import CudaDevice
     from fastwan.runtime.device.engines import check_target, open_engines, runtime_cache
     from fastwan.runtime.device.kernels import PluginKernels, library_path
@@ -55,8 +56,8 @@ def cuda_platform(bundle: Bundle) -> Platform:
     check_target(bundle.manifest.target, device.info)
     path = library_path(bundle)
     library = PluginLibrary(path)
-    if bundle.manifest.regions:
-        library.check_device()
+    if regions := bundle.manifest.regions.values():
+        library.check_device(kinds={REGIONS[node.op] for each in regions for node in each.nodes})
     first = first_load(bundle, device.info, path)
     choices = choose_kernels(bundle, device, library, first)
     kernels = PluginKernels(

@@ -329,6 +329,7 @@ ATTENTIONS = {
     "sage3": "SageAttention3, FP4",
     "native": "bf16, by the builder's own kernels",
     "fp8": "FP8, by the builder's own kernel",
+    "sage2": "SageAttention2++, int8 and FP8",
 }
 """How self-attention is computed, by name; see `fastwan.export.attentions`."""
 
@@ -344,8 +345,8 @@ FUSION_CHOICES = {"auto": "the last that backend, attention and transformer allo
 _BOTH = ("tensorrt-rtx", "tensorrt")
 _FP4 = ("nvfp4", "fp8", "bf16")
 _FP8 = ("fp8", "bf16")
-_ANY = ("sage3", "native", "fp8")
-_ADA = ("native", "fp8")
+_ANY = ("sage3", "native", "fp8", "sage2")
+_ADA = ("native", "fp8", "sage2")
 
 TARGETS = {
     target.name: target
@@ -380,6 +381,7 @@ MODELS = {
     model.name: model
     for model in (
         ModelPreset("FastWan-QAD-1.3B", "nvfp4", "sage3", ("unipc", "dmd"), _BLACKWELL),
+        ModelPreset("FastWan-QAD-1.3B-SA2", "nvfp4", "sage2", ("unipc", "dmd"), _BLACKWELL),
         ModelPreset("FastWan-QAD-FP8-1.3B", "fp8", "fp8", ("unipc", "dmd"), _HAVE_FP8),
         ModelPreset(
             "Wan2.1-T2V-1.3B",

@@ -63,7 +63,7 @@ GPUS: dict[str, GpuRates] = {
             bytes_per_second=1.79e12,
             host_bytes_per_second=63e9,
             flops={"FP4E2M1": 1676e12, "FP8": 419e12, "BFloat16": 209e12, "Half": 209e12},
-            attention={"sage3": 760e12, "native": 214e12, "fp8": 419e12},
+            attention={"sage3": 760e12, "sage2": 643e12, "native": 214e12, "fp8": 419e12},
             launch_seconds=2e-6,
             sober=GpuRates(
                 name="rtx5090",
@@ -78,7 +78,7 @@ GPUS: dict[str, GpuRates] = {
                 bytes_per_second=1.45e12,
                 host_bytes_per_second=63e9,
                 flops={"FP4E2M1": 1100e12, "FP8": 335e12, "BFloat16": 167e12, "Half": 167e12},
-                attention={"sage3": 760e12, "native": 214e12, "fp8": 335e12},
+                attention={"sage3": 760e12, "sage2": 643e12, "native": 214e12, "fp8": 335e12},
                 launch_seconds=2e-6,
             ),
         ),
@@ -87,15 +87,16 @@ GPUS: dict[str, GpuRates] = {
             date="2026-11-27",
             source=(
                 "published specifications (128 SMs, 2.52 GHz, 1,008 GB/s); FP8 with fp32 "
-                "accumulation; PCIe 4.0 x16; attention: FlashAttention-2 at 32k tokens, head 128, "
-                "published, and the peak of FP8, which nobody measured for the builder's kernel"
+                "accumulation; PCIe 4.0 x16; attention: FlashAttention-2 and SageAttention2++ at "
+                "32k tokens, head 128, published, and the peak of FP8, which nobody measured for "
+                "the builder's kernel"
             ),
             sms=128,
             memory_bytes=24 << 30,
             bytes_per_second=1.008e12,
             host_bytes_per_second=31.5e9,
             flops={"FP8": 330.3e12, "BFloat16": 165.2e12, "Half": 165.2e12},
-            attention={"native": 164e12, "fp8": 330.3e12},
+            attention={"sage2": 493e12, "native": 164e12, "fp8": 330.3e12},
             launch_seconds=2e-6,
             sober=GpuRates(
                 name="rtx4090",
@@ -112,7 +113,7 @@ GPUS: dict[str, GpuRates] = {
                 bytes_per_second=0.92e12,
                 host_bytes_per_second=31.5e9,
                 flops={"FP8": 317e12, "BFloat16": 158.5e12, "Half": 158.5e12},
-                attention={"native": 164e12, "fp8": 327.9e12},
+                attention={"sage2": 493e12, "native": 164e12, "fp8": 327.9e12},
                 launch_seconds=2e-6,
             ),
         ),
@@ -129,7 +130,7 @@ GPUS: dict[str, GpuRates] = {
             bytes_per_second=0.7168e12,
             host_bytes_per_second=31.5e9,
             flops={"FP8": 194.9e12, "BFloat16": 97.5e12, "Half": 97.5e12},
-            attention={"native": 96.8e12, "fp8": 194.9e12},
+            attention={"sage2": 291e12, "native": 96.8e12, "fp8": 194.9e12},
             launch_seconds=2e-6,
         ),
         GpuRates(
@@ -160,7 +161,7 @@ GPUS: dict[str, GpuRates] = {
             bytes_per_second=0.96e12,
             host_bytes_per_second=63e9,
             flops={"FP4E2M1": 900e12, "FP8": 225e12, "BFloat16": 112e12, "Half": 112e12},
-            attention={"sage3": 408e12, "native": 115e12, "fp8": 225e12},
+            attention={"sage3": 408e12, "sage2": 345e12, "native": 115e12, "fp8": 225e12},
             launch_seconds=2e-6,
         ),
         GpuRates(
