@@ -68,7 +68,8 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     Returns:
         [.., C] fp32.
     """
-    channels = x.shape[-1]
+    # A tensor: torch on a GPU multiplies by the rounded reciprocal of a number.
+    channels = torch.full_like(x[..., :1], x.shape[-1])
     centred = x - warp_sum(x) / channels
     variance = warp_sum(centred * centred) / channels
     # fp64 between two fp32 values makes the reciprocal root correctly rounded, as __frsqrt_rn is.

@@ -111,14 +111,21 @@ def times(node: Node) -> dict[str, Any]:
 
 
 def library_of_this_gpu() -> PluginLibrary:
-    """The library for Blackwell GPUs, whose glue has code for every GPU from 8.0 on.
+    """The library for Blackwell GPUs, whose glue has code for every GPU from 8.0 on; on compute
+    capability 9.0 the emulated one, whose glue is the same, where that one is not built.
 
     Raises:
-        EnvironmentLacks: it is not built, or the GPU is older.
+        EnvironmentLacks: neither is built, or the GPU is older.
     """
-    if torch.cuda.get_device_capability() < (8, 0):
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
         raise EnvironmentLacks("the glue needs compute capability 8.0", fix="use a later GPU")
-    return PluginLibrary()
+    try:
+        return PluginLibrary()
+    except EnvironmentLacks:
+        if capability != (9, 0):
+            raise
+        return PluginLibrary(emulated=True)
 
 
 def check() -> dict[str, Any]:

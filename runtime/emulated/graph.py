@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -144,9 +145,14 @@ def _of_graph(name: str) -> Derived:
 def _between(
     model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], where: str
 ) -> list[Node]:
-    """Nodes between inputs and outputs, in the order of the graph."""
+    """Nodes between inputs and outputs, in the order of the graph.
+
+    A later piece of a text encoder is given a hidden state in place of the graph's own input, and
+    takes the length from it, as `fastwan.export.passes.cut_at_blocks` has it built.
+    """
     producers = {name: node for node in model.graph.node for name in node.output if name}
     initializers = {tensor.name for tensor in model.graph.initializer}
+    own = {value.name for value in model.graph.input} - initializers
     needed: set[str] = set()
     chosen: set[int] = set()
     waiting = [_of_graph(name).source for name in outputs]
@@ -156,6 +162,8 @@ def _between(
             continue
         needed.add(name)
         node = producers.get(name)
+        if node is None and name in own and len(inputs) == 1:
+            continue
         if node is None:
             raise BadInput(f"nothing computes {name!r}", where=where, fix="build the bundle again")
         if (node.domain.replace("ai.onnx", ""), node.op_type) not in OPERATORS:
@@ -164,7 +172,16 @@ def _between(
             )
         chosen.add(id(node))
         waiting += node.input
-    return [_node(node) for node in model.graph.node if id(node) in chosen]
+    nodes = [_node(node) for node in model.graph.node if id(node) in chosen]
+    measured = (needed & own) - set(inputs)
+    for node in nodes:
+        if node.op != "Shape" and measured & set(node.inputs):
+            name = min(measured & set(node.inputs))
+            raise BadInput(f"nothing computes {name!r}", where=where, fix="build the bundle again")
+    return [
+        replace(node, inputs=tuple(inputs[0] if n in measured else n for n in node.inputs))
+        for node in nodes
+    ]
 
 
 def _node(node: onnx.NodeProto) -> Node:

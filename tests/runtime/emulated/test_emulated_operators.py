@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,3 +150,30 @@ def test_a_value_that_nothing_computes_is_named(tmp_path: Any) -> None:
     assert TorchGraph(source, given, ["y"], torch.device("cpu")).outputs == ("y",)
     with pytest.raises(BadInput, match="nothing computes 'z'"):
         TorchGraph(source, given, ["z"], torch.device("cpu"))
+
+
+def pieces(read_own: bool) -> onnx.ModelProto:
+    """Two blocks of which the second reads a length from the graph's input, or the input itself."""
+    length = [helper.make_node("Shape", ["own"], ["length"])]
+    first = [helper.make_node("Sin", ["own"], ["hidden"])]
+    second = [
+        helper.make_node("Reshape", ["hidden", "length"], ["shaped"]),
+        helper.make_node("Add", ["shaped", "own" if read_own else "hidden"], ["out"]),
+    ]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3]) for n in ("own", "out")]
+    graph = helper.make_graph([*length, *first, *second], "pieces", values[:1], values[1:])
+    return helper.make_model(graph)
+
+
+def test_a_later_piece_takes_the_length_from_what_it_is_given(tmp_path: Path) -> None:
+    source = BundleGraph(pieces(read_own=False), b"", tmp_path, "g.onnx")
+    piece = TorchGraph(source, ["hidden"], ["out"], torch.device("cpu"))
+    hidden, out = torch.randn(4, 3), torch.empty(4, 3)
+    piece.run({"hidden": hidden}, {"out": out})
+    assert torch.equal(out, 2 * hidden)
+
+
+def test_a_later_piece_that_reads_the_input_itself_is_refused(tmp_path: Path) -> None:
+    source = BundleGraph(pieces(read_own=True), b"", tmp_path, "g.onnx")
+    with pytest.raises(BadInput, match="nothing computes 'own'"):
+        TorchGraph(source, ["hidden"], ["out"], torch.device("cpu"))
