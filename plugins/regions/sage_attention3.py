@@ -258,7 +258,7 @@ class SageAttention3(RegionOp):
     @property
     def _divides(self) -> bool:
         """Whether the implementation divides keys: FlashInfer's does not."""
-        return self.implementation == "sage3"
+        return self.implementation == IMPLEMENTATIONS[0]
 
     @property
     def split_bytes(self) -> int:

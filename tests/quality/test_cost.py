@@ -143,7 +143,7 @@ def test_one_block_by_hand(kit: SimpleNamespace) -> None:
 def test_attention_region_by_hand() -> None:
     tokens = 32760
     op = SageAttention3(1, tokens, SageAttributes(12, tokens))
-    cost = region_op_cost(op, replace(GPU, processors=0))
+    cost = region_op_cost(op, replace(GPU, sms=0))
     # Packed q, k, v and a row of fp32 for each token; the tables of RoPE are read once.
     exchanged = 3 * L * C * 9 // 16 + 12 * L * 4
     prologue = tokens * 3 * C * 2 + 2 * tokens * 64 * 4 + 5 * C * 2 + 12 + exchanged
@@ -158,9 +158,9 @@ def test_attention_region_by_hand() -> None:
 
 def test_divided_keys_cost_two_launches_and_their_sums() -> None:
     op = SageAttention3(1, 32760, SageAttributes(12, 32760))
-    whole = region_op_cost(op, replace(GPU, processors=48))
-    assert whole == region_op_cost(op, replace(GPU, processors=0))
-    assert GPU.processors == 170
+    whole = region_op_cost(op, replace(GPU, sms=48))
+    assert whole == region_op_cost(op, replace(GPU, sms=0))
+    assert GPU.sms == 170
     divided = region_op_cost(op, GPU)
     sums = 12 * 14 * (128 * 128 + 2 * 128) * 4
     rows = 11 * 128 + 120  # true ones of the last 12 tiles
