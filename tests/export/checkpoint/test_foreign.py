@@ -70,9 +70,9 @@ def test_one_file_is_named_by_its_name(tiny: Path, tmp_path: Path) -> None:
         shutil.copy(tiny / WEIGHTS, tmp_path / f"{name}.safetensors")
         path = tmp_path / f"{name}.safetensors"
         assert open_checkpoint(path, components=("dit",)).model_name == model
-    shutil.copy(tiny / WEIGHTS, tmp_path / "FastWan-QAD-1.3B-SA2.safetensors")
-    with pytest.raises(BadInput, match=r"1\.3B-SA2 is not supported"):
-        open_checkpoint(tmp_path / "FastWan-QAD-1.3B-SA2.safetensors", components=("dit",))
+    shutil.copy(tiny / WEIGHTS, tmp_path / "FastWan2.1-T2V-14B.safetensors")
+    with pytest.raises(BadInput, match=r"T2V-14B is not supported"):
+        open_checkpoint(tmp_path / "FastWan2.1-T2V-14B.safetensors", components=("dit",))
 
 
 def _fill(name: str, tensor: torch.Tensor) -> Callable[[Tensors], object]:

@@ -98,6 +98,14 @@ def test_verify_takes_the_commit_that_the_manifest_names(
     onnx = bundle.manifest.onnx.model_copy(update={"model": model})
     bundle.manifest = Manifest.model_copy(bundle.manifest, update={"onnx": onnx})
     monkeypatch.setattr(run, "open_bundle", lambda *args, **options: bundle)
-    monkeypatch.setattr(run, "run_checks", lambda subject, progress: subject.checkpoint.hub)
-    found: Any = run.verify_bundle(tiny_bundle, checkpoint=REPO)
+    seen: list[Any] = []
+
+    def stop(subject: Any, progress: Any) -> Any:
+        seen.append(subject.checkpoint.hub)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_checks", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.verify_bundle(tiny_bundle, checkpoint=REPO)
+    (found,) = seen
     assert found == HubSource(repo=REPO, commit=OLD if pinned else NEW)

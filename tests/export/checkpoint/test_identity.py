@@ -21,7 +21,7 @@ from fastwan.export.checkpoint.identity import (
 from fastwan.export.checkpoint.reader import open_checkpoint
 
 QAD, WAN = "FastWan-QAD-1.3B", "Wan2.1-T2V-1.3B"
-TI2V, SA2 = "FastWan2.2-TI2V-5B", "FastWan-QAD-1.3B-SA2"
+TI2V, T2V14 = "FastWan2.2-TI2V-5B", "FastWan2.1-T2V-14B"
 WAN_14B = DiTConfig(num_layers=40, num_heads=40, ffn_dim=13824)
 Edit = Callable[..., None]
 
@@ -76,7 +76,7 @@ def test_a_name_that_tells_nothing_is_said_to_be_assumed(text: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        TI2V, SA2, "FastWan2.1-T2V-1.3B", "FastWan2.1-T2V-1.3B-Diffusers", "Wan2.1-T2V-14B",
+        TI2V, T2V14, "FastWan2.1-T2V-1.3B", "FastWan2.1-T2V-1.3B-Diffusers", "Wan2.1-T2V-14B",
         "Wan2.2-T2V-A14B-Diffusers", "Wan2.2-TI2V-5B", "TurboWan2.1-T2V-1.3B-480P",
     ],
 )  # fmt: skip
@@ -95,7 +95,7 @@ def test_what_it_was_made_from_tells_a_renamed_checkpoint() -> None:
         told("ckpt", f"Wan-AI/{WAN}-Diffusers")
 
 
-@pytest.mark.parametrize(("own", "origin"), [(QAD, TI2V), (QAD, SA2), (WAN, TI2V)])
+@pytest.mark.parametrize(("own", "origin"), [(QAD, TI2V), (QAD, T2V14), (WAN, TI2V)])
 def test_names_that_contradict_each_other_are_refused(own: str, origin: str) -> None:
     assert told(own, own)[0] == own
     with pytest.raises(BadInput, match=f"says {own}, origin says {origin}: pass --model"):
@@ -107,7 +107,7 @@ def test_the_title_of_a_model_card_names_the_model(tmp_path: Path) -> None:
     root.mkdir()
     (root / "README.md").write_text(
         f"---\nlicense: apache-2.0\nbase_model:\n- Wan-AI/{WAN}-Diffusers\n---\n# {TI2V}\n\n"
-        f"See {QAD} and {SA2}.\n",
+        f"See {QAD} and {T2V14}.\n",
         encoding="utf-8",
     )
     own, origins = own_claims(str(root), root), origin_claims(root, "", ())
@@ -160,10 +160,10 @@ def test_a_renamed_sibling_is_recognised_by_its_configurations(
 
 
 def test_a_link_into_the_hubs_cache_has_the_repositorys_name(tiny: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / f"models--FastVideo--{SA2}" / "snapshots" / "0123"
+    snapshot = tmp_path / f"models--FastVideo--{T2V14}" / "snapshots" / "0123"
     shutil.copytree(tiny, snapshot)
     (tmp_path / "ckpt").symlink_to(snapshot)
-    with pytest.raises(BadInput, match=f"model {SA2} is not supported"):
+    with pytest.raises(BadInput, match=f"model {T2V14} is not supported"):
         open_checkpoint(tmp_path / "ckpt", components=())
 
 

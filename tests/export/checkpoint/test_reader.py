@@ -365,7 +365,7 @@ def test_the_model_is_told_from_the_name(
         open_checkpoint(root, components=("dit",), model="Wan3")
 
 
-@pytest.mark.parametrize("name", ["FastWan-QAD-1.3B-SA2", "FastWan2.2-TI2V-5B"])
+@pytest.mark.parametrize("name", ["FastWan2.1-T2V-14B", "FastWan2.2-TI2V-5B"])
 def test_siblings_with_other_recipes_are_not_mistaken(
     tiny: Path, tmp_path: Path, name: str
 ) -> None:
