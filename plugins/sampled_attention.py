@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from fastwan.plugins.regions.sage_attention3 import HEAD_DIM, SageAttention3, SageLayout
+from fastwan.plugins.regions.attention import HEAD_DIM
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageLayout
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]

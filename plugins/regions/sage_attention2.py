@@ -12,20 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
-from fastwan.config import TOKEN_TILE
-from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
-from fastwan.plugins.regions.base import (
-    Launch,
-    RegionOp,
-    aligned,
-    dims,
-    real,
-    refuse_unknown,
-    tensor,
-    whole,
-)
-from fastwan.plugins.regions.sage_attention3 import HEAD_DIM, MAX_HEADS, SageTensors
+from fastwan.plugins.regions.attention import HEAD_DIM, AttentionRegion, node_shape
+from fastwan.plugins.regions.base import Launch, aligned, real, refuse_unknown, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,8 +82,8 @@ class Sage2Layout(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class SageAttention2(RegionOp):
-    """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16."""
+class SageAttention2(AttentionRegion[Sage2Attributes]):
+    """Attention with int8 logits and e4m3 values."""
 
     op: ClassVar[str] = "SageAttention2"
     family: ClassVar[str] = "sage2"
@@ -102,50 +91,18 @@ class SageAttention2(RegionOp):
     limit: ClassVar[float] = 1e-3
     """What an MMA adds up before it rounds to fp16, the order of fp32 sums and ``ex2.approx``."""
 
-    batch: int
-    length: int
-    attributes: Sage2Attributes
-
     @classmethod
     def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> SageAttention2:
-        heads = whole(node, "num_heads", None, 1, MAX_HEADS)
-        shape = dims(specs[node.inputs[0]]) if node.inputs else ()
-        if len(shape) != 3 or shape[2] != 3 * heads * HEAD_DIM:
-            raise BadInput(
-                f"qkv has shape {list(shape)}, not [B, L, {3 * heads * HEAD_DIM}] of {heads} heads",
-                where=node.inputs[0] if node.inputs else "manifest.json",
-            )
+        shape = node_shape(node, specs)
         attributes = Sage2Attributes(
-            num_heads=heads,
-            num_tokens=whole(node, "num_tokens", shape[1], 1, shape[1]),
+            num_heads=shape.num_heads,
+            num_tokens=shape.num_tokens,
             per_warp=bool(whole(node, "per_warp", None, 0, 1)),
             eps=real(node, "eps", Sage2Attributes.eps),
             softmax_scale=real(node, "softmax_scale", Sage2Attributes.softmax_scale),
         )
         refuse_unknown(node, {field.name for field in fields(Sage2Attributes)})
-        return cls(shape[0], shape[1], attributes)
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return self.attributes.num_heads * HEAD_DIM
-
-    @property
-    def inputs(self) -> SageTensors[TensorSpec]:
-        channels, bf16, fp32 = self.channels, "bfloat16", "float32"
-        return SageTensors(
-            qkv=tensor("qkv", bf16, self.batch, self.length, 3 * channels),
-            qkv_scale=tensor("qkv_scale", fp32, 3),
-            qkv_bias=tensor("qkv_bias", bf16, 3 * channels),
-            q_norm=tensor("q_norm", bf16, channels),
-            k_norm=tensor("k_norm", bf16, channels),
-            rope_cos=tensor("rope_cos", fp32, self.length, HEAD_DIM // 2),
-            rope_sin=tensor("rope_sin", fp32, self.length, HEAD_DIM // 2),
-        )
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (tensor("out", "bfloat16", self.batch, self.length, self.channels),)
+        return cls(shape.batch, shape.length, attributes)
 
     @property
     def launches(self) -> tuple[Launch, ...]:
@@ -167,7 +124,7 @@ class SageAttention2(RegionOp):
 
         As ``fastwan_sage2_workspace_bytes`` answers.
         """
-        _, padded = self._rows()
+        _, padded = self.rows()
         spans, channels = self._partials()
         parts = [
             padded * HEAD_DIM,
@@ -181,18 +138,13 @@ class SageAttention2(RegionOp):
         ]
         return sum(aligned(part, _ALIGNMENT) for part in parts)
 
-    @property
-    def true_rows(self) -> int:
-        return self.attributes.num_tokens
-
     def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         from fastwan.plugins import sage2_reference
 
         attributes = asdict(self.attributes)
         per_warp = attributes.pop("per_warp")
-        granularity = (
-            sage2_reference.Granularity.WARP if per_warp else (sage2_reference.Granularity.THREAD)
-        )
+        kinds = sage2_reference.Granularity
+        granularity = kinds.WARP if per_warp else kinds.THREAD
         return (sage2_reference.attention_node(*inputs, **attributes, granularity=granularity),)
 
     def desc(self) -> Sage2Desc:
@@ -208,17 +160,9 @@ class SageAttention2(RegionOp):
             attributes.softmax_scale,
         )
 
-    def __str__(self) -> str:
-        return f"attention of {self.attributes.num_tokens} tokens"
-
-    def _rows(self) -> tuple[int, int]:
-        """Rows of 128 values of one of q, k, v: true ones, and padded to whole tiles."""
-        heads, tokens = self.batch * self.attributes.num_heads, self.attributes.num_tokens
-        return heads * tokens, heads * aligned(tokens, TOKEN_TILE)
-
     def _scales(self) -> tuple[int, int]:
         """Scales of q and of k."""
-        _, padded = self._rows()
+        _, padded = self.rows()
         queries, keys = padded // _QUERY_ROWS, padded // _KEY_TILE
         return (queries, keys) if self.attributes.per_warp else (8 * queries, 4 * keys)
 
@@ -226,14 +170,9 @@ class SageAttention2(RegionOp):
         """Partial sums of a channel, and channels of the whole batch."""
         return -(-self.attributes.num_tokens // _SPAN), self.batch * self.channels
 
-    def operations(self) -> int:
-        """Multiplications and additions of QK^T and PV over the true tokens."""
-        heads = self.batch * self.attributes.num_heads
-        return 4 * heads * self.attributes.num_tokens**2 * HEAD_DIM
-
     def statistics_traffic(self) -> dict[str, int]:
         """Bytes that the first launch moves; it reads K twice, once from the L2 cache."""
-        rows, _ = self._rows()
+        rows, _ = self.rows()
         spans, channels = self._partials()
         tokens = self.attributes.num_tokens
         return {
@@ -254,7 +193,7 @@ class SageAttention2(RegionOp):
 
     def quantisation_traffic(self) -> dict[str, int]:
         """Bytes that the third launch moves, by tensor, where V is e4m3."""
-        rows, padded = self._rows()
+        rows, padded = self.rows()
         _, channels = self._partials()
         tokens = self.attributes.num_tokens
         behind = self.batch * (self.length - tokens)
@@ -271,7 +210,7 @@ class SageAttention2(RegionOp):
 
     def attention_traffic(self) -> dict[str, int]:
         """Bytes that the attention's launch moves, by tensor, where V is e4m3."""
-        rows, padded = self._rows()
+        rows, padded = self.rows()
         return {
             "read q, k, v": 3 * padded * HEAD_DIM,
             "read scales": (sum(self._scales()) + self.batch * self.channels) * _FP32,

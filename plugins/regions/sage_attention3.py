@@ -12,29 +12,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args
 
 from fastwan.config import TOKEN_TILE
-from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
-from fastwan.plugins.regions.base import (
-    Launch,
-    RegionOp,
-    aligned,
-    dims,
-    real,
-    refuse_unknown,
-    tensor,
-    whole,
-)
+from fastwan.plugins.regions.attention import HEAD_DIM, AttentionRegion, node_shape
+from fastwan.plugins.regions.base import Launch, aligned, real, refuse_unknown, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-T = TypeVar("T")
-
-HEAD_DIM = 128
-MAX_HEADS = 1 << 10
 _KIND = 1
 _FLAG_EXACT_MAX = 1
 _ALIGNMENT = 1024  # of each operand in the workspace (csrc/layout.h)
@@ -43,33 +30,12 @@ Implementation = Literal["sage3", "flashinfer"]
 """Kernels of the attention, in the order of ``fastwan_attention``: fastvideo-kernel's, from
 SageAttention3, and FlashInfer's."""
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+_DIVIDING = frozenset({"sage3"})
 _MAX_PARTS, _LEAST_KEY_TILES, _MAX_SLOTS = 14, 8, 192  # csrc/key_split.h
 _SLOT = (TOKEN_TILE * HEAD_DIM + 2 * TOKEN_TILE) * 4
 """Bytes that a part of the keys of one tile leaves in fp32: sums, and two figures a row."""
 _PACKED = HEAD_DIM // 2 + HEAD_DIM // 16
 """Bytes of a packed row of 128 values: 64 of codes and 8 of scales."""
-
-
-class SageTensors(NamedTuple, Generic[T]):
-    """Inputs of the node, in its order.
-
-    Attributes:
-        qkv: [B, L, 3C] bf16, raw output of the merged GEMM; L >= num_tokens.
-        qkv_scale: [3] fp32, one for each third.
-        qkv_bias: [3C] bf16.
-        q_norm: [C] bf16.
-        k_norm: [C] bf16.
-        rope_cos: [L, 64] fp32.
-        rope_sin: [L, 64] fp32.
-    """
-
-    qkv: T
-    qkv_scale: T
-    qkv_bias: T
-    q_norm: T
-    k_norm: T
-    rope_cos: T
-    rope_sin: T
 
 
 @dataclass(frozen=True)
@@ -141,8 +107,8 @@ class SageLayout(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class SageAttention3(RegionOp):
-    """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16.
+class SageAttention3(AttentionRegion[SageAttributes]):
+    """FP4 attention.
 
     Attributes:
         implementation: kernel of its attention; no property of the node, which any computes.
@@ -154,52 +120,21 @@ class SageAttention3(RegionOp):
     limit: ClassVar[float] = 2e-4
     """The order of fp32 sums and ``ex2.approx``, and ties of P that they turn."""
 
-    batch: int
-    length: int
-    attributes: SageAttributes
     implementation: Implementation = "sage3"
     processors: int = 0
 
     @classmethod
     def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> SageAttention3:
-        heads = whole(node, "num_heads", None, 1, MAX_HEADS)
-        shape = dims(specs[node.inputs[0]]) if node.inputs else ()
-        if len(shape) != 3 or shape[2] != 3 * heads * HEAD_DIM:
-            raise BadInput(
-                f"qkv has shape {list(shape)}, not [B, L, {3 * heads * HEAD_DIM}] of {heads} heads",
-                where=node.inputs[0] if node.inputs else "manifest.json",
-            )
+        shape = node_shape(node, specs)
         attributes = SageAttributes(
-            num_heads=heads,
-            num_tokens=whole(node, "num_tokens", shape[1], 1, shape[1]),
+            num_heads=shape.num_heads,
+            num_tokens=shape.num_tokens,
             eps=real(node, "eps", SageAttributes.eps),
             softmax_scale=real(node, "softmax_scale", SageAttributes.softmax_scale),
             exact_max=bool(whole(node, "exact_max", 0, 0, 1)),
         )
         refuse_unknown(node, {field.name for field in fields(SageAttributes)})
-        return cls(shape[0], shape[1], attributes)
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return self.attributes.num_heads * HEAD_DIM
-
-    @property
-    def inputs(self) -> SageTensors[TensorSpec]:
-        channels, bf16, fp32 = self.channels, "bfloat16", "float32"
-        return SageTensors(
-            qkv=tensor("qkv", bf16, self.batch, self.length, 3 * channels),
-            qkv_scale=tensor("qkv_scale", fp32, 3),
-            qkv_bias=tensor("qkv_bias", bf16, 3 * channels),
-            q_norm=tensor("q_norm", bf16, channels),
-            k_norm=tensor("k_norm", bf16, channels),
-            rope_cos=tensor("rope_cos", fp32, self.length, HEAD_DIM // 2),
-            rope_sin=tensor("rope_sin", fp32, self.length, HEAD_DIM // 2),
-        )
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (tensor("out", "bfloat16", self.batch, self.length, self.channels),)
+        return cls(shape.batch, shape.length, attributes)
 
     @property
     def alternatives(self) -> Mapping[str, SageAttention3]:
@@ -208,7 +143,8 @@ class SageAttention3(RegionOp):
     @property
     def launches(self) -> tuple[Launch, ...]:
         rows = self._divided_rows()
-        operations, of_parts = self.operations(), self._operations(rows)
+        operations = self.operations()
+        of_parts = 4 * rows * self.attributes.num_tokens * HEAD_DIM
         traffic, moved = self.attention_traffic(), self.divided_traffic()
         own = Launch(
             "FP4 attention", sum(traffic.values()) - moved.get("write output", 0),
@@ -228,14 +164,10 @@ class SageAttention3(RegionOp):
 
         For tokens padded to whole tiles, as ``fastwan_region_workspace_bytes`` answers.
         """
-        _, padded = self._rows()
+        _, padded = self.rows()
         codes, scales = padded * HEAD_DIM // 2, padded * HEAD_DIM // 16
         parts = [codes, scales] * 3 + [padded * _FP32, self.split_bytes]
         return sum(aligned(part, _ALIGNMENT) for part in parts)
-
-    @property
-    def true_rows(self) -> int:
-        return self.attributes.num_tokens
 
     def on(self, processors: int) -> SageAttention3:
         return replace(self, processors=processors)
@@ -258,7 +190,7 @@ class SageAttention3(RegionOp):
     @property
     def _divides(self) -> bool:
         """Whether the implementation divides keys: FlashInfer's does not."""
-        return self.implementation == IMPLEMENTATIONS[0]
+        return self.implementation in _DIVIDING
 
     @property
     def split_bytes(self) -> int:
@@ -334,23 +266,6 @@ class SageAttention3(RegionOp):
             self.processors,
         )
 
-    def __str__(self) -> str:
-        return f"attention of {self.attributes.num_tokens} tokens"
-
-    def _rows(self) -> tuple[int, int]:
-        """Rows of 128 values of one of q, k, v: true ones, and padded to whole tiles."""
-        heads, tokens = self.batch * self.attributes.num_heads, self.attributes.num_tokens
-        return heads * tokens, heads * aligned(tokens, TOKEN_TILE)
-
-    def operations(self) -> int:
-        """Multiplications and additions of QK^T and PV over the true tokens."""
-        rows, _ = self._rows()
-        return self._operations(rows)
-
-    def _operations(self, rows: int) -> int:
-        """Of so many rows of queries."""
-        return 4 * rows * self.attributes.num_tokens * HEAD_DIM
-
     def _divided_rows(self) -> int:
         """True rows of the tiles whose keys are divided for `processors`; 0 where those are 0."""
         whole = self.key_split(self.processors or self.tiles).whole
@@ -364,7 +279,7 @@ class SageAttention3(RegionOp):
         launch reads again is taken to come from the L2 cache where it fits there: K and V of one
         head are 4.7 MB at 32,760 tokens.
         """
-        rows, padded = self._rows()
+        rows, padded = self.rows()
         tokens = self.attributes.num_tokens
         behind = self.batch * (self.length - tokens)
         return {
@@ -378,7 +293,7 @@ class SageAttention3(RegionOp):
 
     def attention_traffic(self) -> dict[str, int]:
         """Bytes that the attention's launch moves, by tensor."""
-        rows, padded = self._rows()
+        rows, padded = self.rows()
         return {
             "read packed q, k, v": 3 * padded * _PACKED,
             "read zero term": padded * _FP32,
@@ -408,7 +323,7 @@ class SageAttention3(RegionOp):
         ``attn_qat_infer`` of fastvideo-kernel 0.3.5 behind FastVideo's backend, with norm and RoPE
         as one pass each; without the attention's own operands and output.
         """
-        rows, padded = self._rows()
+        rows, padded = self.rows()
         tensor_bytes, wide = rows * HEAD_DIM * _BF16, padded * HEAD_DIM * _BF16
         unpadded = rows == padded
         tiles = padded // (self.batch * self.attributes.num_heads * TOKEN_TILE)

@@ -11,7 +11,8 @@ import numpy as np
 
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins.regions import RegionOp
-from fastwan.plugins.regions.sage_attention3 import HEAD_DIM, SageAttention3, SageLayout
+from fastwan.plugins.regions.attention import HEAD_DIM
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageLayout
 from fastwan.plugins.sampled_attention import Packed, attend
 from fastwan.runtime.device.kernel_choice import Candidate
 from fastwan.runtime.model.executor import Array

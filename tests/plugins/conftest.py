@@ -13,7 +13,8 @@ import torch
 
 from fastwan.errors import FastWanError
 from fastwan.plugins import loader, reference
-from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes, SageTensors
+from fastwan.plugins.regions.attention import SageTensors
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from fastwan.quality.selftest.regions import compile_for_host, expected_operands, stored_operands
 
 

@@ -20,9 +20,9 @@ APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 """SHA-256 of https://www.apache.org/licenses/LICENSE-2.0.txt."""
 
 MAX_LINES = 400
-LONGER = {"plugins/reference.py": 420, "plugins/regions/sage_attention3.py": 430}
-"""The attention's definition has the hash of figures taken on a GPU; it is divided, with the kind
-of region that belongs to it, when they are taken again."""
+LONGER = {"plugins/reference.py": 420}
+"""The attention's definition has the hash of figures taken on a GPU; it is divided when they are
+taken again."""
 CODE = {".py", ".cu", ".cuh", ".cpp", ".h"}
 MACHINE_PATH = re.compile(r"(?:^|[^A-Za-z0-9_.:/])/(?:work|farm|root)/(?!\*)\w")
 NATIVE = {".txt", ".cmake", ".cu", ".cuh", ".cpp", ".h", ".map"}

@@ -12,12 +12,8 @@ import torch
 
 from fastwan.plugins import reference
 from fastwan.plugins.regions import RegionOp
-from fastwan.plugins.regions.sage_attention3 import (
-    SageAttention3,
-    SageAttributes,
-    SageLayout,
-    SageTensors,
-)
+from fastwan.plugins.regions.attention import SageTensors
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes, SageLayout
 from fastwan.runtime.device.kernel_choice import LIMIT
 from fastwan.runtime.device.kernel_trial import AttentionTrial
 from fastwan.runtime.device.null import Call, NullDevice, NullKernels

@@ -16,13 +16,9 @@ from torch import Tensor
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins import reference
 from fastwan.plugins.build import SOURCE
+from fastwan.plugins.regions.attention import SageTensors
 from fastwan.plugins.regions.sage_attention2 import SageAttention2
-from fastwan.plugins.regions.sage_attention3 import (
-    SageAttention3,
-    SageAttributes,
-    SageLayout,
-    SageTensors,
-)
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes, SageLayout
 from fastwan.quality.selftest.context import Context, Outcome, Skip, StageFailure
 from fastwan.quality.selftest.memory import GARBAGE, Scratch, to_numpy, to_torch
 from fastwan.quality.selftest.report import Figure
