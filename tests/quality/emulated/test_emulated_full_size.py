@@ -15,10 +15,9 @@ from fastwan.plugins.regions.base import RegionOp
 from fastwan.quality.emulated import checks, region_checks
 from fastwan.quality.emulated.full_size import FullSize
 from fastwan.quality.emulated.run import names
-from fastwan.quality.verify.graphs import relative_difference
-from fastwan.runtime.device.session import Session
 from testkit import operand_faults
 from testkit.emulated_host import ReferenceKernels, opened
+from testkit.stale_prompt import assert_stale_keys_show
 
 
 @pytest.fixture(scope="module")
@@ -141,27 +140,7 @@ def test_a_region_that_was_not_launched_fails(full: FullSize) -> None:
 def test_keys_that_stay_from_another_prompt_show(
     full: FullSize, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared: list[Any] = []
-    prepare = Session.prepare
-
-    def once(self: Session, prompt_embeds: Any) -> None:
-        if not prepared:
-            prepare(self, prompt_embeds)
-        prepared.append(prompt_embeds)
-
-    latents, timestep, good = full.velocities[0]
-    expected = full.reference.velocity(latents, timestep, full.context)
-    with full.reference.moved(1):
-        moved = full.reference.velocity(latents, timestep, full.context)
-    limit = checks.MARGIN * relative_difference(expected, moved)
-    assert relative_difference(expected, good) < limit
-    monkeypatch.setattr(Session, "prepare", once)
-    stale = opened(tiny_bundle)
-    _, _, got = stale.velocities[0]
-    stale.close()
-    assert len(prepared) == 2
-    assert not np.array_equal(prepared[0], prepared[1])
-    assert relative_difference(expected, got) > limit
+    assert_stale_keys_show(full, lambda: opened(tiny_bundle), monkeypatch)
 
 
 def test_the_module_is_itself_again_after_a_trial(full: FullSize) -> None:

@@ -18,11 +18,10 @@ from fastwan.quality.emulated import checks, region_checks
 from fastwan.quality.emulated.full_size import FullSize
 from fastwan.quality.emulated.run import cuda_setting, names
 from fastwan.quality.emulated.watch import region_tensors
-from fastwan.quality.verify.graphs import relative_difference
 from fastwan.quality.verify.subject import Subject
-from fastwan.runtime.device.session import Session
 from fastwan.runtime.recording.machine import Kernels
 from testkit import operand_faults
+from testkit.stale_prompt import assert_stale_keys_show
 
 pytestmark = [
     pytest.mark.gpu,
@@ -164,23 +163,4 @@ def test_what_a_region_makes_is_held_to_its_reference(
 def test_keys_that_stay_from_another_prompt_show(
     full: FullSize, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared: list[Any] = []
-    prepare = Session.prepare
-
-    def once(self: Session, prompt_embeds: Any) -> None:
-        if not prepared:
-            prepare(self, prompt_embeds)
-        prepared.append(prompt_embeds)
-
-    latents, timestep, good = full.velocities[0]
-    expected = full.reference.velocity(latents, timestep, full.context)
-    with full.reference.moved(1):
-        moved = full.reference.velocity(latents, timestep, full.context)
-    limit = checks.MARGIN * relative_difference(expected, moved)
-    assert relative_difference(expected, good) < limit
-    monkeypatch.setattr(Session, "prepare", once)
-    stale = opened(tiny_bundle)
-    _, _, got = stale.velocities[0]
-    stale.close()
-    assert len(prepared) == 2
-    assert relative_difference(expected, got) > limit
+    assert_stale_keys_show(full, lambda: opened(tiny_bundle), monkeypatch)
