@@ -28,7 +28,7 @@ _NVFP4: dict[str, Any] = {
     "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
 }
 _BLOCK = 16
-MODELOPT_LOCK = threading.Lock()
+_MODELOPT_LOCK = threading.Lock()
 """ModelOpt prints and warns through process-wide switches, so one thread at a time converts."""
 
 
@@ -42,6 +42,24 @@ def modelopt_config() -> dict[str, Any]:
         ],
         "algorithm": "max",
     }
+
+
+def calibrated(weight: Tensor, config: dict[str, Any]) -> Any:
+    """A linear of a weight [N, K], with the quantisers that ModelOpt gives it by `config`.
+
+    Raises:
+        EnvironmentLacks: ModelOpt cannot be imported.
+    """
+    mtq = import_modelopt("modelopt.torch.quantization")
+    linear = torch.nn.Linear(
+        weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype, device="meta"
+    )
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    model: Any = torch.nn.Sequential(linear)
+    with _MODELOPT_LOCK, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mtq.quantize(model, config, None)
+    return model[0]
 
 
 def quantize_linear(
@@ -65,20 +83,11 @@ def quantize_linear(
     Raises:
         EnvironmentLacks: ModelOpt cannot be imported.
     """
-    mtq = import_modelopt("modelopt.torch.quantization")
     qtensor = import_modelopt("modelopt.torch.quantization.qtensor").NVFP4QTensor
-    linear = torch.nn.Linear(
-        weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype, device="meta"
-    )
-    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
-    model: Any = torch.nn.Sequential(linear)
-    with MODELOPT_LOCK, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mtq.quantize(model, modelopt_config(), None)
-        amax = activation_global_scale * E2M1_MAX * E4M3_MAX
-        model[0].input_quantizer.amax = torch.tensor(amax)
-    activation = float(model[0].input_quantizer.amax.float() / (E2M1_MAX * E4M3_MAX))
-    scale = qtensor.get_weights_scaling_factor_2_from_quantizer(model[0].weight_quantizer)
+    linear = calibrated(weight, modelopt_config())
+    linear.input_quantizer.amax = torch.tensor(activation_global_scale * E2M1_MAX * E4M3_MAX)
+    activation = float(linear.input_quantizer.amax.float() / (E2M1_MAX * E4M3_MAX))
+    scale = qtensor.get_weights_scaling_factor_2_from_quantizer(linear.weight_quantizer)
     if not scale:
         return quantize_weight(weight), activation
     packed, block_scale = _pack(qtensor, weight, scale)
@@ -116,7 +125,7 @@ def import_modelopt(module: str) -> Any:
         EnvironmentLacks: it cannot be imported.
     """
     try:
-        with MODELOPT_LOCK, collector_paused(), warnings.catch_warnings():
+        with _MODELOPT_LOCK, collector_paused(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return import_module(module)
     except ImportError as error:

@@ -6,9 +6,6 @@ what the models were trained with, so its input quantiser stays off.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from typing import Any
 
 import torch
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from fastwan.export.code_table import row_slices
 from fastwan.export.fp8 import SMALLEST_SCALE
-from fastwan.export.quantize import MODELOPT_LOCK, import_modelopt
+from fastwan.export.quantize import calibrated, import_modelopt
 
 _CONFIG: dict[str, Any] = {
     "quant_cfg": [
@@ -42,17 +39,8 @@ def quantize_linear_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         EnvironmentLacks: ModelOpt cannot be imported.
     """
-    mtq = import_modelopt("modelopt.torch.quantization")
     qtensor = import_modelopt("modelopt.torch.quantization.qtensor").FP8QTensor
-    linear = torch.nn.Linear(
-        weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype, device="meta"
-    )
-    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
-    model: Any = torch.nn.Sequential(linear)
-    with MODELOPT_LOCK, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mtq.quantize(model, _CONFIG, None)
-    amax: Tensor = model[0].weight_quantizer.amax
+    amax: Tensor = calibrated(weight, _CONFIG).weight_quantizer.amax
     scale = torch.clamp(amax.float().reshape(()) / 448.0, min=SMALLEST_SCALE)
     codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
     for rows in row_slices(weight):

@@ -175,3 +175,22 @@ def inline(anchor: ir.Node, model: ir.Model, arguments: Sequence[ir.Value], pref
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         new.name = old.name
     graph.remove(anchor, safe=True)
+
+
+def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
+    """The node that makes `value`, if it is of that type."""
+    node = None if value is None else value.producer()
+    return node if node is not None and (node.domain, node.op_type) == (domain, op_type) else None
+
+
+def chain(value: ir.Value | None, *op_types: str) -> list[ir.Node] | None:
+    """The nodes that lead to `value`, the last first, each the maker of the first input of the one
+    before it; None if they are not of exactly these types."""
+    nodes: list[ir.Node] = []
+    for op_type in op_types:
+        node = producer(value, op_type)
+        if node is None:
+            return None
+        nodes.append(node)
+        value = node.inputs[0]
+    return nodes

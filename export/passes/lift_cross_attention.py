@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fastwan.export.passes.few_keys import KEY_TILE, few_keys
-from fastwan.export.passes.lifting import chain, lift, producer, quantisers, scalar, with_vector
+from fastwan.export.passes.graphs import chain, producer
+from fastwan.export.passes.lifting import lift, quantisers, scalar, with_vector
 from fastwan.plugins.lifted import TEXT
 
 CROSS_ATTENTION = "CrossAttention"

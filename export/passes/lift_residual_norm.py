@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from fastwan.export.passes.graphs import constant, copy_node, insert_before
+from fastwan.export.passes.graphs import chain, constant, copy_node, insert_before, producer
 from fastwan.export.passes.hoist import AT_HOME
 from fastwan.export.passes.lifting import (
-    chain,
     lift,
-    producer,
     quantisers,
     read_once,
     scalar,

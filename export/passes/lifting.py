@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from fastwan.export.passes.graphs import FASTWAN, constant, copy_node, copy_value, insert_before
+from fastwan.export.passes.graphs import (
+    FASTWAN,
+    constant,
+    copy_node,
+    copy_value,
+    insert_before,
+    producer,
+)
 from fastwan.export.recipes.nvfp4 import QUANTISE
 
 VERSION = 1
@@ -26,12 +33,6 @@ def quantisers(model: ir.Model) -> list[ir.Node]:
     ]
 
 
-def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
-    """The node that makes `value`, if it is of that type."""
-    node = None if value is None else value.producer()
-    return node if node is not None and (node.domain, node.op_type) == (domain, op_type) else None
-
-
 def sole(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """The node that makes `value`, if it is of that type and nothing else reads `value`."""
     node = producer(value, op_type)
@@ -41,19 +42,6 @@ def sole(value: ir.Value | None, op_type: str) -> ir.Node | None:
 def read_once(value: ir.Value | None) -> bool:
     """Whether a value has one reader and is no output of the graph."""
     return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
-
-
-def chain(value: ir.Value | None, *op_types: str) -> list[ir.Node] | None:
-    """The nodes that lead to `value`, the last first, each the maker of the first input of the one
-    before it; None if they are not of exactly these types."""
-    nodes: list[ir.Node] = []
-    for op_type in op_types:
-        node = producer(value, op_type)
-        if node is None:
-            return None
-        nodes.append(node)
-        value = node.inputs[0]
-    return nodes
 
 
 def scalar(value: ir.Value | None) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fastwan.errors import BadInput
-from fastwan.export.passes.graphs import insert_before
+from fastwan.export.passes.graphs import chain, insert_before
 
 _E4M3 = ir.DataType.FLOAT8E4M3FN
 
@@ -93,8 +93,8 @@ def linears(model: ir.Model) -> list[Linear]:
         dequantise = _weight(node) if node.op_type == "MatMul" else None
         if dequantise is None:
             continue
-        divided = _chain(node.inputs[0], "DequantizeLinear", "QuantizeLinear", "Div")
-        divisor = None if divided is None else _chain(divided[-1].inputs[1], "Cast")
+        divided = chain(node.inputs[0], "DequantizeLinear", "QuantizeLinear", "Div")
+        divisor = None if divided is None else chain(divided[-1].inputs[1], "Cast")
         factor = _factor(node)
         if divided is None or divisor is None or factor is None:
             raise BadInput(
@@ -109,21 +109,9 @@ def linears(model: ir.Model) -> list[Linear]:
     return found
 
 
-def _chain(value: ir.Value | None, *op_types: str) -> list[ir.Node] | None:
-    """Producers of `value`, following first inputs, if they are of exactly these types."""
-    nodes = []
-    for op_type in op_types:
-        node = None if value is None else value.producer()
-        if node is None or node.op_type != op_type:
-            return None
-        nodes.append(node)
-        value = node.inputs[0]
-    return nodes
-
-
 def _weight(matmul: ir.Node) -> ir.Node | None:
     """The node that dequantises a MatMul's FP8 weight."""
-    nodes = _chain(matmul.inputs[1], "Transpose", "DequantizeLinear")
+    nodes = chain(matmul.inputs[1], "Transpose", "DequantizeLinear")
     codes = None if nodes is None else nodes[1].inputs[0]
     if nodes is None or codes is None or codes.dtype != _E4M3 or not codes.is_initializer():
         return None
@@ -138,7 +126,7 @@ def _factor(matmul: ir.Node) -> ir.Node | None:
         if len(readers) != 1 or readers[0].op_type != op_type:
             return None
         node = readers[0]
-    found = _chain(node.inputs[1], "Mul")
+    found = chain(node.inputs[1], "Mul")
     return None if found is None else found[0]
 
 

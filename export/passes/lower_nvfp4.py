@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fastwan.errors import BadInput
-from fastwan.export.passes.graphs import constant, insert_before
+from fastwan.export.passes.graphs import chain, constant, insert_before, producer
 from fastwan.export.recipes.nvfp4 import BLOCK, QUANTISE
 from fastwan.plugins.nvfp4 import E2M1_VALUES
 
@@ -47,21 +47,9 @@ def lower_nvfp4(model: ir.Model, *, quantize_activations: bool = True) -> tuple[
     return model, changed
 
 
-def _chain(value: ir.Value | None, *op_types: str) -> list[ir.Node] | None:
-    """Producers of `value`, following first inputs, if they are of exactly these types."""
-    nodes = []
-    for op_type in op_types:
-        node = None if value is None else value.producer()
-        if node is None or node.op_type != op_type:
-            return None
-        nodes.append(node)
-        value = node.inputs[0]
-    return nodes
-
-
 def _weight_chain(matmul: ir.Node) -> list[ir.Node] | None:
     """Transpose, Cast, DequantizeLinear of an FP4 weight, seen from its MatMul."""
-    nodes = _chain(matmul.inputs[1], "Transpose", "Cast", "DequantizeLinear")
+    nodes = chain(matmul.inputs[1], "Transpose", "Cast", "DequantizeLinear")
     if nodes is None or list(nodes[0].attributes["perm"].as_ints()) != [1, 0]:
         return None
     weight = nodes[-1].inputs[0]
@@ -71,7 +59,7 @@ def _weight_chain(matmul: ir.Node) -> list[ir.Node] | None:
 def _blockwise_scale(dequantize: ir.Node) -> tuple[ir.Value, ir.Value]:
     """(block scale, global scale) of a DequantizeLinear by blocks of 16 along the last axis."""
     settings = [dequantize.attributes.get_int(name, 0) for name in ("axis", "block_size")]
-    scale = _chain(dequantize.inputs[1], "DequantizeLinear")
+    scale = chain(dequantize.inputs[1], "DequantizeLinear")
     if settings != [-1, BLOCK] or scale is None:
         raise BadInput(
             f"FP4 values are not scaled in blocks of {BLOCK} along the last axis",
@@ -109,17 +97,17 @@ class _Builder:
 
 
 def _lower_linear(graph: ir.Graph, matmul: ir.Node, quantize: bool) -> None:
-    chain = _weight_chain(matmul)
-    assert chain is not None
+    nodes = _weight_chain(matmul)
+    assert nodes is not None
     build = _Builder(graph, matmul, f"{str(matmul.name).removesuffix('/MatMul')}/lowered")
-    codes = chain[-1].inputs[0]
+    codes = nodes[-1].inputs[0]
     if codes is None or not codes.is_initializer():
         raise BadInput(
             "FP4 weight is no initializer",
             where=str(matmul.name),
             fix="FP4 nodes must be those of an exported linear",
         )
-    block_scale, global_scale = _blockwise_scale(chain[-1])
+    block_scale, global_scale = _blockwise_scale(nodes[-1])
     weight = _unpacked_weight(build, codes, block_scale)
     x = _activation(build, matmul.inputs[0], quantize)
     product = build("Mul", build("MatMul", x, weight), global_scale)
@@ -229,10 +217,11 @@ def _given_bytes(graph: ir.Graph, value: ir.Value, shape: list[int]) -> ir.Value
 def _activation(build: _Builder, x: ir.Value | None, quantize: bool) -> ir.Value:
     """The GEMM's left operand in fp32: fake-quantised with global scale as the graph has it."""
     assert x is not None
-    chain = _chain(x, "Cast", "DequantizeLinear", QUANTISE[1])
-    if chain is None:
+    nodes = chain(x, "Cast", "DequantizeLinear")
+    quantizer = None if nodes is None else producer(nodes[1].inputs[0], QUANTISE[1], QUANTISE[0])
+    if nodes is None or quantizer is None:
         return build("Cast", x, to=1)
-    dequantize, quantizer = chain[1:]
+    dequantize = nodes[1]
     source, global_scale = quantizer.inputs
     assert source is not None
     assert global_scale is not None
