@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from cuda_timing import capture, milliseconds
+from figure_sources import GLUE, ROOT, sources
 
 from fastwan.errors import EnvironmentLacks
 from fastwan.plugins.loader import PluginLibrary
@@ -157,4 +158,5 @@ def check() -> dict[str, Any]:
             "build": library.build_info,
             "sha256": hashlib.sha256(Path(library.path).read_bytes()).hexdigest(),
         },
+        "sources": sources(ROOT, GLUE),
     }

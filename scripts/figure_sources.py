@@ -58,14 +58,26 @@ VIDEO = (
 )
 """Globs, below the root, of what decides the frames of an emulated video."""
 
-LIFTED = (
-    *VIDEO,
+_GLUE_KERNELS = (
     "plugins/csrc/cross_attention.cuh",
     "plugins/csrc/glue.*",
     "plugins/csrc/glue_arguments.h",
     "plugins/csrc/quantize.cuh",
     "plugins/csrc/residual_norm.cuh",
     "plugins/csrc/tensor_core.cuh",
+)
+
+GLUE = (
+    *_GLUE_KERNELS,
+    "plugins/csrc/fp4.cuh",
+    "plugins/glue_reference.py",
+    "plugins/nvfp4.py",
+)
+"""Globs, below the root, of what decides the output and the time of the kernels between GEMMs."""
+
+LIFTED = (
+    *VIDEO,
+    *_GLUE_KERNELS,
     "plugins/lifted.py",
 )
 """Likewise of one whose kernels between GEMMs are the project's own."""
@@ -97,7 +109,7 @@ def sources(folder: Path = PLUGINS, definitions: Sequence[str] = DEFINITIONS) ->
 
 def sources_now(record: dict[str, Any]) -> dict[str, Any]:
     """`sources` as they are, of the globs that a record names."""
-    for definitions in (VIDEO, LIFTED, SAGE2):
+    for definitions in (VIDEO, LIFTED, GLUE, SAGE2):
         if tuple(record["of"]) == definitions:
             return sources(ROOT, definitions)
     return sources()

@@ -14,6 +14,7 @@ command -v "$tool" >/dev/null || {
 }
 prologue='test_prologue_writes_the_bytes_of_the_reference and not 1560'
 glue='test_a_kernel_writes_what_the_reference_does or test_small_and_large_values'
+sage2='test_the_attention_equals_the_reference and not 1560 and not 4095'
 attention='test_attention_equals_the_reference and not 1560 and not 4095'
 divided='test_divided_keys_equal_the_reference and 1930-2048-1-1-15'
 # Without the caching allocator every tensor is an allocation of its own, so that an access behind
@@ -28,8 +29,10 @@ for check in memcheck racecheck synccheck initcheck; do
   "$tool" --tool "$check" "${options[@]}" --kernel-name kns=prologue_kernel --kernel-name kns=compute_attn_ws \
     --kernel-name kns=attention_parts --kernel-name kns=merge_kernel \
     --kernel-name kns=quantize_kernel --kernel-name kns=residual_norm_kernel \
-    --kernel-name kns=cross_attention_kernel \
+    --kernel-name kns=attention_kernel --kernel-name kns=statistics_kernel \
+    --kernel-name kns=reduce_kernel --kernel-name kns=quantise_kernel \
     --error-exitcode 1 --target-processes all \
     "${PYTHON:-python3}" -m pytest tests/plugins/test_gpu_kernels.py \
-    tests/plugins/test_gpu_glue.py -m gpu -q -x -k "($prologue) or ($attention) or ($divided) or ($glue)" "$@"
+    tests/plugins/test_gpu_glue.py tests/plugins/test_gpu_sage2.py -m gpu -q -x \
+    -k "($prologue) or ($attention) or ($divided) or ($glue) or ($sage2)" "$@"
 done
