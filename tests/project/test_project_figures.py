@@ -92,3 +92,24 @@ def test_the_attention_passes_its_limits(records: dict[str, dict[str, Any]]) -> 
             for times in mode.values():
                 assert times["replays_identical_to_enqueued"]
                 assert times["bytes_taken_by_a_call"] == 0
+
+
+def test_sage_attention2_passes_its_limits(records: dict[str, dict[str, Any]]) -> None:
+    record = records["h100_sage2.json: sage2"]
+    granularities, full = {"thread", "warp"}, record["full_size"]
+    assert [part["offset"] for part in full["inputs"]] == [0.0, 4.0]
+    compared = list(record["compared"])
+    assert {item["granularity"] for item in compared} == granularities
+    for part in full["inputs"]:
+        errors = part["error_against_exact_attention"]
+        for each in granularities:
+            compared.append(part[each])
+            own = errors[f"int8 and e4m3, {each}"]
+            assert errors["bf16 flash"] < own < errors["fp4"] / 4
+    for item in compared:
+        assert item["operand_bytes_that_differ"] == 0
+        assert item["relative_l2"] < record["limit_of_relative_l2"]
+        assert item["padding_is_zero"]
+    assert full["times"]["share_of_flash"] >= 1
+    assert full["replay"]["replays_identical_to_enqueued"]
+    assert full["replay"]["bytes_taken_by_a_call"] == 0

@@ -19,7 +19,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         rf"one of rtx5090, .*; rtx4090 runs {FP8}"),
     "fp8 on Ampere": ({"model": FP8, "target": "rtx3090"}, "has no fp8 GEMM", "one of rtx5090, .*"),
     "sage3 on Ada": (
-        {"model": FP8, "attention": "sage3"}, "cannot run the attention sage3", "one of native, fp8, sage2"
+        {"model": FP8, "attention": "sage3"},
+        "cannot run the attention sage3",
+        "one of native, fp8, sage2",
     ),
     "fp4 text encoder on Ada": (
         {"model": FP8, "components": ("dit", "text_encoder"), "text_encoder_recipe": "nvfp4"},
