@@ -142,6 +142,16 @@ def test_a_warp_multiplies_as_the_fp4_instruction_does(
     assert torch.equal(warp_sums(mma_emulation, operands, begin).double(), expected)
 
 
+def test_products_are_summed_before_they_meet_a_larger_sum(mma_emulation: ctypes.CDLL) -> None:
+    generator = torch.Generator().manual_seed(3)
+    operands = random_operand(generator, 16), random_operand(generator, 32)
+    begin = torch.full((16, 32), 2.0**26)
+    products = values_of(*operands[0]) @ values_of(*operands[1]).T
+    rounded_once = (begin.double() + products).float()
+    assert not torch.equal(rounded_once.double(), begin.double() + products)
+    assert torch.equal(warp_sums(mma_emulation, operands, begin), rounded_once)
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_each_scale_matters_where_it_stands(mma_emulation: ctypes.CDLL, which: int) -> None:
     generator = torch.Generator().manual_seed(7)
