@@ -97,6 +97,9 @@ SAGE2 = (
 )
 """Globs, below the root, of what decides the output and the time of SageAttention2++."""
 
+SANITIZED = tuple(sorted({*(f"plugins/{name}" for name in DEFINITIONS), *_GLUE_KERNELS, *SAGE2}))
+"""Globs, below the root, of the kernels that compute-sanitizer runs over."""
+
 
 def sources(folder: Path = PLUGINS, definitions: Sequence[str] = DEFINITIONS) -> dict[str, Any]:
     """The globs, and SHA-256 over names and contents of the files that they match."""
@@ -109,7 +112,7 @@ def sources(folder: Path = PLUGINS, definitions: Sequence[str] = DEFINITIONS) ->
 
 def sources_now(record: dict[str, Any]) -> dict[str, Any]:
     """`sources` as they are, of the globs that a record names."""
-    for definitions in (VIDEO, LIFTED, GLUE, SAGE2):
+    for definitions in (VIDEO, LIFTED, GLUE, SAGE2, SANITIZED):
         if tuple(record["of"]) == definitions:
             return sources(ROOT, definitions)
     return sources()

@@ -87,8 +87,10 @@ def glue(arguments: argparse.Namespace) -> Record:
 
 
 def sanitizer(arguments: argparse.Namespace) -> Record:
-    """memcheck, racecheck, synccheck and initcheck over the kernels."""
-    return require(command("bash", "scripts/sanitize_kernels.sh", seconds=540))
+    """memcheck, racecheck, synccheck and initcheck over the kernels, side by side."""
+    import contact_sanitizer
+
+    return contact_sanitizer.check()
 
 
 def runtime(arguments: argparse.Namespace) -> Record:

@@ -4,7 +4,8 @@
 #   scripts/sanitize_kernels.sh [pytest arguments]
 #
 # Needs a CUDA GPU, compute-sanitizer and a built plugin library. The attention's tests skip where
-# no library that is built serves the GPU. A `-k` of your own takes the place of the one below.
+# no library that is built serves the GPU. A `-k` of your own takes the place of the one below, and
+# CHECKS="memcheck racecheck" runs these two tools alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool=${COMPUTE_SANITIZER:-compute-sanitizer}
@@ -21,7 +22,7 @@ divided='test_divided_keys_equal_the_reference and 1930-2048-1-1-15'
 # its end is seen. A pool would hide it.
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
-for check in memcheck racecheck synccheck initcheck; do
+for check in ${CHECKS:-memcheck racecheck synccheck initcheck}; do
   echo "== $check"
   # Copies read what kernels wrote that the filter leaves out, so they would look uninitialised.
   options=()
