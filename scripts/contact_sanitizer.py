@@ -19,7 +19,7 @@ _SECONDS = 560
 
 
 def run(tool: str) -> dict[str, Any]:
-    """One tool over the kernels' GPU tests: seconds, tests that passed, errors that it counted.
+    """One tool over the kernels: seconds, tests or kernels that passed, errors that it counted.
 
     Raises:
         RuntimeError: it found something, a test failed, or none ran.
@@ -40,7 +40,7 @@ def run(tool: str) -> dict[str, Any]:
     if done.returncode != 0 or passed is None or not counted or set(counted) != {"0"}:
         last = (done.stdout + done.stderr).strip().splitlines()[-6:]
         raise RuntimeError(f"{tool}, exit {done.returncode}: {'; '.join(last)}")
-    return {"seconds": seconds, "tests_passed": int(passed.group(1)), "errors": 0}
+    return {"seconds": seconds, "passed": int(passed.group(1)), "errors": 0}
 
 
 def check() -> dict[str, Any]:
