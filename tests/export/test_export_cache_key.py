@@ -72,6 +72,7 @@ def test_a_copy_of_the_package_has_the_same_key(copy: Path) -> None:
         ("engines/build.py", False),
         ("quality/brand_new.py", False),
         ("cli.py", False),
+        ("commands/brand_new.py", False),
         ("export/notes.md", False),
     ],
 )

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from fastwan import cli
+from fastwan.cli import main
+from fastwan.commands import running
 from fastwan.errors import BadInput
 from fastwan.progress import Console, Quiet, stage
 
@@ -87,8 +88,8 @@ def test_a_new_stage_ends_one_that_was_abandoned(capsys: pytest.CaptureFixture[s
 def test_the_command_line_takes_the_bar_away_before_its_error(
     monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    monkeypatch.setattr(cli, "Console", lambda: Console(live=True))
-    monkeypatch.setattr(cli._State, "display", None)
+    monkeypatch.setattr(running, "Console", lambda: Console(live=True))
+    monkeypatch.setattr(running.State, "display", None)
 
     def make(*_: object, progress: Console, **__: object) -> SimpleNamespace:
         progress.start("write", 2, "files")
@@ -98,7 +99,7 @@ def test_the_command_line_takes_the_bar_away_before_its_error(
         return SimpleNamespace(parameters=1, bytes=1)
 
     monkeypatch.setattr("fastwan.export.checkpoint.synthetic.make_checkpoint", make)
-    result = CliRunner().invoke(cli.main, ["make-checkpoint", "--size", "tiny", "out"])
+    result = CliRunner().invoke(main, ["make-checkpoint", "--size", "tiny", "out"])
     assert result.exit_code == (2 if fails else 0)
     assert result.stderr.count(HIDE_CURSOR) == result.stderr.count(SHOW_CURSOR) == 1
     *_, last = result.stderr.splitlines()

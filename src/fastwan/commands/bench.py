@@ -1,0 +1,43 @@
+"""The command ``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastwan.commands.options import json_option
+from fastwan.commands.running import report_errors, shown_progress
+from fastwan.config import SAMPLERS
+from fastwan.console import print_json, tell, typed_text
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--device", type=click.Choice(["auto", "cuda", "null"]), default="auto", show_default=True
+)
+@click.option("--runs", type=int, default=5, show_default=True, help="Measured videos.")
+@click.option("--warmup", type=int, default=2, show_default=True, help="Videos before them.")
+@click.option("--prompt", help="Default: one sentence.")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Default: the bundle's.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Report of an earlier --json.")
+@click.option("--limit", type=float, default=0.05, show_default=True, help="Share beyond it.")
+@json_option
+@report_errors
+def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> None:
+    """Measure a video's stages on a GPU, or count its work on the recording device.
+
+    Exits 5 if a figure is beyond the baseline's by more than the limit.
+    """
+    from fastwan.quality.bench import DEFAULT_PROMPT
+    from fastwan.quality.bench import bench as run
+    from fastwan.quality.bench_report import render
+
+    text = typed_text(DEFAULT_PROMPT if prompt is None else prompt, "--prompt")
+    report = run(bundle, prompt=text, progress=shown_progress(), **options)
+    if as_json:
+        print_json(report)
+    else:
+        tell(render(report))

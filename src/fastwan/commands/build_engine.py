@@ -1,0 +1,88 @@
+"""The command ``build-engine``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastwan.commands.options import force_option, json_option, lora_option, of_table
+from fastwan.commands.running import report_errors, shown_progress
+from fastwan.config import (
+    ACTIVATIONS,
+    ATTENTIONS,
+    BACKENDS,
+    COMPONENTS,
+    FUSION_CHOICES,
+    MODELS,
+    RECIPES,
+    SAMPLERS,
+    TARGETS,
+)
+from fastwan.console import one_line, print_json, say, tell
+from fastwan.failures import require_address_space
+from fastwan.tables import described
+
+
+@click.command("build-engine")
+@click.option("--checkpoint", required=True, help="Folder, transformer file or Hugging Face id.")
+@click.option("--revision", help="Branch, tag or commit on the hub, as owner/name@revision.")
+@click.option("--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder.")
+@click.option("--model", type=click.Choice(list(MODELS)), help="Default: from the checkpoint.")
+@of_table("--target", TARGETS, default="rtx5090")
+@of_table("--backend", BACKENDS, default="tensorrt-rtx", help=described(BACKENDS))
+@of_table("--attention", ATTENTIONS, help=f"Default: the model's own. {described(ATTENTIONS)}")
+@of_table("--fusion", FUSION_CHOICES, default="auto", help=described(FUSION_CHOICES))
+@of_table("--sampler", ["auto", *SAMPLERS], default="auto")
+@click.option("--height", type=int, help="Pixels, a multiple of 16.")
+@click.option("--width", type=int, help="Pixels, a multiple of 16.")
+@click.option("--num-frames", type=int, help="Frames, 4n+1.")
+@click.option("--components", default=",".join(COMPONENTS), show_default=True)
+@click.option(
+    "--text-encoder-recipe",
+    type=click.Choice(list(RECIPES)),
+    default="bf16",
+    show_default=True,
+    help=(
+        f"{described(RECIPES)} nvfp4 and fp8 need about half the memory; activations were not "
+        "tuned for them."
+    ),
+)
+@of_table("--activation-scale", ACTIVATIONS, help=f"Of FP8. {described(ACTIVATIONS)}")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Prompts, one a line.")
+@lora_option
+@click.option("--no-cache", is_flag=True, help="Build every engine anew.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")
+@force_option
+@json_option
+@report_errors
+def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any) -> None:
+    """Build an engine bundle from a checkpoint."""
+    require_address_space()
+    from fastwan.parallel import collector_paused
+
+    with collector_paused():
+        from fastwan.build import BuildSpec, parse_components
+        from fastwan.build import build_engine as build
+        from fastwan.bundle import open_bundle
+        from fastwan.quality.report import build_report, inspect_bundle
+
+    spec = BuildSpec(components=parse_components(components), use_cache=not no_cache, **options)
+    manifest = build(spec, shown_progress())
+    inspected = inspect_bundle(open_bundle(spec.output))
+    if inspected.note and inspected.device_bytes is not None:
+        say(inspected.note)
+    report = build_report(inspected, manifest)
+    if as_json:
+        print_json(report)
+        return
+    linears = sum(part.linears for part in report.components.values())
+    held = sum(part.quantised_linears for part in report.components.values())
+    kept = f"{held} of {linears} targeted linears in their format" if linears else "not quantised"
+    line = (
+        f"{spec.output}: {len(manifest.engines)} engines for {manifest.target}, "
+        f"{kept}, {manifest.build.seconds:.1f} s, "
+        f"peak {manifest.build.peak_rss_bytes / 1e9:.2f} GB (measured)"
+    )
+    tell(one_line(line))

@@ -1,0 +1,23 @@
+"""The command ``doctor``."""
+
+from __future__ import annotations
+
+import click
+
+from fastwan.commands.options import json_option
+from fastwan.commands.running import report_errors
+from fastwan.console import print_json, print_rich
+
+
+@click.command("doctor")
+@json_option
+@report_errors
+def doctor(as_json: bool) -> None:
+    """Tell what this machine can do, and what to install for the rest."""
+    from fastwan.doctor import DoctorReport, diagnose, render
+
+    findings = diagnose()
+    if as_json:
+        print_json(DoctorReport(findings=tuple(findings)))
+    else:
+        print_rich(render(findings))
