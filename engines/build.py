@@ -117,6 +117,7 @@ def build_bundle(
             backend=request.backend.name,
             attention=request.attention,
             fusion=request.fusion,
+            weights=request.weights,
             sampler=request.samplers[0].name,
             samplers=request.samplers,
             components=request.components,

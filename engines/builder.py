@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -16,6 +16,7 @@ from fastwan.engines.cache import CachedEngine, ContentHasher, EngineCache, cont
 from fastwan.engines.coverage import check_attention, check_coverage, check_onnx_linears
 from fastwan.engines.layers import LayerRecord
 from fastwan.engines.source import EngineSource
+from fastwan.errors import BadInput
 from fastwan.files import sha256_file
 from fastwan.manifest import Engine, FileRecord
 from fastwan.onnx_guard import checked_model, external_bytes
@@ -36,6 +37,7 @@ class BuildRequest:
     Attributes:
         attention: name of what the engines are made with.
         fusion: name of what was lifted out of the engines.
+        weights: name of where those of a step's linears are.
         components: parts of the model that the bundle holds.
         plugin_library: copied into the bundle; given to a backend that takes plugins.
         use_cache: take finished engines from the cache and leave new ones there.
@@ -50,6 +52,7 @@ class BuildRequest:
     samplers: tuple[SamplerSpec, ...]
     components: tuple[Component, ...]
     fusion: str = "none"
+    weights: str = "inline"
     plugin_library: Path | None = None
     use_cache: bool = True
     move_onnx: bool = False
@@ -58,11 +61,23 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
-class _Built:
-    """What the manifest says of one engine."""
+class _Plan:
+    """What is built, once for all engines that share it.
 
-    engine: Engine
-    layers: tuple[LayerRecord, ...]
+    Attributes:
+        source: its name is that of the file.
+        owner: the first of the engines, whose gate it is held to before it is kept.
+    """
+
+    source: EngineSource
+    owner: EngineSource
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A plan that was built or found."""
+
+    found: BuiltEngine | CachedEngine
     file: FileRecord
     cached: bool
 
@@ -111,73 +126,96 @@ class BundleBuilder:
         component = sources[0].component
         (self._folder / component).mkdir()
         begin = time.monotonic()
-        models = {
-            source.name: checked_model(source.model, source.base_dir, source.name)
-            for source in sources
-        }
-        largest = max(external_bytes(models[source.name], source.base_dir) for source in sources)
+        elements = {}
+        largest = 0
+        plans = _plans(sources)
+        models = {}
+        for source in sources:
+            model = checked_model(source.model, source.base_dir, source.name)
+            elements[source.name] = check_onnx_linears(model, source.linears)
+            if source.shared is None:
+                models[source.name] = model
+                largest = max(largest, external_bytes(model, source.base_dir))
+        for name, plan in plans.items():
+            if name not in models:
+                models[name] = checked_model(plan.source.model, plan.source.base_dir, name)
         backend = self._request.backend
         jobs = backend.jobs() if largest <= CONCURRENT_WEIGHTS else 1
 
-        def build_one(source: EngineSource) -> _Built:
-            built = self._build_one(source, models[source.name])
-            self._progress.advance(1, source.name)
-            return built
+        def build_one(plan: _Plan) -> _Built:
+            made = self._build_plan(plan, models[plan.source.name], elements[plan.owner.name])
+            self._progress.advance(1, plan.source.name)
+            return made
 
-        with stage(self._progress, f"build {component}", len(sources), "engines"):
-            for source, built in in_order(build_one, sources, jobs, stop=backend.close):
-                self.engines[source.name], self.layers[source.name] = built.engine, built.layers
-                self.files[built.engine.file] = built.file
-                if built.cached:
-                    self.cached.append(source.name)
+        built = {}
+        with stage(self._progress, f"build {component}", len(plans), "engines"):
+            for plan, made in in_order(build_one, list(plans.values()), jobs, stop=backend.close):
+                built[plan.source.name] = made
+                self.files[_file(plan.source)] = made.file
+                if made.cached:
+                    self.cached.append(plan.source.name)
+        for source in sources:
+            self._add_engine(source, built[_plan_name(source)], elements[source.name])
         self.stages[f"build {component}"] = time.monotonic() - begin
+
+    def _add_engine(self, source: EngineSource, built: _Built, elements: dict[str, int]) -> None:
+        found, shared = built.found, source.shared
+        layers = _layers(source, found.layers)
+        check_coverage(layers, source.linears, elements).require(source.name)
+        self.layers[source.name] = layers
+        self.engines[source.name] = Engine(
+            file=f"{source.component}/{_plan_name(source)}{_SUFFIX}",
+            component=source.component,
+            inputs=found.inputs if shared is None else shared.inputs,
+            outputs=found.outputs if shared is None else shared.outputs,
+            constants=() if shared is None else shared.constants,
+            bindings={} if shared is None else dict(shared.bindings),
+            scratch_bytes=found.scratch_bytes,
+            linears=source.linears,
+            runs=source.cadence,
+            profiles=dict(source.profiles or {}),
+        )
 
     def add_file(self, name: str) -> None:
         """Record a file of the bundle."""
         path = self._folder / name
         self.files[name] = FileRecord(sha256=sha256_file(path), bytes=path.stat().st_size)
 
-    def _build_one(self, source: EngineSource, model: onnx.ModelProto) -> _Built:
+    def _build_plan(self, plan: _Plan, model: onnx.ModelProto, elements: dict[str, int]) -> _Built:
         from fastwan.export.attentions import find_attention
 
-        elements = check_onnx_linears(model, source.linears)
-        file = f"{source.component}/{source.name}{_SUFFIX}"
-        path = self._folder / file
-        found: BuiltEngine | CachedEngine
-        if self._cache is None:
-            found = self._compile(source, elements, path)
-            record, cached = plan_record(found.plan), False
-        else:
-            key = content_key(model, source.base_dir, self._hasher, self._key(source))
-            with self._cache.lock(key):
-                entry = self._cache.copy(key, path)
-                cached = entry is not None
-                if entry is None:
-                    found = self._compile(source, elements, path)
-                    record = self._cache.put(key, found)
-                else:
-                    check_coverage(entry.layers, source.linears, elements).require(source.name)
-                    found, record = entry, entry.file
-        check_attention(find_attention(self._request.attention), model, found.layers)
-        engine = Engine(
-            file=file,
-            component=source.component,
-            inputs=found.inputs,
-            outputs=found.outputs,
-            scratch_bytes=found.scratch_bytes,
-            linears=source.linears,
-            runs=source.cadence,
-            profiles=dict(source.profiles or {}),
-        )
-        return _Built(engine, found.layers, record, cached)
+        made = self._built(plan, model, elements)
+        check_attention(find_attention(self._request.attention), model, made.found.layers)
+        return made
 
-    def _compile(self, source: EngineSource, elements: dict[str, int], path: Path) -> BuiltEngine:
+    def _built(self, plan: _Plan, model: onnx.ModelProto, elements: dict[str, int]) -> _Built:
+        source = plan.source
+        path = self._folder / _file(source)
+        if self._cache is None:
+            found = self._compile(plan, elements, path)
+            return _Built(found, plan_record(found.plan), cached=False)
+        key = content_key(model, source.base_dir, self._hasher, self._key(source))
+        with self._cache.lock(key):
+            entry = self._cache.copy(key, path)
+            if entry is None:
+                found = self._compile(plan, elements, path)
+                return _Built(found, self._cache.put(key, found), cached=False)
+            self._check(plan.owner, entry, elements)
+            return _Built(entry, entry.file, cached=True)
+
+    def _compile(self, plan: _Plan, elements: dict[str, int], path: Path) -> BuiltEngine:
         """Build an engine, hold it to the gate and write its plan to `path`."""
-        built = self._request.backend.build(source, self._options, self._progress)
-        check_coverage(built.layers, source.linears, elements).require(source.name)
+        built = self._request.backend.build(plan.source, self._options, self._progress)
+        self._check(plan.owner, built, elements)
         with path.open("wb") as stream:
             stream.write(built.plan)
         return built
+
+    def _check(
+        self, source: EngineSource, found: BuiltEngine | CachedEngine, elements: dict[str, int]
+    ) -> None:
+        layers = _layers(source, found.layers)
+        check_coverage(layers, source.linears, elements).require(source.name)
 
     def _key(self, source: EngineSource) -> dict[str, object]:
         return {
@@ -185,3 +223,37 @@ class BundleBuilder:
             "profiles": dict(source.profiles or {}),
             "io_formats": dict(source.io_formats or {}),
         }
+
+
+def _plan_name(source: EngineSource) -> str:
+    return source.name if source.shared is None else source.shared.name
+
+
+def _file(plan: EngineSource) -> str:
+    return f"{plan.component}/{plan.name}{_SUFFIX}"
+
+
+def _plans(sources: Sequence[EngineSource]) -> dict[str, _Plan]:
+    """What is to be built for some engines, by name.
+
+    Raises:
+        BadInput: graphs that differ have one name.
+    """
+    plans: dict[str, _Plan] = {}
+    for source in sources:
+        shared = source.shared
+        made = source if shared is None else replace(source, name=shared.name, model=shared.model)
+        known = plans.setdefault(made.name, _Plan(made, source))
+        if known.source.model != made.model:
+            raise BadInput(f"two plans have the name {made.name!r}", where=source.name)
+    return plans
+
+
+def _layers(source: EngineSource, layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
+    """Records of a plan by the nodes of an engine's own graph."""
+    if source.shared is None:
+        return tuple(layers)
+    nodes = source.shared.nodes
+    return tuple(
+        replace(layer, nodes=tuple(nodes[node] for node in layer.nodes)) for layer in layers
+    )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from fastwan.engines.source import EngineSource, IoFormat
+from fastwan.engines.source import EngineSource, IoFormat, SharedPlan
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.export.attentions import Attention
+from fastwan.export.passes.bare_gemm import BareGemm
 from fastwan.export.passes.cut_at_blocks import cut_at_blocks
 from fastwan.export.passes.cut_at_regions import Region
 from fastwan.export.passes.cut_text import cut_text
@@ -18,8 +19,9 @@ from fastwan.export.passes.fusions import NONE, Fusion, fastest_fusion
 from fastwan.export.passes.phase_convolutions import phase_convolutions
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.passes.split_statistics import split_statistics
+from fastwan.export.recipes import find_recipe
 from fastwan.files import confined_file
-from fastwan.manifest import Cadence, Graph, Linear, OnnxManifest, Profile
+from fastwan.manifest import Cadence, Graph, Linear, OnnxManifest, Profile, TensorSpec
 from fastwan.onnx_guard import checked_model
 
 TEXT_BUCKETS = (128, 256, 512)
@@ -35,6 +37,9 @@ and FP4 tiles have 128 rows: shorter buckets would cost as much again and gain n
 MAX_ENGINE_WEIGHTS = 1 << 31
 """Bytes of weights in one text encoder engine: a build holds about twice as much."""
 
+INLINE, DATA = "inline", "data"
+"""Rows of `fastwan.config.WEIGHTS`."""
+
 _MEMORY = "memory_"
 
 
@@ -45,12 +50,14 @@ class GraphPart:
     Attributes:
         cadence: how often the engine runs.
         linears: targeted linears in it.
+        gemm: what it is where it is given its weights; None where it holds them.
     """
 
     name: str
     model: ir.Model
     cadence: Cadence
     linears: tuple[Linear, ...]
+    gemm: BareGemm | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ def plan_sources(
     plugins: bool,
     components: Collection[str],
     fusion: Fusion = NONE,
+    weights: str = INLINE,
 ) -> tuple[tuple[EngineSource, ...], tuple[Region, ...]]:
     """Sources of all engines in the order in which they run, and the regions between them.
 
@@ -77,6 +85,7 @@ def plan_sources(
         plugins: whether the backend's engines hold nodes of the plugin library.
         components: parts to build, of ``dit``, ``decoder``, ``text_encoder``.
         fusion: what becomes a region beside the attention.
+        weights: see `plan_dit`.
 
     Raises:
         BadInput: a component that was not exported, a graph that the guard refuses, or see
@@ -91,13 +100,11 @@ def plan_sources(
         records = [_record(exported, name) for name in ("time_tables", "text_kv", "dit")]
         linears = [linear for record in records for linear in record.linears]
         model = _load(onnx_bundle, records[-1])
-        plan = plan_dit(model, linears, attention=attention, plugins=plugins, fusion=fusion)
+        plan = plan_dit(
+            model, linears, attention=attention, plugins=plugins, fusion=fusion, weights=weights
+        )
         regions = plan.regions
-        for part in plan.parts:
-            graph = serialized(part.model)
-            sources.append(
-                EngineSource(part.name, "dit", graph, onnx_bundle, part.cadence, part.linears)
-            )
+        sources += [_source(part, onnx_bundle) for part in plan.parts]
     if "decoder" in components:
         sources.append(_decoder(onnx_bundle, _record(exported, "decoder")))
     return tuple(sources), regions
@@ -127,6 +134,7 @@ def plan_dit(
     attention: Attention,
     plugins: bool,
     fusion: Fusion = NONE,
+    weights: str = INLINE,
 ) -> DitPlan:
     """Divide the transformer's graph for an attention and a backend.
 
@@ -138,13 +146,20 @@ def plan_dit(
         linears: all targeted linears of the graph.
         plugins: see `plan_sources`.
         fusion: likewise.
+        weights: row of `fastwan.config.WEIGHTS`. As data, every targeted linear of a step that is
+            alone in its engine is given its weight there.
 
     Raises:
         BadInput: the graph has nothing for the fusion to lift, or what it lifts would be inside an
-            engine.
+            engine, or weights are to be data and every engine holds more than a GEMM.
         VerificationFailed: a linear is in no engine, where no gate would see it.
     """
-    apart = split_dit(fusion.apply(model))
+    as_data = weights == DATA
+    lifted = fusion.apply(model)
+    recipes = {linear.format: find_recipe(linear.format) for linear in linears} if as_data else {}
+    for recipe in recipes.values():
+        recipe.scale_behind(lifted)
+    apart = split_dit(lifted)
     step = attention.divide(apart["dit"], plugins=plugins)
     fusion.require_outside(model, step.models)
     for part in step.models:
@@ -158,7 +173,16 @@ def plan_dit(
     for cadence, graph in graphs:
         nodes = {node.name for node in graph.graph}
         inside = tuple(linear for linear in linears if linear.node in nodes)
-        parts.append(GraphPart(str(graph.graph.name), graph, cadence, inside))
+        gemm = None
+        if as_data and cadence == "step" and inside:
+            gemm = recipes[inside[0].format].bare_gemm(graph)
+        parts.append(GraphPart(str(graph.graph.name), graph, cadence, inside, gemm))
+    if as_data and not any(part.gemm for part in parts):
+        raise BadInput(
+            "no linear of a step is alone in its engine, so that it could be given its weight",
+            where=f"--weights {DATA}",
+            fix=f"--fusion all, or --weights {INLINE}",
+        )
     held = {linear.name for part in parts for linear in part.linears}
     lost = [linear.name for linear in linears if linear.name not in held]
     if lost:
@@ -168,6 +192,31 @@ def plan_dit(
             fix="dividing the graph must keep the nodes of linears and their names",
         )
     return DitPlan(tuple(parts), step.regions)
+
+
+def _source(part: GraphPart, onnx_bundle: Path) -> EngineSource:
+    model = serialized(part.model)
+    source = EngineSource(part.name, "dit", model, onnx_bundle, part.cadence, part.linears)
+    if part.gemm is None:
+        return source
+    gemm, graph = part.gemm, part.model.graph
+    shared = SharedPlan(
+        gemm.name,
+        serialized(gemm.model),
+        inputs=tuple(map(_spec, graph.inputs)),
+        constants=tuple(map(_spec, gemm.constants)),
+        outputs=tuple(map(_spec, graph.outputs)),
+        bindings=gemm.bindings,
+        nodes=gemm.nodes,
+    )
+    return replace(source, shared=shared)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.dtype is not None
+    assert value.shape is not None
+    name = str(value.name)
+    return TensorSpec(name=name, dtype=value.dtype.numpy().name, shape=value.shape.numpy())
 
 
 def _decoder(onnx_bundle: Path, graph: Graph) -> EngineSource:

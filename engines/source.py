@@ -8,9 +8,32 @@ from pathlib import Path
 from typing import Literal
 
 from fastwan.config import Component
-from fastwan.manifest import Cadence, Linear, Profile
+from fastwan.manifest import Cadence, Linear, Profile, TensorSpec
 
 IoFormat = Literal["hwc8"]
+
+
+@dataclass(frozen=True)
+class SharedPlan:
+    """What engines have in common that differ in their weights alone.
+
+    Attributes:
+        name: of the plan's file, without suffix.
+        model: the graph, serialised; it holds no weights.
+        inputs: of the engine, by its own names, as `constants` and `outputs` are.
+        constants: weights that it is given.
+        outputs: what it writes.
+        bindings: by tensor, what the plan calls it.
+        nodes: by node of `model`, the node of the engine's own graph.
+    """
+
+    name: str
+    model: bytes
+    inputs: tuple[TensorSpec, ...]
+    constants: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    bindings: Mapping[str, str]
+    nodes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -28,6 +51,8 @@ class EngineSource:
             optimization profile of the engine.
         io_formats: inputs and outputs that are not linear in memory; ``hwc8`` is channels last,
             channels padded to 8 (fp16 only).
+        shared: what is built in place of `model`, once for all sources that have it; None where the
+            engine holds its weights.
     """
 
     name: str
@@ -38,3 +63,4 @@ class EngineSource:
     linears: tuple[Linear, ...] = ()
     profiles: Mapping[str, tuple[Profile, ...]] | None = None
     io_formats: Mapping[str, IoFormat] | None = None
+    shared: SharedPlan | None = None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fastwan.export.passes.bare_gemm import BareGemm
     from fastwan.export.recipes.graph_index import GraphIndex
 
 WEIGHT = "weight"
@@ -173,6 +174,18 @@ class Recipe(ABC):
         Requires: nodes have the names of `fastwan.export.linear_names`.
         Ensures: each linear is a MatMul node of the name that its traced node had.
         """
+
+    def scale_behind(self, model: ir.Model) -> bool:
+        """Move factors of whole weights out of the GEMMs, into the lifted nodes behind them.
+
+        In place; returns whether there was any. A recipe that engines cannot be given weights of
+        leaves everything as it is.
+        """
+        return False
+
+    def bare_gemm(self, segment: ir.Model) -> BareGemm | None:
+        """A segment that is one GEMM as a graph that is given its weight; None for any other."""
+        return None
 
     @abstractmethod
     def lower(self, model: ir.Model, *, quantize_activations: bool) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fastwan.export.passes.bare_gemm import BareGemm
     from fastwan.export.recipes.graph_index import GraphIndex
     from fastwan.plugins.nvfp4 import PackedWeight
 
@@ -109,6 +110,16 @@ class NVFP4(Recipe):
         from fastwan.export.passes.expand_nvfp4 import expand_nvfp4
 
         return expand_nvfp4(model, activation_global_scale=self.activation_global_scale)
+
+    def scale_behind(self, model: ir.Model) -> bool:
+        from fastwan.export.passes.bare_gemm import scale_behind
+
+        return scale_behind(model)
+
+    def bare_gemm(self, segment: ir.Model) -> BareGemm | None:
+        from fastwan.export.passes.bare_gemm import bare_gemm
+
+        return bare_gemm(segment)
 
     def lower(self, model: ir.Model, *, quantize_activations: bool) -> bool:
         from fastwan.export.passes.lower_nvfp4 import lower_nvfp4

@@ -33,21 +33,24 @@ struct CrossArguments {
   int keys;
   float eps;
   float scale;
+  float const* factor;  // of y, [1], or null
 };
 
 inline int64_t cross_blocks(CrossArguments const& p) {
   return (int64_t{p.rows} + kWarps * kWarpRows - 1) / (kWarps * kWarpRows);
 }
 
-// bf16(y + bias) of two neighbours.
-__device__ __forceinline__ float2 biased(uint32_t y, uint32_t bias) {
-  return round_bf16(__fadd_rn(bf16_to_float(y & 0xFFFFu), bf16_to_float(bias & 0xFFFFu)),
-                    __fadd_rn(__uint_as_float(y & 0xFFFF0000u),
-                              __uint_as_float(bias & 0xFFFF0000u)));
+// bf16(y + bias) of two neighbours, y = bf16(product * factor).
+__device__ __forceinline__ float2 biased(uint32_t product, float factor, uint32_t bias) {
+  float2 const y = round_bf16(__fmul_rn(bf16_to_float(product & 0xFFFFu), factor),
+                              __fmul_rn(__uint_as_float(product & 0xFFFF0000u), factor));
+  return round_bf16(__fadd_rn(y.x, bf16_to_float(bias & 0xFFFFu)),
+                    __fadd_rn(y.y, __uint_as_float(bias & 0xFFFF0000u)));
 }
 
 // rsqrt(mean(q^2) + eps) of a row, in every lane; the sum is in the order of `warp_sum`.
-__device__ __forceinline__ float inverse_norm(CrossArguments const& p, int64_t row, int lane) {
+__device__ __forceinline__ float inverse_norm(CrossArguments const& p, float factor, int64_t row,
+                                              int lane) {
   float sum[kLaneChannels] = {0.0f, 0.0f, 0.0f, 0.0f};
   int const first = lane * kLaneChannels;
   uint16_t const* y = p.y + row * p.heads * kHeadDim + first;
@@ -55,7 +58,7 @@ __device__ __forceinline__ float inverse_norm(CrossArguments const& p, int64_t r
   for (int head = 0; head < p.heads; ++head) {
     uint2 const value = *reinterpret_cast<uint2 const*>(y + head * kHeadDim);
     uint2 const bias = *reinterpret_cast<uint2 const*>(p.bias + head * kHeadDim + first);
-    float2 const low = biased(value.x, bias.x), high = biased(value.y, bias.y);
+    float2 const low = biased(value.x, factor, bias.x), high = biased(value.y, factor, bias.y);
     float const x[kLaneChannels] = {low.x, low.y, high.x, high.y};
     for (int i = 0; i < kLaneChannels; ++i) sum[i] = __fadd_rn(sum[i], __fmul_rn(x[i], x[i]));
   }
@@ -64,13 +67,13 @@ __device__ __forceinline__ float inverse_norm(CrossArguments const& p, int64_t r
 }
 
 // Two neighbours of a normalised query; zeros behind the last row.
-__device__ __forceinline__ uint32_t query_pair(CrossArguments const& p, int64_t row, int channel,
-                                               float inverse) {
+__device__ __forceinline__ uint32_t query_pair(CrossArguments const& p, float factor, int64_t row,
+                                               int channel, float inverse) {
   if (row >= p.rows) return 0u;
   auto const pair = [channel](uint16_t const* from) {
     return *reinterpret_cast<uint32_t const*>(from + channel);
   };
-  float2 const q = biased(pair(p.y + row * p.heads * kHeadDim), pair(p.bias));
+  float2 const q = biased(pair(p.y + row * p.heads * kHeadDim), factor, pair(p.bias));
   float2 const normed = round_bf16(__fmul_rn(q.x, inverse), __fmul_rn(q.y, inverse));
   uint32_t const weight = pair(p.weight);
   return pack_bf16(__fmul_rn(normed.x, bf16_to_float(weight & 0xFFFFu)),

@@ -51,8 +51,8 @@ fastwan_status validate(fastwan_glue_desc const* desc) {
     return fail(FASTWAN_INVALID_ARGUMENT, "softmax_scale %g must be positive",
                 static_cast<double>(desc->softmax_scale));
   }
-  uint32_t const known =
-      (normed ? FASTWAN_GLUE_ADD_ONE : 0u) | (gated ? FASTWAN_GLUE_GATE : 0u);
+  uint32_t const known = (normed ? FASTWAN_GLUE_ADD_ONE : 0u) | (gated ? FASTWAN_GLUE_GATE : 0u) |
+                         (reads_product(*desc) ? FASTWAN_GLUE_SCALE : 0u);
   if ((desc->flags & ~known) != 0) {
     return fail(FASTWAN_INVALID_ARGUMENT, "unknown flags 0x%x", desc->flags);
   }
@@ -110,9 +110,10 @@ int fastwan_glue_enqueue(fastwan_glue_desc const* desc, void const* const* input
   using namespace fastwan;
   fastwan_status status = validate(desc);
   if (status != FASTWAN_OK) return status;
-  GlueCounts const counts = glue_counts(*desc);
-  status = check_pointers(inputs, counts.inputs, "input");
-  if (status == FASTWAN_OK) status = check_pointers(outputs, counts.outputs, "output");
+  status = check_pointers(inputs, input_count(*desc), "input");
+  if (status == FASTWAN_OK) {
+    status = check_pointers(outputs, glue_counts(*desc).outputs, "output");
+  }
   if (status != FASTWAN_OK) return status;
   launch(*desc, inputs, outputs, static_cast<cudaStream_t>(stream));
   return check(cudaGetLastError(), "glue launch");

@@ -38,6 +38,10 @@ typedef enum {
 #define FASTWAN_GLUE_ADD_ONE 1u /* the norm is multiplied by 1 + scale, not by scale */
 #define FASTWAN_GLUE_GATE 2u    /* there is a gate, of a residual */
 
+#define FASTWAN_GLUE_SCALE 4u   /* one more input, the last: a factor of y, [1] fp32, for
+                                 * FASTWAN_GLUE_GELU_QUANTIZE, _RESIDUAL_NORM_QUANTIZE and
+                                 * _CROSS_ATTENTION: bf16(y * factor) takes the place of y */
+
 typedef struct {
   uint32_t struct_bytes; /* sizeof(fastwan_glue_desc) */
   uint32_t kind;         /* fastwan_glue_kind */
@@ -46,7 +50,7 @@ typedef struct {
   int32_t keys;          /* Lk, of FASTWAN_GLUE_CROSS_ATTENTION only */
   float eps;             /* of the norm; 0 where the kind has none */
   float softmax_scale;   /* of FASTWAN_GLUE_CROSS_ATTENTION only */
-  uint32_t flags;        /* FASTWAN_GLUE_*, of a kind with a layer norm only */
+  uint32_t flags;        /* FASTWAN_GLUE_*; the first two of a kind with a layer norm only */
 } fastwan_glue_desc;
 
 /* These kernels run wherever the prologue does, and none needs a workspace. */

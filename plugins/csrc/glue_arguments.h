@@ -38,6 +38,24 @@ inline GlueCounts glue_counts(fastwan_glue_desc const& desc) {
   }
 }
 
+// Whether a node begins with the product of a GEMM.
+inline bool reads_product(fastwan_glue_desc const& desc) {
+  return desc.kind == FASTWAN_GLUE_GELU_QUANTIZE ||
+         desc.kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE ||
+         desc.kind == FASTWAN_GLUE_CROSS_ATTENTION;
+}
+
+// All inputs of a node, the factor of its product included.
+inline int input_count(fastwan_glue_desc const& desc) {
+  return glue_counts(desc).inputs + ((desc.flags & FASTWAN_GLUE_SCALE) != 0 ? 1 : 0);
+}
+
+// The factor of a node's product, or null.
+inline float const* factor_of(fastwan_glue_desc const& desc, void const* const* inputs) {
+  if ((desc.flags & FASTWAN_GLUE_SCALE) == 0) return nullptr;
+  return static_cast<float const*>(inputs[glue_counts(desc).inputs]);
+}
+
 inline QuantizeArguments quantize_arguments(fastwan_glue_desc const& desc,
                                             void const* const* inputs, void* const* outputs) {
   bool const gelu = desc.kind == FASTWAN_GLUE_GELU_QUANTIZE;
@@ -48,7 +66,8 @@ inline QuantizeArguments quantize_arguments(fastwan_glue_desc const& desc,
           static_cast<uint8_t*>(outputs[0]),
           static_cast<uint8_t*>(outputs[1]),
           rows * row_groups,
-          row_groups};
+          row_groups,
+          factor_of(desc, inputs)};
 }
 
 inline NormArguments norm_arguments(fastwan_glue_desc const& desc, void const* const* inputs,
@@ -77,6 +96,7 @@ inline NormArguments norm_arguments(fastwan_glue_desc const& desc, void const* c
   p.parts = desc.columns / kPart;
   p.eps = desc.eps;
   p.add_one = (desc.flags & FASTWAN_GLUE_ADD_ONE) != 0;
+  p.factor = factor_of(desc, inputs);
   return p;
 }
 
@@ -95,7 +115,8 @@ inline CrossArguments cross_arguments(fastwan_glue_desc const& desc, void const*
           desc.columns / kHeadDim,
           desc.keys,
           desc.eps,
-          desc.softmax_scale};
+          desc.softmax_scale,
+          factor_of(desc, inputs)};
 }
 
 }  // namespace fastwan

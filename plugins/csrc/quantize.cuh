@@ -30,6 +30,11 @@ __device__ __forceinline__ void load_group(uint16_t const* from, float (&out)[kG
   unpack_eight(packed[1], out + kGroup / 2);
 }
 
+// The factor of a GEMM's product, 1 without one: bf16(y * 1) is y.
+__device__ __forceinline__ float factor_or_one(float const* factor) {
+  return factor == nullptr ? 1.0f : *factor;
+}
+
 // Scale of 16 values, with a reciprocal that is never below 1 / scale.
 //
 // Multiplied by it and rounded towards zero, a bf16 value has the code of value / scale: the sign
@@ -81,6 +86,7 @@ struct QuantizeArguments {
   uint8_t* scales;
   uint32_t groups;      // of all rows
   uint32_t row_groups;  // columns / 16
+  float const* factor;  // of x with GELU, [1], or null
 };
 
 inline int64_t quantize_blocks(QuantizeArguments const& p) {
@@ -95,12 +101,13 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(QuantizeArguments co
   load_group(p.x + int64_t{index} * kGroup, x);
   if (kGelu) {
     auto const* halves = reinterpret_cast<uint4 const*>(p.bias + index % p.row_groups * kGroup);
+    float const factor = factor_or_one(p.factor);
 #pragma unroll
     for (int i = 0; i < kGroup; i += 2) {
       float bias[kGroup / 2];
       unpack_eight(halves[i / 8], bias);
-      float2 const sum =
-          round_bf16(__fadd_rn(x[i], bias[i % 8]), __fadd_rn(x[i + 1], bias[i % 8 + 1]));
+      float2 const y = round_bf16(__fmul_rn(x[i], factor), __fmul_rn(x[i + 1], factor));
+      float2 const sum = round_bf16(__fadd_rn(y.x, bias[i % 8]), __fadd_rn(y.y, bias[i % 8 + 1]));
       float2 const value = round_bf16(gelu_tanh(sum.x), gelu_tanh(sum.y));
       x[i] = value.x;
       x[i + 1] = value.y;

@@ -29,6 +29,7 @@ struct NormArguments {
   int parts;
   float eps;
   bool add_one;
+  float const* factor;  // of y, [1], or null
 };
 
 inline int64_t norm_blocks(NormArguments const& p) {
@@ -59,9 +60,13 @@ __device__ __forceinline__ Four load_fp32(float const* from) {
            __uint_as_float(word.w)}};
 }
 
-// bf16(hidden + bf16(bf16(y + bias) * gate)), without a gate bf16(hidden + bf16(y + bias)).
-__device__ __forceinline__ uint2 residual(uint2 y, uint2 hidden, Four const& bias, float const* gate) {
-  Four value = unpack_four(y);
+// bf16(hidden + bf16(bf16(y + bias) * gate)), without a gate bf16(hidden + bf16(y + bias)); y is
+// bf16(product * factor).
+__device__ __forceinline__ uint2 residual(uint2 product, float factor, uint2 hidden,
+                                          Four const& bias, float const* gate) {
+  Four value = unpack_four(product);
+  for (int i = 0; i < kLaneChannels; ++i) value.x[i] = __fmul_rn(value.x[i], factor);
+  value = unpack_four(pack_four(value));
   for (int i = 0; i < kLaneChannels; ++i) value.x[i] = __fadd_rn(value.x[i], bias.x[i]);
   value = unpack_four(pack_four(value));
   if (gate != nullptr) {
@@ -104,6 +109,7 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(NormArguments c
   if (row >= p.rows) return;
   int const first = lane * kLaneChannels;
   int64_t const begin = row * p.parts * kPart + first;
+  float const factor = factor_or_one(p.factor);
   // All loads are under way before the first store, which the compiler cannot tell from them.
   uint2 held[kParts], old[kParts];
 #pragma unroll
@@ -122,7 +128,7 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(NormArguments c
       int const channel = part * kPart + first;
       if (p.hidden != nullptr) {
         float const* gate = p.gate == nullptr ? nullptr : p.gate + channel;
-        held[part] = residual(held[part], old[part], load_bf16(p.bias + channel), gate);
+        held[part] = residual(held[part], factor, old[part], load_bf16(p.bias + channel), gate);
       }
       if (p.hidden_out != nullptr) {
         *reinterpret_cast<uint2*>(p.hidden_out + begin + part * kPart) = held[part];

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import Launch, dims, real, refuse_unknown, tensor, whole
-from fastwan.plugins.regions.glue import GlueDesc, GlueOp, shape_of
+from fastwan.plugins.regions.glue import GlueDesc, ScalableOp, shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ class CrossAttributes:
 
 
 @dataclass(frozen=True)
-class CrossAttention(GlueOp):
+class CrossAttention(ScalableOp):
     """One node.
 
     Attributes:
@@ -80,9 +80,10 @@ class CrossAttention(GlueOp):
     columns: int
     keys: int
     attributes: CrossAttributes
+    scaled: bool = False
 
     @classmethod
-    def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> CrossAttention:
+    def unscaled(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> CrossAttention:
         refuse_unknown(node, {field.name for field in dataclasses.fields(CrossAttributes)})
         heads = whole(node, "num_heads", None, 1, MAX_HEADS)
         attributes = CrossAttributes(heads, real(node, "eps", None), real(node, "scale", None))
@@ -98,13 +99,13 @@ class CrossAttention(GlueOp):
             )
         return cls(rows, columns, shape[1], attributes)
 
-    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def compute(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         from fastwan.plugins import glue_reference
 
         return glue_reference.cross_attention(*inputs, **dataclasses.asdict(self.attributes))
 
     @property
-    def inputs(self) -> CrossTensors[TensorSpec]:
+    def tensors(self) -> CrossTensors[TensorSpec]:
         columns, keys, heads = self.columns, self.keys, self.attributes.num_heads
         return CrossTensors(
             y=tensor("y", "bfloat16", 1, self.rows, columns),

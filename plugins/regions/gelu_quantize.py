@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import refuse_unknown, tensor
-from fastwan.plugins.regions.glue import GROUP, GlueOp, shape_of
+from fastwan.plugins.regions.glue import GROUP, ScalableOp, shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ class GeluTensors(NamedTuple, Generic[T]):
 
 
 @dataclass(frozen=True)
-class GeluQuantize(GlueOp):
+class GeluQuantize(ScalableOp):
     """One node; it has no attributes."""
 
     op: ClassVar[str] = "GeluQuantize"
@@ -38,19 +38,20 @@ class GeluQuantize(GlueOp):
 
     rows: int
     columns: int
+    scaled: bool = False
 
     @classmethod
-    def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> GeluQuantize:
+    def unscaled(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> GeluQuantize:
         refuse_unknown(node, frozenset())
         return cls(*shape_of(node, specs, GROUP))
 
-    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def compute(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         from fastwan.plugins import glue_reference
 
         return glue_reference.gelu_quantize(*inputs)
 
     @property
-    def inputs(self) -> GeluTensors[TensorSpec]:
+    def tensors(self) -> GeluTensors[TensorSpec]:
         return GeluTensors(
             y=tensor("y", "bfloat16", 1, self.rows, self.columns),
             bias=tensor("bias", "bfloat16", self.columns),

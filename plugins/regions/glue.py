@@ -7,19 +7,27 @@ They write FP4 operands as csrc/glue.h has them. What they compute stands in
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import ml_dtypes  # noqa: F401  registers bfloat16 and float8_e4m3fn with numpy
 import numpy as np
 
 from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
-from fastwan.plugins.regions.base import Launch, RegionOp, dims, tensor
+from fastwan.plugins.regions.base import Launch, RegionOp, dims, tensor, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GROUP = 16
 """Neighbours that share a scale."""
+SCALE = 4
+"""Flag of ``csrc/glue.h``."""
+_SCALED = "scaled"
 
 
 class Quantized(NamedTuple):
@@ -98,6 +106,60 @@ class GlueOp(RegionOp):
 
     def __str__(self) -> str:
         return f"{self.title} of {self.rows} x {self.columns}"
+
+
+class ScalableOp(GlueOp):
+    """A node whose first input is the raw product of a GEMM, which it can multiply by a factor.
+
+    Where a weight is given to its GEMM, so that one engine serves all blocks, the weight's global
+    scale is applied here: ``y = bf16(y * y_scale)`` before anything else, as the attention does
+    with q, k and v. A node with the attribute ``scaled`` has ``y_scale``, [] fp32, as its last
+    input.
+
+    Attributes:
+        scaled: there is such a factor.
+    """
+
+    scaled: bool
+
+    @classmethod
+    def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> Self:
+        scaled = bool(whole(node, _SCALED, 0, 0, 1))
+        if scaled:
+            attributes = {k: v for k, v in node.attributes.items() if k != _SCALED}
+            node = node.model_copy(update={"inputs": node.inputs[:-1], "attributes": attributes})
+        made = cls.unscaled(node, specs)
+        return dataclasses.replace(made, scaled=scaled)  # type: ignore[type-var]
+
+    @classmethod
+    @abstractmethod
+    def unscaled(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> Self:
+        """`from_node` of a node without a factor."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[TensorSpec | None, ...]:
+        """Inputs by name, without the factor; None for one that the node does not have."""
+
+    @abstractmethod
+    def compute(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """`reference` of a node without a factor."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        factor = (tensor("y_scale", "float32"),) if self.scaled else ()
+        return (*(spec for spec in self.tensors if spec is not None), *factor)
+
+    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if not self.scaled:
+            return self.compute(*inputs)
+        y, *others, factor = inputs
+        return self.compute((y.float() * factor).to(y.dtype), *others)
+
+    def desc(self) -> GlueDesc:
+        desc = super().desc()
+        desc.flags = SCALE * self.scaled
+        return desc
 
 
 def shape_of(node: RegionNode, specs: Mapping[str, TensorSpec], multiple: int) -> tuple[int, int]:

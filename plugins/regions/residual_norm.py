@@ -29,7 +29,7 @@ class ResidualNorm(ResidualNormQuantize):
     def outputs(self) -> tuple[TensorSpec, ...]:
         return (tensor("normed", "bfloat16", 1, self.rows, self.columns),)
 
-    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def compute(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         from fastwan.plugins import glue_reference
 
         numbers = dataclasses.asdict(self.attributes)

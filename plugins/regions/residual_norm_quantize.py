@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, Type
 from fastwan.errors import BadInput
 from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.base import real, refuse_unknown, tensor, whole
-from fastwan.plugins.regions.glue import GlueDesc, GlueOp, shape_of
+from fastwan.plugins.regions.glue import GlueDesc, ScalableOp, shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class NormAttributes:
 
 
 @dataclass(frozen=True)
-class ResidualNormQuantize(GlueOp):
+class ResidualNormQuantize(ScalableOp):
     """One node. Outputs: hidden [1, L, C] bf16, and the FP4 operand of its norm.
 
     Attributes:
@@ -72,9 +72,10 @@ class ResidualNormQuantize(GlueOp):
     columns: int
     attributes: NormAttributes
     gated: bool
+    scaled: bool = False
 
     @classmethod
-    def from_node(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> Self:
+    def unscaled(cls, node: RegionNode, specs: Mapping[str, TensorSpec]) -> Self:
         refuse_unknown(node, {field.name for field in dataclasses.fields(NormAttributes)})
         if len(node.inputs) not in (5, 6):
             raise BadInput(
@@ -100,15 +101,11 @@ class ResidualNormQuantize(GlueOp):
         )
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(spec for spec in self.tensors if spec is not None)
-
-    @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         hidden = tensor("hidden_out", "bfloat16", 1, self.rows, self.columns)
         return (hidden, *self.quantized)
 
-    def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def compute(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         from fastwan.plugins import glue_reference
 
         numbers = dataclasses.asdict(self.attributes)
@@ -122,5 +119,5 @@ class ResidualNormQuantize(GlueOp):
     def desc(self) -> GlueDesc:
         desc = super().desc()
         desc.eps = self.attributes.eps
-        desc.flags = ADD_ONE * self.attributes.add_one | _GATE * self.gated
+        desc.flags |= ADD_ONE * self.attributes.add_one | _GATE * self.gated
         return desc

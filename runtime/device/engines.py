@@ -65,7 +65,7 @@ class TensorRTEngine:
         cache: RuntimeCache | None = None,
     ) -> None:
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-        wanted = {spec.name for spec in (*record.inputs, *record.outputs)}
+        wanted = set(record.plan_tensors)
         if names != wanted:
             raise BadInput(
                 f"{name} has other tensors than the manifest: {', '.join(sorted(names ^ wanted))}",
@@ -80,7 +80,9 @@ class TensorRTEngine:
         self._name = name
         self._log = log
         self._dynamic = {
-            spec.name for spec in record.inputs if any(isinstance(s, str) for s in spec.shape)
+            name
+            for name, (_, shape) in record.plan_tensors.items()
+            if any(isinstance(size, str) for size in shape)
         }
         self._bound: dict[str, Binding] = {}
         self._scratch = (0, 0)
@@ -126,6 +128,35 @@ class TensorRTEngine:
             raise DeviceError(f"{self._name}: {what} failed: {self._log.last}")
 
 
+class BoundEngine:
+    """An engine of a plan that others share, with names of its own for the plan's tensors.
+
+    Args:
+        plan: runs one of them at a time, in the order in which they are enqueued.
+        bindings: by tensor, what the plan calls it.
+    """
+
+    def __init__(self, plan: TensorRTEngine, bindings: Mapping[str, str]) -> None:
+        self._plan = plan
+        self._bindings = bindings
+
+    @property
+    def scratch_bytes(self) -> int:
+        """See `TensorRTEngine.scratch_bytes`."""
+        return self._plan.scratch_bytes
+
+    def enqueue(
+        self,
+        bindings: Mapping[str, Binding],
+        scratch: int,
+        scratch_bytes: int,
+        stream: int,
+        profile: int = 0,
+    ) -> None:
+        renamed = {self._bindings[name]: binding for name, binding in bindings.items()}
+        self._plan.enqueue(renamed, scratch, scratch_bytes, stream, profile)
+
+
 def _context(trt: Any, engine: Any, cache: RuntimeCache | None) -> Any:
     """A context whose scratch belongs to the caller; None where TensorRT refuses."""
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -150,8 +181,8 @@ def open_engines(
     device: DeviceInfo,
     cache: RuntimeCache | None = None,
     records: Mapping[str, Engine] | None = None,
-) -> dict[str, TensorRTEngine]:
-    """Engines of a bundle, each deserialised after its hash was checked.
+) -> dict[str, TensorRTEngine | BoundEngine]:
+    """Engines of a bundle, each plan deserialised once, after its hash was checked.
 
     Args:
         cache: for the kernels of TensorRT-RTX; see `runtime_cache`.
@@ -172,10 +203,15 @@ def open_engines(
         load_into_registry(trt, library_path(bundle))
     loader = _Loader(manifest.backend)
     fix = f"it was built for {manifest.target}; this is {device.name}"
-    return {
-        name: loader.load(name, record, bundle.read(record.file), cache, fix)
-        for name, record in (manifest.engines if records is None else records).items()
-    }
+    plans: dict[str, TensorRTEngine] = {}
+    engines: dict[str, TensorRTEngine | BoundEngine] = {}
+    for name, record in (manifest.engines if records is None else records).items():
+        if record.file not in plans:
+            plan = bundle.read(record.file)
+            plans[record.file] = loader.load(name, record, plan, cache, fix)
+        opened = plans[record.file]
+        engines[name] = BoundEngine(opened, record.bindings) if record.bindings else opened
+    return engines
 
 
 def open_built(

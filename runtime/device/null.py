@@ -196,7 +196,8 @@ class NullEngine:
         self._check_profile(bindings, profile)
         if scratch_bytes < record.scratch_bytes:
             raise DeviceError(f"{self._name} wants {record.scratch_bytes:,} bytes of scratch")
-        reads = [_range(spec, *bindings[spec.name]) for spec in record.inputs]
+        given = (*record.inputs, *record.constants)
+        reads = [_range(spec, *bindings[spec.name]) for spec in given]
         writes = [_range(spec, *bindings[spec.name]) for spec in record.outputs]
         writes.append((scratch, scratch + record.scratch_bytes))
         self._device.add(Call("engine", self._name, stream, tuple(reads), tuple(writes)))

@@ -125,6 +125,7 @@ class RecordingExecutor:
                 kept = self._keep and spec.name in self._outputs
                 values[spec.name] = allocate(spec, fixed_shape(spec), fixed=kept)
         shapes = {input_name: tensor.shape for input_name, tensor in read.items()}
+        read |= {spec.name: self._constant(spec) for spec in engine.constants}
         profile = engine.profile_for(shapes)
         if profile is None:
             found = ", ".join(f"{each} {list(shape)}" for each, shape in shapes.items())
@@ -139,13 +140,15 @@ class RecordingExecutor:
             )
         )
 
+    def _constant(self, spec: TensorSpec) -> Tensor:
+        """An initializer in memory of its own, the same for all that read it."""
+        if spec.name not in self._constants:
+            self._constants[spec.name] = allocate(spec, fixed=True, content=spec.name)
+        return self._constants[spec.name]
+
     def _launch(self, region: Region, values: dict[str, Tensor]) -> None:
         specs = {spec.name: spec for spec in region.tensors}
-        for spec in region.constants:
-            if spec.name not in self._constants:
-                constant = allocate(spec, fixed=True, content=spec.name)
-                self._constants[spec.name] = constant
-            values[spec.name] = self._constants[spec.name]
+        values |= {spec.name: self._constant(spec) for spec in region.constants}
         for node in region.nodes:
             op = region_op(node, specs).on(self._processors)
             for name in node.outputs:

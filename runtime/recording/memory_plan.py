@@ -21,13 +21,13 @@ class DeviceBytes(Record):
     """Memory of a video by use, in bytes, beside the CUDA context."""
 
     weights: Count
-    """Of the engines, by the size of their files."""
+    """Of the engines, by the size of their files; weights that they are given are fixed."""
     scratch: Count
     """The one buffer that every engine and region uses while it runs."""
     arena: Count
     """Tensors that share memory where their lifetimes allow."""
     fixed: Count
-    """Constants, tables of the schedule, keys and values of the prompt."""
+    """Constants, weights that engines are given, tables of the schedule, keys and values of the prompt."""
     total: Count
     """Device memory in all."""
     pinned_host: Count
@@ -154,12 +154,12 @@ def bundle_memory(bundle: Bundle, sampler: str | None = None) -> DeviceBytes:
 
 
 def _weights(recording: Recording) -> int:
-    """Bytes of the engines, and of the fallbacks that are played."""
+    """Bytes of the plans, and of the fallbacks that are played."""
     manifest = recording.manifest
     played = {op.engine for op in recording.operations if isinstance(op, RunEngine)}
     fallbacks = (each for name, each in manifest.fallback_engines.items() if name in played)
     engines = (*manifest.engines.values(), *fallbacks)
-    return sum(manifest.engine_record(each).bytes for each in engines)
+    return sum({each.file: manifest.engine_record(each).bytes for each in engines}.values())
 
 
 def _scratch(recording: Recording) -> tuple[int, int]:

@@ -342,6 +342,12 @@ FUSIONS = {
 """What our own kernels compute between GEMMs, see `fastwan.export.passes.fusions`."""
 FUSION_CHOICES = {"auto": "the last that backend, attention and transformer allow", **FUSIONS}
 
+WEIGHTS = {
+    "inline": "in the engines, each of which is a block's own",
+    "data": "in the ONNX data file, given to engines that serve all blocks",
+}
+"""Where the weights of a step's linears are, by name; see `fastwan.engines.plan`."""
+
 _BOTH = ("tensorrt-rtx", "tensorrt")
 _FP4 = ("nvfp4", "fp8", "bf16")
 _FP8 = ("fp8", "bf16")

@@ -29,6 +29,7 @@ from fastwan.manifest_fields import (
     Shape,
     TargetName,
     Text,
+    WeightsName,
     WholeDecoder,
     WholeDiT,
     WholeShape,
@@ -157,7 +158,11 @@ class OnnxManifest(Record):
 class Engine(Record):
     """One engine of a bundle.
 
+    Engines of the same `file` are one plan, which is opened once and runs with other tensors.
+
     Attributes:
+        constants: weights it is given when it runs, initializers of the component's ONNX file.
+        bindings: by tensor, what the plan calls it; empty where it has the tensors' own names.
         scratch_bytes: device memory its context needs while it runs.
         linears: targeted linears it covers.
         runs: how often it runs.
@@ -169,6 +174,8 @@ class Engine(Record):
     component: Component
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    constants: tuple[TensorSpec, ...] = ()
+    bindings: dict[Text, Text] = Field(default_factory=dict)
     scratch_bytes: Bytes
     linears: tuple[Linear, ...] = ()
     runs: Cadence = "step"
@@ -189,6 +196,32 @@ class Engine(Record):
             raise ValueError("profiles do not fit the inputs")
         return self
 
+    @model_validator(mode="after")
+    def _check_bindings(self) -> Engine:
+        names = [spec.name for spec in self.tensors]
+        if len(set(names)) < len(names):
+            raise ValueError("two tensors of an engine have one name")
+        bound = set(self.bindings.values())
+        if self.bindings and (set(self.bindings) != set(names) or len(bound) < len(names)):
+            raise ValueError("bindings do not name each tensor of the engine once")
+        owners = tuple(f"{linear.name}." for linear in self.linears)
+        if others := [c.name for c in self.constants if not c.name.startswith(owners)]:
+            raise ValueError(f"an engine is given {others[0]!r}, of no linear that it covers")
+        return self
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Everything that it reads and writes, in the order inputs, constants, outputs."""
+        return (*self.inputs, *self.constants, *self.outputs)
+
+    @property
+    def plan_tensors(self) -> dict[str, tuple[str, Shape]]:
+        """dtype and shape by the plan's own names, without leading axes of size 1."""
+        return {
+            self.bindings.get(spec.name, spec.name): (spec.dtype, _without_ones(spec.shape))
+            for spec in self.tensors
+        }
+
     def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """Index of the first profile that takes inputs of these shapes; None without one.
 
@@ -202,6 +235,10 @@ class Engine(Record):
             if all(within(shapes[name], shape[0], shape[-1]) for name, shape in bounds):
                 return index
         return None
+
+
+def _without_ones(shape: Shape) -> Shape:
+    return _without_ones(shape[1:]) if shape and shape[0] == 1 else shape
 
 
 class RegionNode(Record):
@@ -323,6 +360,7 @@ class Manifest(Record):
             bundle that was built before there were any.
         attention: what the engines were made with.
         fusion: what of the graph between GEMMs was lifted into regions.
+        weights: where those of a step's linears are.
         sampler: name of the one of `samplers` that plays unless another is asked for.
         samplers: those that the model was trained for.
         onnx: the ONNX bundle the engines were made of, kept under ``onnx/`` as the CPU reference.
@@ -336,6 +374,7 @@ class Manifest(Record):
     backend: BackendName
     attention: AttentionName
     fusion: FusionName
+    weights: WeightsName = "inline"
     sampler: str
     samplers: tuple[SamplerSpec, ...] = Field(min_length=1, max_length=64)
     components: tuple[Component, ...] = Field(min_length=1)
@@ -357,6 +396,16 @@ class Manifest(Record):
     def _check_fallbacks(self) -> Manifest:
         if both := self.engines.keys() & self.fallbacks.keys():
             raise ValueError(f"two engines have the name {min(both)!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_plans(self) -> Manifest:
+        """Engines of one file are one plan."""
+        first: dict[str, tuple[str, Engine]] = {}
+        for name, engine in self.engines.items():
+            other, known = first.setdefault(engine.file, (name, engine))
+            if engine.plan_tensors != known.plan_tensors:
+                raise ValueError(f"engines {other!r} and {name!r} share a plan and no shapes")
         return self
 
     @property

@@ -17,6 +17,7 @@ from fastwan.config import (
     FUSIONS,
     RECIPES,
     TARGETS,
+    WEIGHTS,
     DecoderConfig,
     DiTConfig,
     TextEncoderConfig,
@@ -64,6 +65,7 @@ ActivationName = Annotated[str, _one_of(ACTIVATIONS, "activation scale")]
 RecipeName = Annotated[str, _one_of(RECIPES, "recipe")]
 AttentionName = Annotated[str, _one_of(ATTENTIONS, "attention")]
 FusionName = Annotated[str, _one_of(FUSIONS, "fusion")]
+WeightsName = Annotated[str, _one_of(WEIGHTS, "place of weights")]
 BackendName = Annotated[str, _one_of(BACKENDS, "backend")]
 TargetName = Annotated[str, _one_of(TARGETS, "target")]
 
