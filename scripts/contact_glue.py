@@ -56,6 +56,9 @@ BOUNDARIES: tuple[GlueOp, ...] = (
     CrossAttention(1, WIDTH, 64, _TWELVE),
     CrossAttention(129, WIDTH, 512, _TWELVE),
     CrossAttention(130, 128, 128, CrossAttributes(1, 1e-6, 128**-0.5)),
+    GeluQuantize(17, 240, scaled=True),
+    ResidualNormQuantize(129, WIDTH, _PLAIN, gated=True, scaled=True),
+    CrossAttention(129, WIDTH, 512, _TWELVE, scaled=True),
 )
 
 

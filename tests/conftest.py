@@ -96,6 +96,18 @@ def lifted_bundle(once: Once, tiny_bundle: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def data_bundle(once: Once, tiny_bundle: Path) -> Path:
+    """That with weights as data; read only."""
+
+    def build(folder: Path) -> None:
+        from testkit.fused_bundle import build_fused
+
+        build_fused(tiny_bundle, folder, "all", weights="data")
+
+    return once("data-bundle", build)
+
+
+@pytest.fixture(scope="session")
 def builder() -> Iterator[TensorRTRTX]:
     """TensorRT-RTX, whose worker processes are kept from test to test."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")

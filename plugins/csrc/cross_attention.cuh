@@ -213,11 +213,12 @@ __global__ void __launch_bounds__(kThreads) cross_attention_kernel(CrossArgument
   int const tiles = (asked < 1 ? 1 : asked > most ? most : asked) * (kKeyTile / kStageKeys);
   fetch(p, stages[0], 0, 0);
 
+  float const factor = factor_or_one(p.factor);
   // Lane i needs the norms of rows i / 4 and i / 4 + 8.
   float inverse[2] = {0.0f, 0.0f};
   for (int r = 0; r < kWarpRows; ++r) {
     if (begin + r < p.rows) {
-      float const found = inverse_norm(p, begin + r, lane);
+      float const found = inverse_norm(p, factor, begin + r, lane);
       if (r == lane / 4) inverse[0] = found;
       if (r == lane / 4 + 8) inverse[1] = found;
     }
@@ -230,7 +231,7 @@ __global__ void __launch_bounds__(kThreads) cross_attention_kernel(CrossArgument
     for (int step = 0; step < kHeadDim / 16; ++step) {
       for (int i = 0; i < 4; ++i) {
         int const channel = head * kHeadDim + step * 16 + i / 2 * 8 + lane % 4 * 2;
-        q[step][i] = query_pair(p, rows[i % 2], channel, inverse[i % 2]);
+        q[step][i] = query_pair(p, factor, rows[i % 2], channel, inverse[i % 2]);
       }
     }
     Softmax state{};

@@ -109,8 +109,8 @@ class TorchEngine:
     def __init__(self, where: Torch, name: str, record: Engine, graph: TorchGraph) -> None:
         self._torch = where
         self._name = name
-        self._dtypes = {spec.name: spec.dtype for spec in (*record.inputs, *record.outputs)}
-        self._inputs = [spec.name for spec in record.inputs]
+        self._dtypes = {spec.name: spec.dtype for spec in record.tensors}
+        self._inputs = [spec.name for spec in (*record.inputs, *record.constants)]
         self._outputs = [spec.name for spec in record.outputs]
         self._graph = graph
         self._tensors: dict[tuple[str, Binding], Tensor] = {}
@@ -191,6 +191,7 @@ def open_emulated_fallbacks(bundle: Bundle, device: torch.device) -> dict[str, T
 def _engine(where: Torch, name: str, record: Engine, graph: BundleGraph) -> TorchEngine:
     inputs = [spec.name for spec in record.inputs]
     outputs = [spec.name for spec in record.outputs]
+    weights = [spec.name for spec in record.constants]
     with where.on(0):
-        computed = TorchGraph(graph, inputs, outputs, where.device)
+        computed = TorchGraph(graph, inputs, outputs, where.device, weights)
     return TorchEngine(where, name, record, computed)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SHARED = ".shared"
 """Ends the name of a constant that one engine hands to others; here each reads its own."""
 
+ONE = "fastwan.one"
+"""Name of the constant 1."""
+
 _BYTES = {17: torch.float8_e4m3fn, 23: torch.uint8}
 """Constants that torch has no arithmetic for: FLOAT8E4M3FN, and FLOAT4E2M1 with two a byte."""
 
@@ -37,6 +40,9 @@ class TorchGraph:
             two a byte, and its block scales.
         outputs: names of what it computes, a quantised activation likewise; see
             `fastwan.plugins.lifted` for those that the graph does not hold.
+        weights: initializers that the engine is given as well. A block scale among them has the
+            global scale 1, whatever the graph holds: who is given weights leaves that to a node
+            behind it.
 
     Raises:
         BadInput: an operator that is not known here, or a value that nothing computes.
@@ -48,14 +54,18 @@ class TorchGraph:
         inputs: Sequence[str],
         outputs: Sequence[str],
         device: torch.device,
+        weights: Collection[str] = (),
     ) -> None:
         self._device = device
         self._where = source.file
         nodes = _between(source.model, inputs, outputs, source.file)
+        nodes = [_without_factor(node, weights) for node in nodes]
         self.outputs = tuple(outputs)
         self._made = {name: _of_graph(name) for name in outputs}
         made = {each.source for each in self._made.values()}
         given = {name for name in inputs if not name.endswith(SHARED)}
+        self._given = set(weights)
+        self._of_given: dict[str, Operand] = {}
         self._constants, self._nodes = self._fold(source, nodes)
         used = {name for node in self._nodes for name in node.inputs} | made
         self._constants = {n: value for n, value in self._constants.items() if n in used}
@@ -66,8 +76,12 @@ class TorchGraph:
     ) -> tuple[dict[str, Value], list[Node]]:
         """Constants and what follows from them, and the nodes that are left."""
         wanted = {name for node in nodes for name in node.inputs}
-        initializers = {tensor.name: tensor for tensor in source.model.graph.initializer}
-        constants: dict[str, Value] = {}
+        initializers = {
+            tensor.name: tensor
+            for tensor in source.model.graph.initializer
+            if tensor.name not in self._given
+        }
+        constants: dict[str, Value] = {ONE: torch.ones(())}
         on_host = {
             node.inputs[index]
             for node in nodes
@@ -115,8 +129,12 @@ class TorchGraph:
 
     @property
     def operands(self) -> dict[str, Operand]:
-        """Weights of the quantised GEMMs, [K, N], by the name of the value in the graph."""
-        return {n: value for n, value in self._constants.items() if isinstance(value, Operand)}
+        """Weights of the quantised GEMMs, [K, N], by the name of the value in the graph.
+
+        Those that the engine is given are known once it has run.
+        """
+        fixed = {n: value for n, value in self._constants.items() if isinstance(value, Operand)}
+        return fixed | self._of_given
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         """Compute on the current stream.
@@ -129,12 +147,21 @@ class TorchGraph:
         for node, released in zip(self._nodes, self._released, strict=True):
             results = self._apply(node, values)
             values.update(zip(node.outputs, results, strict=False))
+            if self._given and node.op == "Transpose" and isinstance(results[0], Operand):
+                self._of_given[node.outputs[0]] = results[0]
             for name in released:
                 del values[name]
         for name, made in self._made.items():
             value = values[made.source]
             result = value.packed() if isinstance(value, Codes) else plain(value)
             outputs[name].copy_(made.compute(result))
+
+
+def _without_factor(node: Node, weights: Collection[str]) -> Node:
+    """A node that dequantises the block scales of a given weight, with the global scale 1."""
+    if node.op != "DequantizeLinear" or node.inputs[0] not in weights or len(node.attributes):
+        return node
+    return replace(node, inputs=(node.inputs[0], ONE))
 
 
 def _of_graph(name: str) -> Derived:

@@ -121,7 +121,7 @@ def test_a_norm_has_six_inputs_or_five_without_its_gate() -> None:
         ("columns", 5248, "5248 columns are not a multiple of 128 up to 5120"),
         ("eps", -1.0, "eps -1 must not be negative"),
         ("eps", float("nan"), "eps nan"),
-        ("flags", 4, "unknown flags 0x4"),
+        ("flags", 8, "unknown flags 0x8"),
     ],
 )
 def test_the_library_refuses_a_norm_that_does_not_fit(

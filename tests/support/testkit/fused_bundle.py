@@ -16,16 +16,17 @@ from fastwan.export.passes.fusions import find_fusion
 PARTS: tuple[Component, ...] = ("dit", "decoder")
 
 
-def build_fused(tiny_bundle: Path, out: Path, fusion: str) -> None:
+def build_fused(tiny_bundle: Path, out: Path, fusion: str, weights: str = "inline") -> None:
     """Build it with TensorRT-RTX, without a cache."""
     whole = open_bundle(tiny_bundle)
     folder = tiny_bundle / ONNX_FOLDER
     sources, regions = plan_sources(
         folder, whole.manifest.onnx, attention=find_attention("sage3"), plugins=False,
-        components=PARTS, fusion=find_fusion(fusion),
+        components=PARTS, fusion=find_fusion(fusion), weights=weights,
     )  # fmt: skip
     request = BuildRequest(
         target=TARGETS["rtx5090"], backend=load_backend("tensorrt-rtx"), attention="sage3",
-        fusion=fusion, samplers=(SAMPLERS["unipc"],), components=PARTS, use_cache=False,
+        fusion=fusion, weights=weights, samplers=(SAMPLERS["unipc"],), components=PARTS,
+        use_cache=False,
     )  # fmt: skip
     build_bundle(folder, out, sources, request, regions=regions)

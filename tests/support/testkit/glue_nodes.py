@@ -8,7 +8,7 @@ from typing import Any
 from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.cross_attention import CrossAttention, CrossAttributes
 from fastwan.plugins.regions.gelu_quantize import GeluQuantize
-from fastwan.plugins.regions.glue import GlueOp
+from fastwan.plugins.regions.glue import GlueOp, ScalableOp
 from fastwan.plugins.regions.norm_quantize import NormQuantize
 from fastwan.plugins.regions.quantize import Quantize
 from fastwan.plugins.regions.residual_norm import ResidualNorm
@@ -50,6 +50,11 @@ BOUNDARIES: tuple[GlueOp, ...] = (
     CrossAttention(17, 256, 192, _TWO),
     CrossAttention(130, 256, 512, _TWO),
     CrossAttention(16, 1536, 128, _TWELVE),
+    # With a factor of the product.
+    GeluQuantize(17, 240, scaled=True),
+    ResidualNormQuantize(9, 256, _PLAIN, gated=False, scaled=True),
+    ResidualNormQuantize(16, 1664, _ONE, gated=True, scaled=True),
+    CrossAttention(17, 256, 192, _TWO, scaled=True),
 )
 
 FULL: tuple[GlueOp, ...] = (
@@ -71,6 +76,8 @@ def node_of(op: GlueOp) -> tuple[RegionNode, dict[str, TensorSpec]]:
     specs = {spec.name: spec for spec in (*op.inputs, *op.outputs)}
     if isinstance(op, CrossAttention):
         attributes = asdict(op.attributes)
+    if isinstance(op, ScalableOp) and op.scaled:
+        attributes["scaled"] = 1
     inputs = tuple(spec.name for spec in op.inputs)
     outputs = tuple(spec.name for spec in op.outputs)
     node = RegionNode(op=op.op, inputs=inputs, outputs=outputs, attributes=attributes)

@@ -28,7 +28,8 @@ class Watch:
 
     Attributes:
         operands: weights of all FP4 GEMMs as they are multiplied, [K, N], by their names in the
-            graph; seen when the engines were opened.
+            graph; seen when the engines were opened, or when they first ran where they are given
+            their weights.
         launches: the regions that will be launched, in their order.
         regions: one of each of them that was.
         hidden: by name, on the device.
@@ -117,6 +118,8 @@ class WatchedEngine:
         self._engine.enqueue(bindings, scratch, scratch_bytes, stream, profile)
         if self._watch.on:
             self._device.synchronize(stream)
+            for name, operand in getattr(self._engine, "operands", {}).items():
+                self._watch.operands.setdefault(name, operand)
             for name in self._dtypes.keys() & bindings.keys():
                 made = self._at.tensor(*bindings[name], self._dtypes[name])
                 self._watch.hidden[name] = made.clone()

@@ -18,10 +18,11 @@ def glue_inputs(op: GlueOp, device: str = "cpu", seed: int = 0) -> list[Tensor]:
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(shape: Sequence[int]) -> Tensor:
-        return torch.randn(*shape, generator=generator, device=device)
+        return torch.randn(tuple(shape), generator=generator, device=device)
 
     if isinstance(op, CrossAttention):
-        return [*_few_keys(op, max(1, op.keys // 2 - 9), normal, device)]
+        factor = [normal(())] if op.scaled else []
+        return [*_few_keys(op, max(1, op.keys // 2 - 9), normal, device), *factor]
     return [normal(dims(spec)).to(getattr(torch, spec.dtype)) for spec in op.inputs]
 
 
@@ -29,7 +30,7 @@ def _few_keys(
     op: CrossAttention, tokens: int, normal: Callable[[Sequence[int]], Tensor], device: str
 ) -> CrossTensors[Tensor]:
     """Inputs with `tokens` keys, one that stands for 5 more, and NaN behind the last tile read."""
-    y, bias, weight, k, v, key_bias, _ = (normal(dims(spec)) for spec in op.inputs)
+    y, bias, weight, k, v, key_bias, _ = (normal(dims(spec)) for spec in op.tensors)
     used = min(tokens + 1, op.keys)
     tiles = -(-used // KEY_TILE)
     key_bias[:] = -torch.inf
