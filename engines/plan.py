@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fastwan.export.passes.fusions import NONE, Fusion, fastest_fusion
 from fastwan.export.passes.phase_convolutions import phase_convolutions
 from fastwan.export.passes.split_dit import split_dit
 from fastwan.export.passes.split_statistics import split_statistics
-from fastwan.export.recipes import find_recipe
+from fastwan.export.recipes import Recipe, find_recipe
 from fastwan.files import confined_file
 from fastwan.manifest import Cadence, Graph, Linear, OnnxManifest, Profile, TensorSpec
 from fastwan.onnx_guard import checked_model
@@ -192,6 +192,15 @@ def plan_dit(
             fix="dividing the graph must keep the nodes of linears and their names",
         )
     return DitPlan(tuple(parts), step.regions)
+
+
+def default_weights(fusion: Fusion, recipe: Recipe) -> str:
+    """Row of `fastwan.config.WEIGHTS`: data where that leaves no GEMM with a weight of its own.
+
+    It costs two small kernels a GEMM, 0.2 % of a predicted video at full size, and saves a plan a
+    block and shape.
+    """
+    return DATA if fusion.bare and recipe.gives_weights else INLINE
 
 
 def _source(part: GraphPart, onnx_bundle: Path) -> EngineSource:

@@ -114,6 +114,19 @@ def _scale_replaced(node: ir.Node, y: ir.Value, factor: ir.Value) -> None:
     insert_before(graph[0], [wide, product, rounded])
 
 
+@dataclass(frozen=True)
+class _Operand:
+    """An operand of a GEMM: what it is dequantised from, and the nodes that do, the last first."""
+
+    codes: ir.Value
+    scales: ir.Value
+    nodes: tuple[ir.Node, ...]
+
+    @property
+    def values(self) -> tuple[ir.Value, ir.Value]:
+        return self.codes, self.scales
+
+
 def bare_gemm(segment: ir.Model) -> BareGemm | None:
     """A segment that is one FP4 GEMM and nothing beside it as a graph without weights.
 
@@ -123,42 +136,40 @@ def bare_gemm(segment: ir.Model) -> BareGemm | None:
     Returns:
         None where it is anything else, or where a global scale is not 1.
     """
-    matmuls = [node for node in segment.graph if node.op_type == "MatMul"]
+    graph = segment.graph
+    matmuls = [node for node in graph if node.op_type == "MatMul"]
     if len(matmuls) != 1:
         return None
     (matmul,) = matmuls
-    given = chain(matmul.inputs[0], *_ACTIVATION)
-    stored = chain(matmul.inputs[1], *_WEIGHT)
-    if given is None or stored is None:
+    x, w = _operand(matmul.inputs[0], _ACTIVATION), _operand(matmul.inputs[1], _WEIGHT)
+    if x is None or w is None or list(graph.outputs) != list(matmul.outputs):
         return None
-    scales = [producer(each[-1].inputs[1], "DequantizeLinear") for each in (given, stored)]
-    if None in scales or any(scalar(s.inputs[1]) != 1 for s in scales if s is not None):
+    given = all(value.is_graph_input() for value in x.values)
+    stored = all(value.is_initializer() for value in w.values)
+    nodes = (matmul, *x.nodes, *w.nodes)
+    if not given or not stored or len(list(graph)) != len(nodes):
         return None
-    nodes = [matmul, *given, *stored, *(s for s in scales if s is not None)]
-    x, w = ((each[-1].inputs[0], s.inputs[0]) for each, s in zip((given, stored), scales) if s)
-    y = matmul.outputs[0]
-    alone = len(list(segment.graph)) == len(nodes) and list(segment.graph.outputs) == [y]
-    if not alone or not _is_operand(*x, given=True) or not _is_operand(*w, given=False):
+    return _without_weight(segment, nodes, x, w)
+
+
+def _operand(value: ir.Value | None, op_types: tuple[str, ...]) -> _Operand | None:
+    """FP4 codes with e4m3 block scales and the global scale 1; None for anything else."""
+    found = chain(value, *op_types)
+    scale = None if found is None else producer(found[-1].inputs[1], "DequantizeLinear")
+    if found is None or scale is None or scalar(scale.inputs[1]) != 1:
         return None
-    return _built(segment, nodes, [*x, *w], y)
+    codes, scales = found[-1].inputs[0], scale.inputs[0]
+    if codes is None or scales is None:
+        return None
+    if (codes.dtype, scales.dtype) != (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN):
+        return None
+    return _Operand(codes, scales, (*found, scale))
 
 
-def _is_operand(codes: ir.Value | None, scales: ir.Value | None, *, given: bool) -> bool:
-    """Whether two values are codes and block scales, inputs of the graph or initializers."""
-    return all(
-        value is not None
-        and value.dtype == dtype
-        and (value.is_graph_input() if given else value.is_initializer())
-        for value, dtype in (
-            (codes, ir.DataType.FLOAT4E2M1), (scales, ir.DataType.FLOAT8E4M3FN),
-        )
-    )  # fmt: skip
-
-
-def _built(
-    segment: ir.Model, nodes: list[ir.Node], operands: list[ir.Value | None], y: ir.Value
+def _without_weight(
+    segment: ir.Model, nodes: tuple[ir.Node, ...], x: _Operand, w: _Operand
 ) -> BareGemm | None:
-    values = [value for value in operands if value is not None]
+    values = (*x.values, *w.values)
     shapes = [value.shape.numpy() for value in values if value.shape is not None]
     *lead, rows, depth = shapes[0]
     columns = shapes[2][0]
@@ -172,35 +183,39 @@ def _built(
     name = f"gemm_{rows}x{columns}x{depth}"
     opsets = {"": segment.graph.opset_imports[""]}
     graph = ir.Graph(inputs, [], nodes=[], name=name, opset_imports=opsets)
-    one = _one(graph)
-    assert y.dtype is not None
+    y = nodes[0].outputs[0]
     codes, scales, weight, weight_scale = inputs
-    x_scale = ir.node("DequantizeLinear", [scales, one], name="x/scale")
-    x_values = _blockwise("x/values", codes, x_scale.outputs[0])
-    x = ir.node("Cast", [x_values.outputs[0]], {"to": int(y.dtype)}, name="x/wide")
-    w_scale = ir.node("DequantizeLinear", [weight_scale, one], name="weight/scale")
-    w_values = _blockwise("weight/values", weight, w_scale.outputs[0])
-    w = ir.node("Cast", [w_values.outputs[0]], {"to": int(y.dtype)}, name="weight/wide")
-    turned = ir.node("Transpose", [w.outputs[0]], {"perm": [1, 0]}, name="weight/transposed")
-    matmul = ir.node("MatMul", [x.outputs[0], turned.outputs[0]], name="gemm")
-    made = [matmul, x, x_values, turned, w, w_values, x_scale, w_scale]
-    graph.extend([x_scale, x_values, x, w_scale, w_values, w, turned, matmul])
-    for node in made:
+    x_nodes = _dequantised(graph, "x", codes, scales, y.dtype)
+    w_nodes = _dequantised(graph, "weight", weight, weight_scale, y.dtype)
+    turned = ir.node(
+        "Transpose", [w_nodes[0].outputs[0]], {"perm": [1, 0]}, name="weight/transposed"
+    )
+    matmul = ir.node("MatMul", [x_nodes[0].outputs[0], turned.outputs[0]], name="gemm")
+    made = (matmul, *x_nodes, turned, *w_nodes)
+    for node in reversed(made):
         node.outputs[0].name = f"{node.name}/out"
+        graph.append(node)
     result = matmul.outputs[0]
     result.name, result.type, result.shape = "y", y.type, ir.Shape([rows, columns])
     graph.outputs.append(result)
+    bound = zip((*values, y), (*names, "y"), strict=True)
     return BareGemm(
         name=name,
         model=ir.Model(graph, ir_version=segment.ir_version),
-        bindings={
-            str(value.name): made for value, made in zip((*values, y), (*names, "y"), strict=True)
-        },
-        constants=tuple(values[2:]),
-        nodes={new.name or "": old.name or "" for new, old in zip(made, nodes, strict=True)},
+        bindings={str(value.name): own for value, own in bound},
+        constants=w.values,
+        nodes={str(new.name): str(old.name) for new, old in zip(made, nodes, strict=True)},
     )
 
 
-def _blockwise(name: str, codes: ir.Value, scale: ir.Value) -> ir.Node:
-    attributes = {"axis": -1, "block_size": BLOCK}
-    return ir.node("DequantizeLinear", [codes, scale], attributes, name=name)
+def _dequantised(
+    graph: ir.Graph, prefix: str, codes: ir.Value, scales: ir.Value, dtype: ir.DataType | None
+) -> tuple[ir.Node, ...]:
+    """The nodes that dequantise an operand, the last first, as `_Operand` has them."""
+    scale = ir.node("DequantizeLinear", [scales, _one(graph)], name=f"{prefix}/scale")
+    values = ir.node(
+        "DequantizeLinear", [codes, scale.outputs[0]], {"axis": -1, "block_size": BLOCK},
+        name=f"{prefix}/values",
+    )  # fmt: skip
+    wide = ir.node("Cast", [values.outputs[0]], {"to": int(dtype or 0)}, name=f"{prefix}/wide")
+    return wide, values, scale

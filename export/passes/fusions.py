@@ -33,10 +33,12 @@ class Fusion:
     Attributes:
         name: in the table of names, the manifest and on the command line.
         lifts: passes, in the order in which they run.
+        bare: whether GEMMs are left alone in their engines, which can then be given their weights.
     """
 
     name: str
     lifts: tuple[Lift, ...] = ()
+    bare: bool = False
 
     def apply(self, model: ir.Model) -> ir.Model:
         """The transformer with the patterns of this fusion lifted.
@@ -94,7 +96,11 @@ IMPLEMENTED: dict[str, Fusion] = {
         NONE,
         Fusion("gelu", (lift_gelu,)),
         Fusion("gelu+cross", (lift_gelu, lift_cross_attention)),
-        Fusion("all", (lift_gelu, lift_cross_attention, lift_residual_norm, lift_quantiser)),
+        Fusion(
+            "all",
+            (lift_gelu, lift_cross_attention, lift_residual_norm, lift_quantiser),
+            bare=True,
+        ),
     )
 }
 

@@ -38,10 +38,12 @@ class Recipe(ABC):
         operator: type of the node that stands for a linear in a traced graph.
         global_scales: buffers that hold an fp32 factor of the whole weight; `verify` moves them by
             one unit in the last place.
+        gives_weights: whether an engine can be given the weights of its linears, see `bare_gemm`.
     """
 
     name: str
     operator: ClassVar[str] = "MatMul"
+    gives_weights: ClassVar[bool] = False
     global_scales: ClassVar[tuple[str, ...]] = ()
 
     @property

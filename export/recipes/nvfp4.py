@@ -46,6 +46,7 @@ class NVFP4(Recipe):
     activation_global_scale: float = 1.0
     operator = "NVFP4Linear"
     global_scales = (GLOBAL_SCALE,)
+    gives_weights = True
 
     @property
     def gate(self) -> Gate:

@@ -1,8 +1,8 @@
-"""Weights that regions read, taken from the transformer's ONNX file."""
+"""Weights that regions and engines are given, taken from the transformer's ONNX file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,17 +11,17 @@ from fastwan.errors import BadInput, VerificationFailed
 from fastwan.runtime.model.checks import FLOATS, is_finite
 
 
-def initializers(bundle: Bundle, names: Sequence[str]) -> dict[str, bytes]:
-    """Raw bytes of initializers of ``dit.onnx`` by name, little endian and row-major.
+def initializers(bundle: Bundle, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Names and raw bytes of initializers of ``dit.onnx``, little endian and row-major.
 
-    Only these are read.
+    Only these are read, one at a time, in the order of `names`.
 
     Raises:
         BadInput: one is missing, or see `fastwan.onnx_guard.bundle_graph`.
         VerificationFailed: a file differs from its hash, or a float is NaN or Inf.
     """
     if not names:
-        return {}
+        return
     from onnx.helper import tensor_dtype_to_np_dtype
 
     from fastwan.onnx_guard import bundle_graph
@@ -34,8 +34,8 @@ def initializers(bundle: Bundle, names: Sequence[str]) -> dict[str, bytes]:
     for name in names:
         if name not in stored:
             raise BadInput(f"{record.file} has no initializer {name!r}", where=str(bundle.root))
-    contents = {name: graph.content(stored[name]) for name in names}
-    for name, content in contents.items():
+    for name in names:
+        content = graph.content(stored[name])
         dtype = tensor_dtype_to_np_dtype(stored[name].data_type)
         if dtype.name in FLOATS and not is_finite(np.frombuffer(content, dtype)):
             raise VerificationFailed(
@@ -43,4 +43,4 @@ def initializers(bundle: Bundle, names: Sequence[str]) -> dict[str, bytes]:
                 where=record.file,
                 fix="its checkpoint is broken: build the bundle again from another one",
             )
-    return contents
+        yield name, content

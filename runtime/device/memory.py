@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import chain
 
 import numpy as np
 
@@ -81,24 +82,22 @@ class DeviceMemory:
         Raises:
             BadInput, VerificationFailed: see `fastwan.runtime.device.constants.initializers`.
         """
-        buffers = [b for b in self._plan.fixed_buffers if b.content is not None]
-        loaded = initializers(bundle, [b.content for b in buffers if isinstance(b.content, str)])
-        for buffer in buffers:
-            content = buffer.content
-            data = loaded[content] if isinstance(content, str) else content
-            if data is None or len(data) != buffer.size:
-                raise BadInput(
-                    f"{buffer.name} is not of {buffer.size} bytes", where="onnx/dit.onnx"
-                )
-            self._upload(self._addresses[buffer], data, stream)
-
-    def _upload(self, target: int, data: bytes, stream: int) -> None:
-        address, array = self._device.allocate_host(len(data))
+        fixed = self._plan.fixed_buffers
+        named = {b.content: b for b in fixed if isinstance(b.content, str)}
+        written = [(b, b.content) for b in fixed if isinstance(b.content, bytes)]
+        contents = ((named[name], data) for name, data in initializers(bundle, list(named)))
+        largest = max([b.size for b in fixed if b.content is not None], default=0)
+        address, array = self._device.allocate_host(max(largest, 1))
         try:
-            array[:] = np.frombuffer(data, np.uint8)
-            self._device.host_access(writes=[(address, address + len(data))])
-            self._device.copy(target, address, len(data), stream)
-            self._device.synchronize(stream)
+            for buffer, data in chain(written, contents):
+                if len(data) != buffer.size:
+                    raise BadInput(
+                        f"{buffer.name} is not of {buffer.size} bytes", where="onnx/dit.onnx"
+                    )
+                array[: buffer.size] = np.frombuffer(data, np.uint8)
+                self._device.host_access(writes=[(address, address + buffer.size)])
+                self._device.copy(self._addresses[buffer], address, buffer.size, stream)
+                self._device.synchronize(stream)
         finally:
             self._device.free_host(address)
 

@@ -27,7 +27,8 @@ class DeviceBytes(Record):
     arena: Count
     """Tensors that share memory where their lifetimes allow."""
     fixed: Count
-    """Constants, weights that engines are given, tables of the schedule, keys and values of the prompt."""
+    """Constants, weights that engines are given, tables of the schedule, keys and values of the
+    prompt."""
     total: Count
     """Device memory in all."""
     pinned_host: Count
@@ -51,7 +52,8 @@ class MemoryPlan:
         scratch: the one buffer that every engine and region uses while it runs.
         workspace: the part of `scratch` that the largest region wants.
         arena: tensors that share memory where their lifetimes allow.
-        fixed: constants, tables of the schedule, and keys and values of the prompt.
+        fixed: constants, weights that engines are given, tables of the schedule, and keys and
+            values of the prompt.
         pinned: host memory.
         offsets: place of each arena buffer in the arena.
         unshared: what the arena's tensors would take side by side.

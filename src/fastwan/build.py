@@ -24,7 +24,7 @@ from fastwan.engines.backend import Backend, check_served, load_backend
 from fastwan.engines.build import build_bundle
 from fastwan.engines.builder import BuildRequest
 from fastwan.engines.cache import EngineCache
-from fastwan.engines.plan import choose_fusion, plan_sources
+from fastwan.engines.plan import choose_fusion, default_weights, plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks, FastWanWarning
 from fastwan.export.attentions import Attention, find_attention
 from fastwan.export.cache import ExportCache
@@ -59,6 +59,7 @@ class BuildSpec:
         attention: the model's own where None.
         fusion: row of `fastwan.config.FUSIONS`; "auto" takes the fastest that backend, attention
             and transformer allow.
+        weights: row of `fastwan.config.WEIGHTS`; data where None and `fusion` leaves bare GEMMs.
         sampler: default of the bundle; "auto" takes the checkpoint's.
         height: of the video in pixels; the checkpoint's own where None.
         width: likewise.
@@ -81,6 +82,7 @@ class BuildSpec:
     backend: str = "tensorrt-rtx"
     attention: str | None = None
     fusion: str = AUTO
+    weights: str | None = None
     sampler: str = AUTO
     height: int | None = None
     width: int | None = None
@@ -182,11 +184,13 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
         export_seconds = time.monotonic() - started
         plugins = backend.takes_plugins
         fusion = named or choose_fusion(folder, exported, attention=attention, plugins=plugins)
+        weights = default_weights(fusion, recipe) if spec.weights is None else spec.weights
         sources, regions = plan_sources(
             folder,
             exported,
             attention=attention,
             fusion=fusion,
+            weights=weights,
             plugins=plugins,
             components=spec.components,
         )
@@ -195,6 +199,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             backend=backend,
             attention=attention.name,
             fusion=fusion.name,
+            weights=weights,
             samplers=samplers,
             components=tuple(name for name in COMPONENTS if name in spec.components),
             plugin_library=library,

@@ -116,6 +116,8 @@ class BundleFacts(Record):
     attention: str
     fusion: str
     """What the project's own kernels compute between GEMMs."""
+    weights: str
+    """Where the weights of a step's linears are: in the engines, or given to them."""
     sampler: str
     """The bundle's own; a command may have been told to use another."""
     versions: dict[str, str]
@@ -134,6 +136,7 @@ class BundleFacts(Record):
             backend=manifest.backend,
             attention=manifest.attention,
             fusion=manifest.fusion,
+            weights=manifest.weights,
             sampler=manifest.sampler,
             versions={"fastwan-export": manifest.tool_version, **manifest.versions},
         )

@@ -217,7 +217,7 @@ def test_a_fusion_without_anything_to_lift_is_refused(tiny_bundle: Path) -> None
 @pytest.mark.trt
 def test_every_constant_of_a_region_is_in_the_bundle(fused: Bundle) -> None:
     specs = {s.name: s for region in fused.manifest.regions.values() for s in region.constants}
-    found = initializers(fused, list(specs))
+    found = dict(initializers(fused, list(specs)))
     assert {name: len(content) for name, content in found.items()} == {
         name: allocate(spec).size for name, spec in specs.items()
     }

@@ -151,11 +151,11 @@ def test_a_scale_that_a_region_reads_is_looked_at(bundle: Any, name: str) -> Non
         bundle.write_manifest()
 
     write(0.5)
-    found = initializers(open_bundle(bundle.root), ["qkv_scale"])
+    found = dict(initializers(open_bundle(bundle.root), ["qkv_scale"]))
     assert found["qkv_scale"] == np.array([1, 0.5, 1], name).tobytes()
     write(np.nan)
     with pytest.raises(VerificationFailed, match="qkv_scale holds NaN"):
-        initializers(open_bundle(bundle.root), ["qkv_scale"])
+        dict(initializers(open_bundle(bundle.root), ["qkv_scale"]))
 
 
 @pytest.mark.parametrize("rows", [0, 7])

@@ -79,7 +79,7 @@ def write(tmp_path: Path) -> Write:
 
 def test_a_sound_graph_is_read_by_both(write: Write) -> None:
     bundle = write(graph())
-    assert initializers(bundle, ["w", "c", "w"]) == {
+    assert dict(initializers(bundle, ["w", "c", "w"])) == {
         "w": WEIGHT.tobytes(),
         "c": np.float32([1, 2]).tobytes(),
     }
@@ -103,7 +103,7 @@ def test_a_graph_in_the_hubs_cache_is_read_by_both(
         blob.symlink_to(f"../../blobs/ab/{store.name}")
     assert data.is_symlink()
     fetched = Bundle(snapshot, bundle.manifest)
-    assert initializers(fetched, ["w"]) == {"w": WEIGHT.tobytes()}
+    assert dict(initializers(fetched, ["w"])) == {"w": WEIGHT.tobytes()}
     y = cpu_executor(fetched, "dit").run({"x": np.float32([[1, 10]])})["y"]
     np.testing.assert_array_equal(y, np.float32([[1, 10]]) @ WEIGHT)
 
@@ -111,7 +111,7 @@ def test_a_graph_in_the_hubs_cache_is_read_by_both(
     data.resolve().write_bytes(bytes(len(content)))
     again = Bundle(snapshot, bundle.manifest)
     with pytest.raises(VerificationFailed, match="differs from its hash"):
-        initializers(again, ["w"])
+        dict(initializers(again, ["w"]))
     with pytest.raises(VerificationFailed, match="differs from its hash"):
         cpu_executor(again, "dit")
 
@@ -120,10 +120,10 @@ def test_initializers_that_were_not_embedded_raw_are_read(write: Write) -> None:
     model = graph()
     del model.graph.initializer[1]
     model.graph.initializer.append(helper.make_tensor("c", TensorProto.FLOAT, [2], [1.0, 2.0]))
-    assert initializers(write(model), ["c"])["c"] == np.float32([1, 2]).tobytes()
+    assert dict(initializers(write(model), ["c"]))["c"] == np.float32([1, 2]).tobytes()
     with pytest.raises(BadInput, match="no initializer 'absent'"):
-        initializers(write(model), ["absent"])
-    assert initializers(write(model), []) == {}
+        dict(initializers(write(model), ["absent"]))
+    assert dict(initializers(write(model), [])) == {}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_hostile_external_data_is_refused_by_both(
     model = graph()
     edit(model.graph.initializer[0], **fields)
     bundle = write(model)
-    for read in (lambda: initializers(bundle, ["c"]), lambda: cpu_executor(bundle, "dit")):
+    for read in (lambda: dict(initializers(bundle, ["c"])), lambda: cpu_executor(bundle, "dit")):
         with pytest.raises(BadInput, match=re.escape(message)) as refused:
             read()
         assert refused.value.where == "dit.onnx"
@@ -155,7 +155,7 @@ def test_hostile_external_data_is_refused_by_both(
 
 def test_a_graph_that_is_none_is_refused_by_both(write: Write) -> None:
     bundle = write(onnx.ModelProto(ir_version=10))
-    for read in (lambda: initializers(bundle, ["c"]), lambda: cpu_executor(bundle, "dit")):
+    for read in (lambda: dict(initializers(bundle, ["c"])), lambda: cpu_executor(bundle, "dit")):
         with pytest.raises(BadInput, match="without graph or opset"):
             read()
 

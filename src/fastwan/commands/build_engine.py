@@ -19,6 +19,7 @@ from fastwan.config import (
     RECIPES,
     SAMPLERS,
     TARGETS,
+    WEIGHTS,
 )
 from fastwan.console import one_line, print_json, say, tell
 from fastwan.failures import require_address_space
@@ -34,6 +35,7 @@ from fastwan.tables import described
 @of_table("--backend", BACKENDS, default="tensorrt-rtx", help=described(BACKENDS))
 @of_table("--attention", ATTENTIONS, help=f"Default: the model's own. {described(ATTENTIONS)}")
 @of_table("--fusion", FUSION_CHOICES, default="auto", help=described(FUSION_CHOICES))
+@of_table("--weights", WEIGHTS, help=f"Default: data with fusion all. {described(WEIGHTS)}")
 @of_table("--sampler", ["auto", *SAMPLERS], default="auto")
 @click.option("--height", type=int, help="Pixels, a multiple of 16.")
 @click.option("--width", type=int, help="Pixels, a multiple of 16.")

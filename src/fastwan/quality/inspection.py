@@ -98,7 +98,7 @@ class ComponentFigures(BuiltComponent):
     quantised_gemm_share: Measured[float]
     """GEMMs in the format of a recipe among all GEMMs, 0 to 1."""
     weight_bytes: Measured[int]
-    """Constants that its kernels read."""
+    """Constants that its kernels read, and weights that its engines are given."""
     per_run: Figures
     """Engines and regions of one denoising step, one latent frame or one prompt; no casts."""
     per_prompt: Figures | None

@@ -47,6 +47,7 @@ from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.fallbacks import fallback_names
 from fastwan.runtime.recording.memory_plan import plan
 from fastwan.runtime.recording.record import Recording, record
+from fastwan.runtime.recording.tensors import allocate
 from fastwan.schema import BundleFacts
 
 PUBLISHED_SHAPE = (480, 832, 81)
@@ -156,7 +157,8 @@ def _component(
         dtypes=Counter(record.precision for record in records if record.precision),
         regions=Counter(node.op for name in between for node in manifest.regions[name].nodes),
         quantised_gemm_share=_share(gemms, engines.values()),
-        weight_bytes=sum(tensor.bytes() for record in records for tensor in record.constants),
+        weight_bytes=sum(tensor.bytes() for record in records for tensor in record.constants)
+        + sum(allocate(spec).size for e in engines.values() for spec in e.constants),
         per_run=Figures.of(total(run)),
         per_prompt=_apart(beside, "prompt", engine_costs),
         per_timestep=_apart(beside, "schedule", engine_costs),

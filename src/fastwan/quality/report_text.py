@@ -76,7 +76,7 @@ def _headline(report: InspectReport) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in bundle.versions.items())
     return (
         f"{bundle.path}: {bundle.backend}, attention {bundle.attention}, "
-        f"fusion {bundle.fusion}, recipe {bundle.recipe}, "
+        f"fusion {bundle.fusion}, weights {bundle.weights}, recipe {bundle.recipe}, "
         f"{bundle.shape.width}x{bundle.shape.height}x{bundle.shape.num_frames}, "
         f"sampler {bundle.sampler} ({versions})"
     )

@@ -23,6 +23,7 @@ from fastwan.quality.selftest.report import Figure
 from fastwan.quality.verify.graphs import random_inputs, relative_difference
 from fastwan.quality.verify.steps import MARGIN
 from fastwan.runtime.cpu.components import CpuComponents
+from fastwan.runtime.device.constants import initializers
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.noise import DEFAULT_SEED, draw, generator_for
 from fastwan.schema import Label
@@ -215,6 +216,10 @@ def _on_device(context: Context, ran: Ran) -> dict[str, Array]:
         } | {
             name: (scratch.space(value.nbytes), value.shape) for name, value in ran.outputs.items()
         }
+        weights = {spec.name: spec for spec in record.constants}
+        for name, content in initializers(context.bundle, list(weights)):
+            shape = tuple(map(int, weights[name].shape))
+            bindings[name] = scratch.put(np.frombuffer(content, np.uint8)), shape
         size = max(engine.scratch_bytes, record.scratch_bytes)
         engine.enqueue(bindings, scratch.space(size), size, scratch.stream)
         return {spec.name: scratch.get(*bindings[spec.name], spec.dtype) for spec in record.outputs}

@@ -64,6 +64,7 @@ class EngineReferences:
             attention=find_attention(manifest.attention),
             plugins=load_backend(manifest.backend).takes_plugins,
             fusion=find_fusion(manifest.fusion),
+            weights=manifest.weights,
         )
         return {part.name: part for part in plan.parts}
 
@@ -131,7 +132,7 @@ class EngineReferences:
             name: np.frombuffer(content, np.dtype(specs[name].dtype)).reshape(
                 [int(size) for size in specs[name].shape]
             )
-            for name, content in contents.items()
+            for name, content in contents
         }
 
 

@@ -21,7 +21,7 @@ def markdown(report: SelftestReport) -> str:
         f"- result: {_verdict(report)}",
         f"- run: {_DEVICES[report.device]}",
         f"- bundle: {bundle.model}, {bundle.recipe}, attention {bundle.attention}, "
-        f"fusion {bundle.fusion}, "
+        f"fusion {bundle.fusion}, weights {bundle.weights}, "
         f"{shape.width}x{shape.height}x{shape.num_frames}, for {bundle.target} by "
         f"{bundle.backend} ({versions}), manifest {bundle.manifest_sha256[:16]}",
     ]

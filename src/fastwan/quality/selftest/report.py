@@ -77,6 +77,7 @@ class TestedBundle(Record):
     backend: str
     attention: str
     fusion: str
+    weights: str
     sampler: str
     versions: dict[str, str]
     manifest_sha256: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import onnx_ir as ir
 
@@ -15,13 +16,29 @@ from fastwan.engines.regions import region_records
 from fastwan.export.attentions import find_attention
 from fastwan.export.passes.cut_at_regions import Region
 from fastwan.export.passes.fusions import find_fusion
-from fastwan.manifest import Engine
+from fastwan.manifest import Engine, TensorSpec
 from fastwan.quality.verify.report import Check
 from fastwan.quality.verify.subject import Subject
 
 T = TypeVar("T")
 _PARTS = ("time_tables", "text_kv", "dit")
-_Facts = tuple[str, tuple[str, ...], frozenset[tuple[object, ...]], frozenset[tuple[object, ...]]]
+_Spec = tuple[object, ...]
+
+
+class _Facts(NamedTuple):
+    """What the manifest has to say of an engine.
+
+    Attributes:
+        plan: name of a plan that others share, and what it calls each tensor; None where it holds
+            its weights.
+    """
+
+    cadence: str
+    linears: tuple[str, ...]
+    inputs: frozenset[_Spec]
+    outputs: frozenset[_Spec]
+    constants: frozenset[_Spec]
+    plan: tuple[str, frozenset[tuple[str, str]]] | None
 
 
 def check_engine_plan(subject: Subject) -> Check:
@@ -94,6 +111,7 @@ def _plan(subject: Subject) -> DitPlan:
         attention=find_attention(manifest.attention),
         plugins=load_backend(manifest.backend).takes_plugins,
         fusion=find_fusion(manifest.fusion),
+        weights=manifest.weights,
     )
 
 
@@ -103,27 +121,40 @@ def _differing(expected: Mapping[str, T], found: Mapping[str, T]) -> list[str]:
 
 
 def _planned(part: GraphPart) -> _Facts:
-    def spec(value: ir.Value) -> tuple[object, ...]:
-        assert value.dtype is not None
-        assert value.shape is not None
-        return str(value.name), value.dtype.numpy().name, tuple(value.shape.numpy())
+    def specs(values: Iterable[ir.Value]) -> frozenset[_Spec]:
+        return frozenset(map(_spec, values))
 
-    graph = part.model.graph
-    return (
+    graph, gemm = part.model.graph, part.gemm
+    return _Facts(
         part.cadence,
         tuple(linear.name for linear in part.linears),
-        frozenset(map(spec, graph.inputs)),
-        frozenset(map(spec, graph.outputs)),
+        specs(graph.inputs),
+        specs(graph.outputs),
+        specs(() if gemm is None else gemm.constants),
+        None if gemm is None else (gemm.name, frozenset(gemm.bindings.items())),
     )
 
 
+def _spec(value: ir.Value) -> _Spec:
+    assert value.dtype is not None
+    assert value.shape is not None
+    return str(value.name), value.dtype.numpy().name, tuple(value.shape.numpy())
+
+
 def _recorded(engines: Mapping[str, Engine]) -> dict[str, _Facts]:
+    def specs(tensors: Iterable[TensorSpec]) -> frozenset[_Spec]:
+        return frozenset((spec.name, spec.dtype, spec.shape) for spec in tensors)
+
     return {
-        name: (
+        name: _Facts(
             engine.runs,
             tuple(linear.name for linear in engine.linears),
-            frozenset((spec.name, spec.dtype, spec.shape) for spec in engine.inputs),
-            frozenset((spec.name, spec.dtype, spec.shape) for spec in engine.outputs),
+            specs(engine.inputs),
+            specs(engine.outputs),
+            specs(engine.constants),
+            (Path(engine.file).stem, frozenset(engine.bindings.items()))
+            if engine.bindings
+            else None,
         )
         for name, engine in engines.items()
     }
