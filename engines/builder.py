@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -31,6 +32,42 @@ weights several times."""
 
 
 @dataclass(frozen=True)
+class KnownPlan:
+    """A plan of another bundle that holds no weights.
+
+    Attributes:
+        path: of its file, whose hash was checked.
+        engine: one that runs it, of which `layers` are.
+        layers: its kernels, by the nodes of that engine's graph.
+    """
+
+    path: Path
+    file: FileRecord
+    engine: str
+    layers: tuple[LayerRecord, ...]
+    scratch_bytes: int
+
+    def of(self, source: EngineSource) -> CachedEngine:
+        """What it is for a source of the same structure.
+
+        Raises:
+            BadInput: the source is another engine's.
+        """
+        shared = source.shared
+        if shared is None or source.name != self.engine:
+            raise BadInput(
+                f"{self.path.name} is the plan of {self.engine}, not of {source.name}",
+                where=str(self.path.parent),
+                fix="build the checkpoint with build-engine",
+            )
+        own = {node: name for name, node in shared.nodes.items()}
+        layers = tuple(
+            replace(layer, nodes=tuple(own[node] for node in layer.nodes)) for layer in self.layers
+        )
+        return CachedEngine(self.file, layers, self.scratch_bytes, (), ())
+
+
+@dataclass(frozen=True)
 class BuildRequest:
     """What an engine bundle is built for.
 
@@ -44,6 +81,7 @@ class BuildRequest:
         move_onnx: the ONNX bundle is temporary; move it instead of copying it.
         started: ``time.monotonic()`` when the command began; by default when the build begins.
         stages: seconds that stages before this one took, for the manifest.
+        plans: by name, of another bundle, in place of those that would be built for no weights.
     """
 
     target: Target
@@ -58,6 +96,7 @@ class BuildRequest:
     move_onnx: bool = False
     started: float | None = None
     stages: tuple[tuple[str, float], ...] = ()
+    plans: Mapping[str, KnownPlan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,6 +230,12 @@ class BundleBuilder:
     def _built(self, plan: _Plan, model: onnx.ModelProto, elements: dict[str, int]) -> _Built:
         source = plan.source
         path = self._folder / _file(source)
+        known = self._request.plans.get(source.name)
+        if known is not None:
+            taken = known.of(plan.owner)
+            self._check(plan.owner, taken, elements)
+            shutil.copyfile(known.path, path)
+            return _Built(taken, taken.file, cached=True)
         if self._cache is None:
             found = self._compile(plan, elements, path)
             return _Built(found, plan_record(found.plan), cached=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from fastwan.config import (
 )
 from fastwan.engines.backend import Backend, check_served, load_backend
 from fastwan.engines.build import build_bundle
-from fastwan.engines.builder import BuildRequest
+from fastwan.engines.builder import BuildRequest, KnownPlan
 from fastwan.engines.cache import EngineCache
 from fastwan.engines.plan import choose_fusion, default_weights, plan_sources
 from fastwan.errors import BadInput, EnvironmentLacks, FastWanWarning
@@ -107,8 +107,18 @@ class BuildSpec:
             raise BadInput("a LoRA is of the transformer, which is not built", where="--lora")
 
 
-def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
+def build_engine(
+    spec: BuildSpec,
+    progress: Progress,
+    *,
+    plans: Mapping[str, KnownPlan] | None = None,
+    read: Collection[Path] = (),
+) -> Manifest:
     """Export a checkpoint, build its engines, write the bundle.
+
+    Args:
+        plans: of another bundle, see `BuildRequest`.
+        read: folders that the output may not replace, beside the checkpoint's.
 
     Raises:
         BadInput: checkpoint, option or output folder at fault.
@@ -121,9 +131,9 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
     exports = ExportCache() if spec.use_cache else None
     engines = EngineCache() if spec.use_cache else None
     loras = [parse_lora(each) for each in spec.lora]
-    read = [Path(spec.checkpoint), *([] if spec.taehv is None else [spec.taehv])]
-    read += [path for path, _ in loras]
-    output = OutputFolder(spec.output, "bundle", spec.force, inputs=tuple(read))
+    taehv = () if spec.taehv is None else (spec.taehv,)
+    inputs = (Path(spec.checkpoint), *taehv, *(path for path, _ in loras), *read)
+    output = OutputFolder(spec.output, "bundle", spec.force, inputs=inputs)
     output.tell_what_is_deleted()
     target = lookup(TARGETS, spec.target, "target")
     backend = load_backend(spec.backend)
@@ -207,6 +217,7 @@ def build_engine(spec: BuildSpec, progress: Progress) -> Manifest:
             move_onnx=True,
             started=started,
             stages=(("export", export_seconds),),
+            plans=plans or {},
         )
         return build_bundle(
             folder,

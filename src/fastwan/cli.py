@@ -22,6 +22,7 @@ from fastwan.signals import end_cleanly_on_signals
 COMMANDS = (
     "make-checkpoint",
     "build-engine",
+    "swap-weights",
     "inspect",
     "generate",
     "bench",

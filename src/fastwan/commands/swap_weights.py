@@ -1,0 +1,51 @@
+"""The command ``swap-weights``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastwan.commands.options import force_option, json_option
+from fastwan.commands.running import report_errors, shown_progress
+from fastwan.console import one_line, print_json, tell
+from fastwan.failures import require_address_space
+
+
+@click.command("swap-weights")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--checkpoint", required=True, help="Folder, transformer file or Hugging Face id.")
+@click.option("--revision", help="Branch, tag or commit on the hub, as owner/name@revision.")
+@click.option("--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder.")
+@click.option("--no-cache", is_flag=True, help="Build every engine anew that holds weights.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")
+@force_option
+@json_option
+@report_errors
+def swap_weights(as_json: bool, no_cache: bool, **options: Any) -> None:
+    """Make a bundle of another checkpoint by the plans of BUNDLE, which was built --weights data.
+
+    It is the one that build-engine would make of that checkpoint, in less time.
+    """
+    require_address_space()
+    from fastwan.parallel import collector_paused
+
+    with collector_paused():
+        from fastwan.bundle import open_bundle
+        from fastwan.quality.report import build_report, inspect_bundle
+        from fastwan.swap import SwapSpec
+        from fastwan.swap import swap_weights as swap
+
+    spec = SwapSpec(use_cache=not no_cache, **options)
+    manifest = swap(spec, shown_progress())
+    if as_json:
+        print_json(build_report(inspect_bundle(open_bundle(spec.output)), manifest))
+        return
+    given = sum(bool(engine.constants) for engine in manifest.engines.values())
+    tell(
+        one_line(
+            f"{spec.output}: weights of {spec.checkpoint} for {given} of {len(manifest.engines)} "
+            f"engines as they were, {manifest.build.seconds:.1f} s (measured)"
+        )
+    )
