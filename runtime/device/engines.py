@@ -81,7 +81,7 @@ class TensorRTEngine:
         self._log = log
         self._dynamic = {
             name
-            for name, (_, shape) in record.plan_tensors.items()
+            for name, (_, shape, _) in record.plan_tensors.items()
             if any(isinstance(size, str) for size in shape)
         }
         self._bound: dict[str, Binding] = {}

@@ -215,10 +215,14 @@ class Engine(Record):
         return (*self.inputs, *self.constants, *self.outputs)
 
     @property
-    def plan_tensors(self) -> dict[str, tuple[str, Shape]]:
-        """dtype and shape by the plan's own names, without leading axes of size 1."""
+    def plan_tensors(self) -> dict[str, tuple[str, Shape, bool]]:
+        """By the plan's own names: dtype, shape without leading ones, whether it is a weight."""
         return {
-            self.bindings.get(spec.name, spec.name): (spec.dtype, _without_ones(spec.shape))
+            self.bindings.get(spec.name, spec.name): (
+                spec.dtype,
+                _without_ones(spec.shape),
+                spec in self.constants,
+            )
             for spec in self.tensors
         }
 

@@ -1,8 +1,9 @@
 """``swap-weights``: a bundle of another checkpoint by the plans that a bundle has.
 
 Where weights are data, no plan of a GEMM depends on them. So such a bundle of other weights is
-built as ``build-engine`` builds it, byte for byte, but for these plans, which are taken over. Engines
-that hold weights (time tables, keys and values of the prompt, decoder, text encoder) are built anew.
+built as ``build-engine`` builds it, byte for byte, but for these plans, which are taken over.
+Engines that hold weights (time tables, keys and values of the prompt, decoder, text encoder) are
+built anew.
 """
 
 from __future__ import annotations

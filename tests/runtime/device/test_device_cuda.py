@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,12 @@ from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttribut
 from fastwan.runtime.device import engines as trt_executor
 from fastwan.runtime.device import platforms
 from fastwan.runtime.device.cuda import CudaDevice, error_kind
-from fastwan.runtime.device.engines import TensorRTEngine, check_target, check_version
+from fastwan.runtime.device.engines import (
+    BoundEngine,
+    TensorRTEngine,
+    check_target,
+    check_version,
+)
 from fastwan.runtime.device.kernels import PluginKernels
 from fastwan.runtime.recording.machine import DeviceError, DeviceInfo
 
@@ -220,6 +226,48 @@ def test_a_refused_enqueue_carries_tensorrts_own_words() -> None:
     context.answer = True
     engine.enqueue({"x": (512, (1, 3, 4)), "y": (1024, (1, 3, 4))}, 4096, 96, 5)
     assert context.calls[-1] == ("execute_async_v3", 5)
+
+
+def test_engines_of_one_plan_bind_their_own_tensors() -> None:
+    plan, context = make_engine()
+    first = BoundEngine(plan, {"a": "x", "b": "y"})
+    second = BoundEngine(plan, {"b": "x", "c": "y"})
+    assert first.scratch_bytes == second.scratch_bytes == plan.scratch_bytes
+    shape = (1, 3, 4)
+    for engine, bindings in (
+        (first, {"a": (512, shape), "b": (1024, shape)}),
+        (second, {"b": (1024, shape), "c": (2048, shape)}),
+    ):
+        engine.enqueue(bindings, 4096, 96, 5)
+    assert [call for call in context.calls if call[0] == "set_tensor_address"] == [
+        ("set_tensor_address", "x", 512),
+        ("set_tensor_address", "y", 1024),
+        ("set_tensor_address", "x", 1024),
+        ("set_tensor_address", "y", 2048),
+    ]
+    assert sum(call[0] == "execute_async_v3" for call in context.calls) == 2
+
+
+def test_each_plan_is_opened_once(data_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, opened = open_bundle(data_bundle), []
+
+    class Loader:
+        def __init__(self, backend: str) -> None:
+            self.backend = backend
+
+        def load(self, name: str, record: Engine, plan: bytes, *_: object) -> str:
+            opened.append(record.file)
+            return record.file
+
+    version = bundle.manifest.versions["tensorrt-rtx"]
+    monkeypatch.setattr(trt_executor, "_module", lambda _: SimpleNamespace(__version__=version))
+    monkeypatch.setattr(trt_executor, "_Loader", Loader)
+    engines = trt_executor.open_engines(bundle, GPU)
+    assert sorted(opened) == sorted({each.file for each in bundle.manifest.engines.values()})
+    assert list(engines) == list(bundle.manifest.engines)
+    shared = {name for name, engine in engines.items() if isinstance(engine, BoundEngine)}
+    assert shared == {name for name, each in bundle.manifest.engines.items() if each.constants}
+    assert len(opened) < len(engines)
 
 
 def test_an_engine_with_other_tensors_than_the_manifest_is_refused() -> None:
