@@ -80,9 +80,9 @@ class TensorRTEngine:
         self._name = name
         self._log = log
         self._dynamic = {
-            name
-            for name, (_, shape, _) in record.plan_tensors.items()
-            if any(isinstance(size, str) for size in shape)
+            record.bindings.get(spec.name, spec.name)
+            for spec in record.inputs
+            if any(isinstance(size, str) for size in spec.shape)
         }
         self._bound: dict[str, Binding] = {}
         self._scratch = (0, 0)

@@ -72,11 +72,13 @@ def outputs(
     library.write_bytes(b"library")
     info = SimpleNamespace(build_info={"tensorrt": "none"})
     monkeypatch.setattr("fastwan.build.build_engine", lambda *_: bundle.manifest)
+    monkeypatch.setattr("fastwan.swap.swap_weights", lambda *_: bundle.manifest)
     monkeypatch.setattr("fastwan.plugins.build.build_plugin", lambda *_, **__: library)
     monkeypatch.setattr("fastwan.plugins.loader.PluginLibrary", lambda *_, **__: info)
     lines = {
         "make-checkpoint": ["--size", "tiny", "--no-text-encoder", str(tmp_path / "checkpoint")],
         "build-engine": ["--checkpoint", "unused", "-o", path],
+        "swap-weights": ["unused", "--checkpoint", "unused", "-o", path],
         "inspect": [path],
         "bench": [path, "--device", "null"],
         "verify": [path],

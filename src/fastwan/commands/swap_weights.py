@@ -33,19 +33,28 @@ def swap_weights(as_json: bool, no_cache: bool, **options: Any) -> None:
 
     with collector_paused():
         from fastwan.bundle import open_bundle
-        from fastwan.quality.report import build_report, inspect_bundle
+        from fastwan.quality.inspection import SwapReport
+        from fastwan.schema import BundleFacts
         from fastwan.swap import SwapSpec
         from fastwan.swap import swap_weights as swap
 
     spec = SwapSpec(use_cache=not no_cache, **options)
     manifest = swap(spec, shown_progress())
-    if as_json:
-        print_json(build_report(inspect_bundle(open_bundle(spec.output)), manifest))
-        return
     given = sum(bool(engine.constants) for engine in manifest.engines.values())
+    report = SwapReport(
+        bundle=BundleFacts.of(open_bundle(spec.output)),
+        seconds=manifest.build.seconds,
+        peak_rss_bytes=manifest.build.peak_rss_bytes,
+        stages=manifest.build.stages,
+        taken=manifest.build.cached,
+        given=given,
+    )
+    if as_json:
+        print_json(report)
+        return
     tell(
         one_line(
             f"{spec.output}: weights of {spec.checkpoint} for {given} of {len(manifest.engines)} "
-            f"engines as they were, {manifest.build.seconds:.1f} s (measured)"
+            f"engines as they were, {report.seconds:.1f} s (measured)"
         )
     )

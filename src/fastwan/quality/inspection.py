@@ -174,6 +174,22 @@ class BuildReport(FigureReport):
     components: dict[str, BuiltComponent]
 
 
+class SwapReport(FigureReport):
+    """What an exchange of weights made and took."""
+
+    kind: Literal["swap-weights"] = "swap-weights"
+    schema_version: Literal[1] = 1
+    bundle: BundleFacts
+    seconds: Measured[float]
+    peak_rss_bytes: Measured[int]
+    stages: Measured[dict[str, float]]
+    """Seconds by stage."""
+    taken: tuple[str, ...]
+    """Plans and engines that were taken as they were, from the bundle or the cache."""
+    given: Measured[int]
+    """Engines that are given their weights."""
+
+
 def milliseconds(seconds: float) -> float | None:
     """A time of `Cost` as a report has it; None for NaN."""
     return None if math.isnan(seconds) else seconds * 1e3

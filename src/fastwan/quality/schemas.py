@@ -17,7 +17,7 @@ from fastwan.doctor import DoctorReport
 from fastwan.export.checkpoint.synthetic import CheckpointReport
 from fastwan.plugins.build import PluginReport
 from fastwan.quality.bench_report import BenchReport
-from fastwan.quality.inspection import BuildReport, InspectReport
+from fastwan.quality.inspection import BuildReport, InspectReport, SwapReport
 from fastwan.quality.selftest.report import SelftestReport
 from fastwan.quality.verify.report import VerifyReport
 from fastwan.runtime.report import GenerateReport
@@ -26,8 +26,8 @@ from fastwan.schema import Report
 REPORTS: dict[str, type[Report]] = {
     report.model_fields["kind"].default: report
     for report in (
-        CheckpointReport, BuildReport, InspectReport, GenerateReport, BenchReport, VerifyReport,
-        SelftestReport, PluginReport, DoctorReport,
+        CheckpointReport, BuildReport, SwapReport, InspectReport, GenerateReport, BenchReport,
+        VerifyReport, SelftestReport, PluginReport, DoctorReport,
     )
 }  # fmt: skip
 """By command; the name is also the report's ``kind``."""
