@@ -232,7 +232,7 @@ def constants(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {each.name: allocate(each).size for each in region().constants}
     monkeypatch.setattr(
         "fastwan.runtime.device.memory.initializers",
-        lambda _bundle, names: {name: bytes(sizes[name]) for name in names},
+        lambda _bundle, names: {name: bytes(sizes[name]) for name in names}.items(),
     )
 
 

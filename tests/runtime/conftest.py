@@ -207,7 +207,7 @@ def segmented(bundle: FakeBundle, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     weights = zeros(made.manifest.regions)
     monkeypatch.setattr(
         "fastwan.runtime.device.memory.initializers",
-        lambda _bundle, names: {name: weights[name] for name in names if name in weights},
+        lambda _bundle, names: {name: weights[name] for name in names if name in weights}.items(),
     )
     return made
 

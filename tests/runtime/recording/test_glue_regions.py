@@ -67,7 +67,7 @@ def test_a_video_counts_the_kernel_and_has_no_race(
     weights = zeros(bundle.manifest.regions)
     monkeypatch.setattr(
         "fastwan.runtime.device.memory.initializers",
-        lambda _bundle, names: {name: weights[name] for name in names if name in weights},
+        lambda _bundle, names: {name: weights[name] for name in names if name in weights}.items(),
     )
     specs = {spec.name: spec for spec in bundle.manifest.regions["region_00"].tensors}
     assert region_op(bundle.manifest.regions["region_00"].nodes[1], specs) == op

@@ -80,7 +80,7 @@ def test_one_video_of_the_tiny_model(tiny: Bundle) -> None:
 def test_every_constant_of_a_region_is_in_the_bundle(tiny: Bundle) -> None:
     specs = {spec.name: spec for r in tiny.manifest.regions.values() for spec in r.constants}
     assert specs
-    found = initializers(tiny, list(specs))
+    found = dict(initializers(tiny, list(specs)))
     layout = plan(record(tiny.manifest, schedule_of(SAMPLERS["unipc"])))
     sizes = {buffer.name: buffer.size for buffer in layout.fixed_buffers}
     assert {name: len(data) for name, data in found.items()} == {n: sizes[n] for n in specs}
