@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnx.defs import OpSchema
 
-from fastwan.export.schemas import DOMAIN, VERSION, attribute, parameter, register
+from fastwan.export.schemas import DOMAIN, VERSION, attribute, optional, parameter, register
 
 _BF16, _FP32, _INT32 = "tensor(bfloat16)", "tensor(float)", "tensor(int32)"
 _INT, _FLOAT = OpSchema.AttrType.INT, OpSchema.AttrType.FLOAT
@@ -16,12 +16,12 @@ _BIAS = parameter("bias", _BF16, "[C]")
 _HIDDEN = parameter("hidden", _BF16, "[1, L, C], the residual")
 _HIDDEN_OUT = parameter("hidden_out", _BF16, "[1, L, C]")
 _VECTORS = [
-    parameter("gate_or_scale", _FP32, "[C], the gate where there are six inputs"),
+    parameter("gate_or_scale", _FP32, "[C], the gate of a node that has one"),
     parameter("scale_or_shift", _FP32, "[C]"),
-    OpSchema.FormalParameter(
-        "shift", _FP32, "[C], of six inputs", param_option=OpSchema.FormalParameterOption.Optional
-    ),
+    optional("shift", _FP32, "[C], behind a gate"),
 ]
+_FACTOR = optional("y_scale", _FP32, "[], of a node with `scaled`: factor of y, behind all it has")
+_SCALED = OpSchema.Attribute("scaled", _INT, "1: the last input is a factor of y", required=False)
 _QUANTIZED = [
     parameter("codes", "tensor(float4e2m1)", "[1, L, C], of global scale 1"),
     parameter("scales", "tensor(float8e4m3fn)", "[1, L, C/16]"),
@@ -36,14 +36,20 @@ def glue_schemas() -> tuple[OpSchema, ...]:
     """One schema a kind of node."""
     x = parameter("x", _BF16, "[1, L, C]")
     return (
-        _schema("GeluQuantize", "Bias, tanh GELU and quantiser.", [_Y, _BIAS], _QUANTIZED),
+        _schema(
+            "GeluQuantize",
+            "Bias, tanh GELU and quantiser.",
+            [_Y, _BIAS, _FACTOR],
+            _QUANTIZED,
+            [_SCALED],
+        ),
         _schema("Quantize", "The quantiser of an activation.", [x], _QUANTIZED),
         _schema(
             "ResidualNormQuantize",
             "Bias, gated residual, layer norm, modulation and quantiser.",
-            [_Y, _BIAS, _HIDDEN, *_VECTORS],
+            [_Y, _BIAS, _HIDDEN, *_VECTORS, _FACTOR],
             [_HIDDEN_OUT, *_QUANTIZED],
-            _NORM,
+            [*_NORM, _SCALED],
         ),
         _schema(
             "NormQuantize",
@@ -55,9 +61,9 @@ def glue_schemas() -> tuple[OpSchema, ...]:
         _schema(
             "ResidualNorm",
             "Bias, gated residual, layer norm and modulation.",
-            [_Y, _BIAS, _HIDDEN, *_VECTORS],
+            [_Y, _BIAS, _HIDDEN, *_VECTORS, _FACTOR],
             [parameter("normed", _BF16, "[1, L, C]")],
-            _NORM,
+            [*_NORM, _SCALED],
         ),
         _schema(
             "CrossAttention",
@@ -70,12 +76,14 @@ def glue_schemas() -> tuple[OpSchema, ...]:
                 parameter("v", _BF16, "[1, H, Lk, 128]"),
                 parameter("key_bias", _FP32, "[Lk], added to the logits"),
                 parameter("key_tiles", _INT32, "[1], tiles of 64 keys that are read"),
+                _FACTOR,
             ],
             _QUANTIZED,
             [
                 attribute("num_heads", _INT, "H; C = 128 H"),
                 attribute("eps", _FLOAT, "of the RMS norm"),
                 attribute("scale", _FLOAT, "of the logits"),
+                _SCALED,
             ],
         ),
     )

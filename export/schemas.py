@@ -15,6 +15,12 @@ def parameter(name: str, kind: str, description: str) -> OpSchema.FormalParamete
     return OpSchema.FormalParameter(name, kind, description)
 
 
+def optional(name: str, kind: str, description: str) -> OpSchema.FormalParameter:
+    """An input that a node need not have; those before it in the list it has."""
+    option = OpSchema.FormalParameterOption.Optional
+    return OpSchema.FormalParameter(name, kind, description, param_option=option)
+
+
 def attribute(name: str, kind: OpSchema.AttrType, description: str) -> OpSchema.Attribute:
     return OpSchema.Attribute(name, kind, description, required=True)
 

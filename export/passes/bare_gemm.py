@@ -18,7 +18,7 @@ from fastwan.export.recipes.nvfp4 import BLOCK
 
 SCALED = "scaled"
 """Attribute of a lifted node whose last input is a factor of its first one."""
-SCALABLE = ("GeluQuantize", "ResidualNormQuantize", "CrossAttention")
+SCALABLE = ("GeluQuantize", "ResidualNormQuantize", "ResidualNorm", "CrossAttention")
 """Lifted nodes that begin with the product of a GEMM."""
 _ONE = "bare_gemm/one"
 _WEIGHT = ("Transpose", "Cast", "DequantizeLinear")

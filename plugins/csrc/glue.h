@@ -37,10 +37,10 @@ typedef enum {
 
 #define FASTWAN_GLUE_ADD_ONE 1u /* the norm is multiplied by 1 + scale, not by scale */
 #define FASTWAN_GLUE_GATE 2u    /* there is a gate, of a residual */
-
 #define FASTWAN_GLUE_SCALE 4u   /* one more input, the last: a factor of y, [1] fp32, for
-                                 * FASTWAN_GLUE_GELU_QUANTIZE, _RESIDUAL_NORM_QUANTIZE and
-                                 * _CROSS_ATTENTION: bf16(y * factor) takes the place of y */
+                                 * FASTWAN_GLUE_GELU_QUANTIZE, _RESIDUAL_NORM_QUANTIZE,
+                                 * _RESIDUAL_NORM and _CROSS_ATTENTION: bf16(y * factor) takes the
+                                 * place of y */
 
 typedef struct {
   uint32_t struct_bytes; /* sizeof(fastwan_glue_desc) */

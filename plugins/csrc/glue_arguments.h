@@ -42,6 +42,7 @@ inline GlueCounts glue_counts(fastwan_glue_desc const& desc) {
 inline bool reads_product(fastwan_glue_desc const& desc) {
   return desc.kind == FASTWAN_GLUE_GELU_QUANTIZE ||
          desc.kind == FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE ||
+         desc.kind == FASTWAN_GLUE_RESIDUAL_NORM ||
          desc.kind == FASTWAN_GLUE_CROSS_ATTENTION;
 }
 

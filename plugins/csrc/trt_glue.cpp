@@ -15,18 +15,21 @@ namespace {
 
 constexpr int32_t kGroup = 16;  // neighbours that share a scale
 
-// A kind of node. Its inputs are bf16 first, then fp32, then int32.
+// A kind of node. Its inputs are bf16 first, then fp32, then int32; behind them all may stand the
+// factor of the first, fp32 of no axis.
 struct Kind {
   char const* name;
   fastwan_glue_kind kind;
   int32_t bf16, fp32, int32;
   bool gate;       // one more fp32 input may be there
+  bool product;    // the first input is a GEMM's product, which may have a factor
   bool norm;       // has eps
   bool modulated;  // has add_one
   bool writes_bf16, quantizes;
 
   bool has_heads() const { return kind == FASTWAN_GLUE_CROSS_ATTENTION; }
   int32_t outputs() const { return (writes_bf16 ? 1 : 0) + (quantizes ? 2 : 0); }
+  // Counts of inputs here are without the factor.
   bool takes(int32_t inputs) const {
     int32_t const least = bf16 + fp32 + int32;
     return inputs == least || (gate && inputs == least + 1);
@@ -43,13 +46,14 @@ struct Kind {
 };
 
 constexpr Kind kKinds[] = {
-    {"GeluQuantize", FASTWAN_GLUE_GELU_QUANTIZE, 2, 0, 0, false, false, false, false, true},
-    {"Quantize", FASTWAN_GLUE_QUANTIZE, 1, 0, 0, false, false, false, false, true},
+    {"GeluQuantize", FASTWAN_GLUE_GELU_QUANTIZE, 2, 0, 0, false, true, false, false, false, true},
+    {"Quantize", FASTWAN_GLUE_QUANTIZE, 1, 0, 0, false, false, false, false, false, true},
     {"ResidualNormQuantize", FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE, 3, 2, 0, true, true, true, true,
-     true},
-    {"NormQuantize", FASTWAN_GLUE_NORM_QUANTIZE, 1, 2, 0, false, true, true, false, true},
-    {"ResidualNorm", FASTWAN_GLUE_RESIDUAL_NORM, 3, 2, 0, true, true, true, true, false},
-    {"CrossAttention", FASTWAN_GLUE_CROSS_ATTENTION, 5, 1, 1, false, true, false, false, true}};
+     true, true},
+    {"NormQuantize", FASTWAN_GLUE_NORM_QUANTIZE, 1, 2, 0, false, false, true, true, false, true},
+    {"ResidualNorm", FASTWAN_GLUE_RESIDUAL_NORM, 3, 2, 0, true, true, true, true, true, false},
+    {"CrossAttention", FASTWAN_GLUE_CROSS_ATTENTION, 5, 1, 1, false, true, true, false, false,
+     true}};
 
 // Attributes of a node; also what is serialised into an engine.
 struct Values {
@@ -57,6 +61,7 @@ struct Values {
   int32_t add_one = -1;
   float eps = -1.0f;
   float scale = 0.0f;
+  int32_t scaled = 0;
 };
 
 std::vector<Attribute> attributes_of(Kind const& kind, Values& values) {
@@ -65,6 +70,7 @@ std::vector<Attribute> attributes_of(Kind const& kind, Values& values) {
   if (kind.norm) attributes.push_back({"eps", nullptr, &values.eps});
   if (kind.modulated) attributes.push_back({"add_one", &values.add_one, nullptr});
   if (kind.has_heads()) attributes.push_back({"scale", nullptr, &values.scale});
+  if (kind.product) attributes.push_back({"scaled", &values.scaled, nullptr});
   return attributes;
 }
 
@@ -81,6 +87,7 @@ std::string problem_of(Kind const& kind, Values const& values) {
   if (kind.has_heads() && (!(values.scale > 0.0f) || !std::isfinite(values.scale))) {
     return "scale must be given, finite and positive";
   }
+  if (values.scaled != 0 && values.scaled != 1) return "scaled must be 0 or 1";
   return "";
 }
 
@@ -104,9 +111,9 @@ class Plugin final : public IPluginV3,
         fields_(fields_of(attributes_of(kind_, values_))),
         collection_{static_cast<int32_t>(fields_.size()), fields_.data()} {
     char text[128];
-    std::snprintf(text, sizeof text, "%s num_heads=%d eps=%g add_one=%d scale=%g", kind_.name,
-                  values_.num_heads, static_cast<double>(values_.eps), values_.add_one,
-                  static_cast<double>(values_.scale));
+    std::snprintf(text, sizeof text, "%s num_heads=%d eps=%g add_one=%d scale=%g scaled=%d",
+                  kind_.name, values_.num_heads, static_cast<double>(values_.eps), values_.add_one,
+                  static_cast<double>(values_.scale), values_.scaled);
     description_ = text;
   }
   Plugin(Plugin const&) = delete;
@@ -133,7 +140,7 @@ class Plugin final : public IPluginV3,
 
   int32_t getOutputDataTypes(DataType* types, int32_t outputs, DataType const*,
                              int32_t inputs) const noexcept override {
-    if (!kind_.takes(inputs) || outputs != kind_.outputs()) return failed("wrong count of tensors");
+    if (!takes(inputs) || outputs != kind_.outputs()) return failed("wrong count of tensors");
     for (int32_t i = 0; i < outputs; ++i) types[i] = kind_.output_type(i);
     return 0;
   }
@@ -141,7 +148,7 @@ class Plugin final : public IPluginV3,
   int32_t getOutputShapes(DimsExprs const* inputs, int32_t nb_inputs, DimsExprs const*, int32_t,
                           DimsExprs* outputs, int32_t nb_outputs,
                           IExprBuilder& builder) noexcept override {
-    if (!kind_.takes(nb_inputs) || nb_outputs != kind_.outputs()) {
+    if (!takes(nb_inputs) || nb_outputs != kind_.outputs()) {
       return failed("wrong count of tensors");
     }
     DimsExprs const& first = inputs[0];
@@ -155,9 +162,9 @@ class Plugin final : public IPluginV3,
 
   bool supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors,
                                  int32_t inputs, int32_t outputs) noexcept override {
-    if (!kind_.takes(inputs) || outputs != kind_.outputs()) return false;
+    if (!takes(inputs) || outputs != kind_.outputs()) return false;
     PluginTensorDesc const& tensor = tensors[position].desc;
-    DataType const type = position < inputs ? kind_.input_type(position, inputs)
+    DataType const type = position < inputs ? input_type(position, inputs)
                                             : kind_.output_type(position - inputs);
     return tensor.type == type && tensor.format == TensorFormat::kLINEAR;
   }
@@ -198,6 +205,13 @@ class Plugin final : public IPluginV3,
   PluginFieldCollection const* getFieldsToSerialize() noexcept override { return &collection_; }
 
  private:
+  bool takes(int32_t inputs) const { return kind_.takes(inputs - values_.scaled); }
+
+  DataType input_type(int32_t position, int32_t inputs) const {
+    int32_t const others = inputs - values_.scaled;
+    return position < others ? kind_.input_type(position, others) : DataType::kFLOAT;
+  }
+
   int32_t failed(std::string const& message) const {
     report(kind_.name, message.c_str());
     return 1;
@@ -206,12 +220,13 @@ class Plugin final : public IPluginV3,
   // Keep whether there is a gate, which `enqueue` is not told, and check shapes of inputs.
   int32_t take(std::vector<Dims> const& shapes) {
     auto const inputs = static_cast<int32_t>(shapes.size());
-    if (!kind_.takes(inputs)) return failed("wrong count of inputs");
-    gated_ = kind_.gated(inputs);
+    if (!takes(inputs)) return failed("wrong count of inputs");
+    int32_t const others = inputs - values_.scaled;
+    gated_ = kind_.gated(others);
     if (shapes[0].nbDims != 3 || shapes[0].d[0] != 1) return failed("the first must be [1, L, C]");
     int64_t const rows = shapes[0].d[1], columns = shapes[0].d[2];
     for (int32_t i = 1; i < inputs; ++i) {
-      if (!fits(i, shapes[i], rows, columns)) {
+      if (i < others ? !fits(i, shapes[i], rows, columns) : !is(shapes[i], {})) {
         return failed("input " + std::to_string(i) + " does not fit the first");
       }
     }
@@ -245,7 +260,8 @@ class Plugin final : public IPluginV3,
     desc.eps = kind_.norm ? values_.eps : 0.0f;
     desc.softmax_scale = values_.scale;
     desc.flags = (values_.add_one == 1 ? FASTWAN_GLUE_ADD_ONE : 0u) |
-                 (gated_ ? FASTWAN_GLUE_GATE : 0u);
+                 (gated_ ? FASTWAN_GLUE_GATE : 0u) |
+                 (values_.scaled == 1 ? FASTWAN_GLUE_SCALE : 0u);
     return desc;
   }
 

@@ -15,6 +15,7 @@ auto const fp32 = DataType::kFLOAT;
 struct Case {
   char const* name;
   std::vector<DynamicPluginTensorDesc> inputs, outputs;
+  int64_t scaled = 0;
 };
 
 std::vector<Case> cases() {
@@ -23,6 +24,11 @@ std::vector<Case> cases() {
   auto const vector = tensor(fp32, {256});
   auto const codes = tensor(DataType::kFP4, {1, 40, 256});
   auto const scales = tensor(DataType::kFP8, {1, 40, 16});
+  auto const keys = tensor(bf16, {1, 128, 256});
+  auto const values = tensor(bf16, {1, 2, 128, 128});
+  auto const key_bias = tensor(fp32, {128});
+  auto const key_tiles = tensor(DataType::kINT32, {1});
+  auto const factor = tensor(fp32, {});
   return {{"GeluQuantize", {row, bias}, {codes, scales}},
           {"Quantize", {row}, {codes, scales}},
           {"ResidualNormQuantize", {row, bias, row, vector, vector}, {row, codes, scales}},
@@ -30,12 +36,20 @@ std::vector<Case> cases() {
           {"NormQuantize", {row, vector, vector}, {codes, scales}},
           {"ResidualNorm", {row, bias, row, vector, vector, vector}, {row}},
           {"CrossAttention",
-           {row, bias, bias, tensor(bf16, {1, 128, 256}), tensor(bf16, {1, 2, 128, 128}),
-            tensor(fp32, {128}), tensor(DataType::kINT32, {1})},
-           {codes, scales}}};
+           {row, bias, bias, keys, values, key_bias, key_tiles},
+           {codes, scales}},
+          // With a factor of the product.
+          {"GeluQuantize", {row, bias, factor}, {codes, scales}, 1},
+          {"ResidualNormQuantize", {row, bias, row, vector, vector, factor}, {row, codes, scales},
+           1},
+          {"ResidualNorm", {row, bias, row, vector, vector, vector, factor}, {row}, 1},
+          {"CrossAttention",
+           {row, bias, bias, keys, values, key_bias, key_tiles, factor},
+           {codes, scales},
+           1}};
 }
 
-IPluginV3* made_by(IPluginCreatorV3One* creator) {
+IPluginV3* made_by(IPluginCreatorV3One* creator, int64_t const& scaled) {
   static int64_t const heads = 2, one = 1;
   static float const eps = 1e-6f, scale = 0.0883883461f;
   std::vector<PluginField> fields;
@@ -46,6 +60,7 @@ IPluginV3* made_by(IPluginCreatorV3One* creator) {
     void const* const data = name == "eps"       ? static_cast<void const*>(&eps)
                              : name == "scale"   ? static_cast<void const*>(&scale)
                              : name == "add_one" ? static_cast<void const*>(&one)
+                             : name == "scaled"  ? static_cast<void const*>(&scaled)
                                                  : static_cast<void const*>(&heads);
     fields.emplace_back(names->fields[i].name, data,
                         real ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT64, 1);
@@ -56,9 +71,10 @@ IPluginV3* made_by(IPluginCreatorV3One* creator) {
 
 void drive(Case const& each, IPluginCreatorV3One* creator) {
   auto const say = [&](char const* name, long long value) {
-    std::printf("%s/%zu %s %lld\n", each.name, each.inputs.size(), name, value);
+    std::printf("%s/%zu%s %s %lld\n", each.name, each.inputs.size(),
+                each.scaled != 0 ? "/scaled" : "", name, value);
   };
-  std::unique_ptr<IPluginV3> first(made_by(creator));
+  std::unique_ptr<IPluginV3> first(made_by(creator, each.scaled));
   std::unique_ptr<IPluginV3> plugin(first->clone());
   first.reset();  // the clone must stand alone
   auto* const build = static_cast<IPluginV3OneBuild*>(
@@ -110,7 +126,8 @@ void drive(Case const& each, IPluginCreatorV3One* creator) {
   std::vector<PluginTensorDesc> in;
   for (auto const& described : each.inputs) in.push_back(described.desc);
   say("change", runtime->onShapeChange(in.data(), inputs, nullptr, outputs));
-  in[inputs > 1 ? 1 : 0].dims.nbDims = 4;
+  size_t const changed = each.scaled != 0 ? in.size() - 1 : inputs > 1 ? 1 : 0;
+  in[changed].dims.nbDims = 4;
   say("wrong", runtime->onShapeChange(in.data(), inputs, nullptr, outputs));
   say("fewer", runtime->onShapeChange(in.data(), 0, nullptr, outputs));
 

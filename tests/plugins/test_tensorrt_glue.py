@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from fastwan.export.passes.bare_gemm import SCALABLE
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions import REGIONS
-from fastwan.plugins.regions.glue import GlueOp
+from fastwan.plugins.regions.glue import GlueOp, ScalableOp
 from testkit.tensorrt_headers import cuda_include, tensorrt_include
 
 # In a process of its own, because a registry is global.
@@ -27,8 +28,8 @@ from fastwan.plugins.registry import CREATORS, load_into_registry
 logger = trt.Logger(trt.Logger.ERROR)
 load_into_registry(trt, Path(sys.argv[2]))
 registry = trt.get_plugin_registry()
-good = {"num_heads": 12, "eps": 1e-6, "add_one": 1, "scale": 0.088388346}
-bad = {"num_heads": 41, "eps": -1.0, "add_one": 2, "scale": 0.0}
+good = {"num_heads": 12, "eps": 1e-6, "add_one": 1, "scale": 0.088388346, "scaled": 1}
+bad = {"num_heads": 41, "eps": -1.0, "add_one": 2, "scale": 0.0, "scaled": 2}
 
 def create(creator, fields):
     made = []
@@ -55,13 +56,14 @@ for name, version, domain in CREATORS[1:]:
 print(json.dumps(found))
 """
 NORM, CROSS = ["eps", "add_one"], ["num_heads", "eps", "scale"]
+OPTIONAL = "scaled"
 FIELDS = {
-    "GeluQuantize": [],
+    "GeluQuantize": [OPTIONAL],
     "Quantize": [],
-    "ResidualNormQuantize": NORM,
+    "ResidualNormQuantize": [*NORM, OPTIONAL],
     "NormQuantize": NORM,
-    "ResidualNorm": NORM,
-    "CrossAttention": CROSS,
+    "ResidualNorm": [*NORM, OPTIONAL],
+    "CrossAttention": [*CROSS, OPTIONAL],
 }
 
 
@@ -73,7 +75,11 @@ def plugin_path(library: PluginLibrary) -> Path:
 
 
 def test_every_kind_is_named_here() -> None:
-    assert set(FIELDS) == {name for name, kind in REGIONS.items() if issubclass(kind, GlueOp)}
+    kinds = {name: kind for name, kind in REGIONS.items() if issubclass(kind, GlueOp)}
+    assert set(FIELDS) == set(kinds)
+    scalable = {name for name, kind in kinds.items() if issubclass(kind, ScalableOp)}
+    assert {name for name, fields in FIELDS.items() if OPTIONAL in fields} == scalable
+    assert scalable == set(SCALABLE)
 
 
 @pytest.mark.trt
@@ -92,7 +98,7 @@ def test_a_registry_makes_each_node_and_refuses_other_fields(
             "fields": fields,
             "made": True,
             "refused": fields,
-            "missing": fields,
+            "missing": [field for field in fields if field != OPTIONAL],
             "unknown": True,
         }
         for name, fields in FIELDS.items()
@@ -118,7 +124,9 @@ def test_every_capability_of_each_node(plugin_path: Path, tmp_path: Path) -> Non
             node, name, value = line.split(" ")
             said.setdefault(node, {})[name] = int(value)
     assert {name.partition("/")[0] for name in said} == set(FIELDS)
-    assert len(said) == 7  # with a gate and without one
+    # With a gate and without one, and four with a factor of the product.
+    assert sum(name.endswith("/scaled") for name in said) == 4
+    assert len(said) == 11
     zero = ["outputs", "accepted", "refused", "types", "shapes", "unlike", "configure"]
     zero += ["workspace", "change", "rebuilt"]
     expected = dict.fromkeys(zero, 0) | {"wrong": 1, "fewer": 1, "attached": 1}

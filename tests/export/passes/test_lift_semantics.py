@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fastwan.export.glue_schemas import glue_schemas
+from fastwan.export.passes.bare_gemm import SCALABLE, SCALED
 from fastwan.export.passes.fusions import find_fusion
 from fastwan.export.passes.split_dit import split_dit
+from fastwan.export.recipes import NVFP4
 from fastwan.onnx_guard import BundleGraph
 from fastwan.plugins.glue_reference import (
     attention_to_keys,
@@ -254,12 +256,20 @@ def test_gates_scales_and_shifts_are_tables_of_the_timestep(lifted: ir.Model, ti
     assert vectors <= {str(value.name) for value in parts["dit"].graph.inputs}
 
 
-def test_lifted_nodes_keep_to_their_schemas(lifted: ir.Model) -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_lifted_nodes_keep_to_their_schemas(exported: Any, scaled: bool) -> None:
+    lifted = find_fusion("all").apply(exported.model())
+    assert not scaled or NVFP4().scale_behind(lifted)
     nodes = [node for node in lifted.graph if node.op_type in {s.name for s in glue_schemas()}]
     assert {node.op_type for node in nodes} == {schema.name for schema in glue_schemas()}
+    assert {node.op_type for node in nodes if SCALED in node.attributes} == (
+        set(SCALABLE) if scaled else set()
+    )
     for node in nodes:
         schema = onnx.defs.get_schema(node.op_type, 1, "fastwan")
-        assert set(node.attributes) == set(schema.attributes)
+        required = {name for name, each in schema.attributes.items() if each.required}
+        assert required <= set(node.attributes) <= set(schema.attributes)
+        assert set(node.attributes) - required <= {SCALED}
         assert schema.min_input <= len(node.inputs) <= schema.max_input
         assert len(node.outputs) == schema.max_output
         pairs = [*zip(node.inputs, schema.inputs, strict=False)]

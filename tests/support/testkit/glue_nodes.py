@@ -54,6 +54,8 @@ BOUNDARIES: tuple[GlueOp, ...] = (
     GeluQuantize(17, 240, scaled=True),
     ResidualNormQuantize(9, 256, _PLAIN, gated=False, scaled=True),
     ResidualNormQuantize(16, 1664, _ONE, gated=True, scaled=True),
+    ResidualNorm(9, 256, _PLAIN, gated=False, scaled=True),
+    ResidualNorm(16, 1664, _ONE, gated=True, scaled=True),
     CrossAttention(17, 256, 192, _TWO, scaled=True),
 )
 
