@@ -1,4 +1,4 @@
-"""``swap-weights``: a bundle of another checkpoint by the plans that a bundle has.
+"""``swap-weights``: a bundle of other weights by the plans that a bundle has.
 
 Where weights are data, no plan of a GEMM depends on them. So such a bundle of other weights is
 built as ``build-engine`` builds it, byte for byte, but for these plans, which are taken over.
@@ -8,14 +8,14 @@ built anew.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastwan import __version__
 from fastwan.build import BuildSpec, build_engine
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.config import MODELS
+from fastwan.config import MODELS, DecoderConfig, DiTConfig, TextEncoderConfig
 from fastwan.engines.backend import load_backend
 from fastwan.engines.builder import KnownPlan
 from fastwan.engines.layer_json import bundle_layers
@@ -29,6 +29,8 @@ from fastwan.tables import lookup
 if TYPE_CHECKING:
     from fastwan.export.checkpoint.reader import Checkpoint
 
+_CONFIGS = (DiTConfig, DecoderConfig, TextEncoderConfig)
+
 
 @dataclass(frozen=True)
 class SwapSpec:
@@ -40,6 +42,8 @@ class SwapSpec:
         output: folder of the new bundle; replaced if all of it is a bundle of this tool.
         revision: branch, tag or commit of a Hugging Face id.
         taehv: weight file of the decoder, where the checkpoint has none.
+        model: row of `fastwan.config.MODELS`; told by the checkpoint where None.
+        lora: as of `BuildSpec`; those of the bundle are not taken over.
         use_cache: take finished parts from the cache and leave new ones there.
         force: replace the output whatever it holds.
     """
@@ -49,6 +53,8 @@ class SwapSpec:
     output: Path
     revision: str | None = None
     taehv: Path | None = None
+    model: str | None = None
+    lora: tuple[str, ...] = ()
     use_cache: bool = True
     force: bool = False
 
@@ -67,7 +73,11 @@ def swap_weights(spec: SwapSpec, progress: Progress) -> Manifest:
     _require_data(bundle)
     _require_same_tools(manifest)
     checkpoint = open_checkpoint(
-        spec.checkpoint, taehv=spec.taehv, components=manifest.components, revision=spec.revision
+        spec.checkpoint,
+        taehv=spec.taehv,
+        components=manifest.components,
+        model=spec.model,
+        revision=spec.revision,
     )
     _require_same_model(manifest, checkpoint)
     shape = manifest.onnx.model.shape
@@ -78,6 +88,8 @@ def swap_weights(spec: SwapSpec, progress: Progress) -> Manifest:
         output=spec.output,
         revision=spec.revision,
         taehv=spec.taehv,
+        model=spec.model,
+        lora=spec.lora,
         target=manifest.target,
         backend=manifest.backend,
         attention=manifest.attention,
@@ -145,20 +157,32 @@ def _require_same_model(manifest: Manifest, checkpoint: Checkpoint) -> None:
     preset = lookup(MODELS, checkpoint.model_name, "model")
     pairs = {
         "recipe": (made.recipe, preset.recipe),
-        "shapes of the transformer": (made.dit, checkpoint.dit_config),
+        "transformer": (made.dit, checkpoint.dit_config),
     }
     if "decoder" in manifest.components:
-        pairs["shapes of the decoder"] = (made.decoder, checkpoint.decoder_config)
+        pairs["decoder"] = (made.decoder, checkpoint.decoder_config)
     if "text_encoder" in manifest.components:
-        pairs["shapes of the text encoder"] = (made.text_encoder, checkpoint.text_config)
+        pairs["text encoder"] = (made.text_encoder, checkpoint.text_config)
     for what, (bundles, checkpoints) in pairs.items():
         if bundles != checkpoints:
             raise BadInput(
-                f"the {what} of the checkpoint are not those of the bundle: {checkpoints}, "
-                f"not {bundles}",
+                f"the {what} of the checkpoint is not that of the bundle: "
+                f"{_difference(checkpoints, bundles)}",
                 where="--checkpoint",
                 fix="build it with build-engine",
             )
+
+
+def _difference(found: object, wanted: object) -> str:
+    """Two values, or the fields in which two configurations differ."""
+    if not isinstance(found, _CONFIGS) or not isinstance(wanted, _CONFIGS):
+        return f"{found}, not {wanted}"
+    other = asdict(wanted)
+    return ", ".join(
+        f"{name} {value}, not {other.get(name)}"
+        for name, value in asdict(found).items()
+        if value != other.get(name)
+    )
 
 
 def _text_recipe(manifest: Manifest) -> str:

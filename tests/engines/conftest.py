@@ -253,9 +253,12 @@ class FakeBackend:
         if source.name == self.fail_on:
             raise KeyboardInterrupt
         self.built.append(source.name)
-        spec = TensorSpec(name=f"{source.name}.x", dtype="bfloat16", shape=(1, M, K))
+        x, y = (
+            TensorSpec(name=f"{source.name}.{name}", dtype="bfloat16", shape=(1, M, K))
+            for name in ("x", "y")
+        )
         plan = memoryview(self.plan + source.name.encode())
-        return BuiltEngine(plan, self.layers, 1024, (spec,), (spec,))
+        return BuiltEngine(plan, self.layers, 1024, (x,), (y,))
 
 
 def fp4_gemm(nodes: tuple[str, ...] = ("a/MatMul",), n: int = N) -> LayerRecord:

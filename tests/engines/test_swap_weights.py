@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 import fastwan.engines.builder
 from fastwan.build import BuildSpec, build_engine
 from fastwan.bundle import open_bundle
+from fastwan.cli import main
 from fastwan.errors import BadInput, EnvironmentLacks, VerificationFailed
+from fastwan.export.checkpoint.reader import open_checkpoint
 from fastwan.export.checkpoint.synthetic import make_checkpoint
 from fastwan.manifest import MANIFEST, Manifest
 from fastwan.ownership import RECORD
@@ -21,6 +26,8 @@ from fastwan.progress import Quiet
 from fastwan.swap import SwapSpec, swap_weights
 
 pytestmark = pytest.mark.trt
+
+CHECKPOINT_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +131,17 @@ def other_builder(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        (other_layers, BadInput, "shapes of the transformer of the checkpoint are not those"),
-        (other_recipe, BadInput, "recipe of the checkpoint are not those of the bundle: nvfp4"),
-        (other_decoder, BadInput, "shapes of the decoder"),
+        (
+            other_layers,
+            BadInput,
+            "the transformer of the checkpoint is not that of the bundle: num_layers 2, not 3",
+        ),
+        (
+            other_recipe,
+            BadInput,
+            "the recipe of the checkpoint is not that of the bundle: nvfp4, not bf16",
+        ),
+        (other_decoder, BadInput, "the decoder of the checkpoint is not that"),
         (inline_weights, BadInput, "holds its weights in engines"),
         (other_tool, EnvironmentLacks, r"built by fastwan-export 0\.0\.9"),
         (other_builder, EnvironmentLacks, r"tensorrt-rtx 1\.6; here is"),
@@ -148,6 +163,99 @@ def test_a_bundle_that_does_not_fit_is_refused_before_any_work(
     with pytest.raises(error, match=message):
         swap_weights(SwapSpec(copied, str(other), out), Quiet())
     assert not out.exists()
+
+
+def fewer_layers(folder: Path) -> None:
+    """Leave the last block out."""
+    config, weights = (folder / "transformer" / name for name in CHECKPOINT_FILES)
+    fields = json.loads(config.read_text())
+    last = fields["num_layers"] - 1
+    config.write_text(json.dumps(fields | {"num_layers": last}))
+    tensors = load_file(weights)
+    save_file({n: t for n, t in tensors.items() if not n.startswith(f"blocks.{last}.")}, weights)
+
+
+def fp8_model(folder: Path) -> None:
+    """Let the checkpoint say that it is the model whose linears are FP8."""
+    path = folder / "model_index.json"
+    origin = {"_name_or_path": "FastVideo/FastWan-QAD-FP8-1.3B"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | origin))
+
+
+def nothing(folder: Path) -> None:
+    """Leave it as it is."""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (nothing, ""),
+        (fewer_layers, "the transformer of the checkpoint is not that of the bundle: num_layers 1"),
+        (fp8_model, "the recipe of the checkpoint is not that of the bundle: fp8, not nvfp4"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(
+    data_bundle: Path,
+    other: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    message: str,
+) -> None:
+    checkpoint, out = tmp_path / "checkpoint", tmp_path / "bundle"
+    shutil.copytree(other, checkpoint)
+    change(checkpoint)
+    options = ["--checkpoint", str(checkpoint), "-o", str(out)]
+    model = ["--model", "FastWan-QAD-1.3B"] if change is fewer_layers else []
+    result = CliRunner().invoke(main, ["swap-weights", str(data_bundle), *options, *model])
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert (result.exit_code, len(errors)) == ((2, 1) if message else (0, 0))
+    if message:
+        assert message in errors[0]
+        assert "build it with build-engine" in errors[0]
+    assert out.exists() is not bool(message)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint"} | (
+        set() if message else {"bundle"}
+    )
+
+
+@pytest.fixture
+def lora(tiny_checkpoint: Path, tmp_path: Path) -> str:
+    """A file that changes one linear of a step."""
+    name = "blocks.1.ffn.net.2"
+    outputs, inputs = open_checkpoint(tiny_checkpoint, components=("dit",)).transformer.shape(
+        f"{name}.weight"
+    )
+    draw = torch.Generator().manual_seed(0)
+    pair = {
+        "A": torch.randn(4, inputs, generator=draw),
+        "B": torch.randn(outputs, 4, generator=draw),
+    }
+    path = tmp_path / "style.safetensors"
+    save_file({f"transformer.{name}.lora_{k}.weight": t for k, t in pair.items()}, path)
+    return str(path)
+
+
+def test_a_lora_of_a_steps_linears_builds_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, lora: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTWAN_CACHE_DIR", str(tmp_path / "cache"))
+    source, parts = str(tiny_checkpoint), ("dit",)
+    plain, styled, built = (tmp_path / name for name in ("plain", "styled", "built"))
+    build_engine(BuildSpec(source, plain, fusion="all", components=parts), Quiet())
+    manifest = swap_weights(SwapSpec(plain, source, styled, lora=(lora,)), Quiet())
+    plans = {Path(engine.file).stem for engine in manifest.engines.values()}
+    plans |= {Path(each.engine.file).stem for each in manifest.fallbacks.values()}
+    assert set(manifest.build.cached) == plans
+    (adapter,) = manifest.onnx.model.adapters
+    assert (adapter.file, adapter.tensors) == ("style.safetensors", 1)
+    before, after = files_of(plain), files_of(styled)
+    assert {name for name in after if before[name] != after[name]} == {
+        "onnx/dit.data",
+        "onnx/export.json",
+    }
+    spec = BuildSpec(source, built, fusion="all", components=parts, lora=(lora,), use_cache=False)
+    build_engine(spec, Quiet())
+    assert files_of(built) == after
 
 
 def test_a_damaged_plan_is_not_taken_over(copied: Path, other: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_no_linear_loses_fp4(data: Bundle, inline: Bundle) -> None:
     linears = 10 * data.manifest.onnx.model.dit.num_layers
     for bundle in (data, inline):
         part = inspect_bundle(bundle).components["dit"]
-        assert part.linears == part.fp4_linears == linears
+        assert part.linears == part.quantised_linears == linears
     assert inspect_bundle(data).bundle.weights == DATA
     assert inspect_bundle(inline).bundle.weights == INLINE
 
