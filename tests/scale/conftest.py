@@ -49,6 +49,8 @@ def command() -> list[str]:
 
 
 CONFIG = DiTConfig(num_layers=3)
+ONE = ".qkv.weight_scale_2"
+"""Of a merged weight, whose three true scales the attention applies."""
 
 
 def _fill(model: ir.Model, path: Path) -> None:
@@ -63,6 +65,8 @@ def _fill(model: ir.Model, path: Path) -> None:
             size = nbytes(value)
             if value.dtype == ir.DataType.FLOAT:
                 raw = torch.rand(size // 4, generator=generator).add_(0.5)
+                if name.endswith(ONE):
+                    raw.fill_(1)
             elif value.dtype == ir.DataType.BFLOAT16:
                 raw = torch.rand(size // 2, generator=generator).bfloat16()
             else:

@@ -1,11 +1,14 @@
 """One block of the 1.3 B transformer at 832x480x81 under each fusion, as the builder makes it.
 
-From one attention to the next: engines, kernels, bytes of passes over memory, FP4.
+From one attention to the next: engines, kernels, bytes of passes over memory, FP4. And what it
+costs to give engines their weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -15,8 +18,8 @@ import pytest
 from fastwan.config import FUSIONS, TARGETS, DiTConfig
 from fastwan.engines.backend import BuildOptions, BuiltEngine
 from fastwan.engines.coverage import check_coverage, check_onnx_linears
-from fastwan.engines.plan import DitPlan, plan_dit, serialized
-from fastwan.engines.regions import region_records
+from fastwan.engines.plan import DATA, INLINE, DitPlan, plan_dit, serialized
+from fastwan.engines.regions import region_records, tensor_spec
 from fastwan.engines.source import EngineSource
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.export.attentions import find_attention
@@ -55,13 +58,23 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Built:
-    """A plan and its engines."""
+    """A plan and its engines, with their records by the nodes of their own graphs."""
 
     plan: DitPlan
     engines: dict[str, BuiltEngine]
 
     def block(self) -> Cost:
         """What runs behind the first attention, up to the end of the second one."""
+        costs = self._costs()
+        first, second, *_ = (index for index, (attends, _) in enumerate(costs) if attends)
+        return total(cost for _, cost in costs[first + 1 : second + 1])
+
+    def step(self) -> Cost:
+        """All that runs in a step of these few blocks."""
+        return total(cost for _, cost in self._costs())
+
+    def _costs(self) -> list[tuple[bool, Cost]]:
+        """Of engines and regions in their order: whether it is the attention, and its cost."""
         records = {
             part.name: Engine(
                 file=part.name,
@@ -82,29 +95,57 @@ class Built:
             for region in (each for each in regions.values() if each.after == name):
                 attends = any(node.op == "SageAttention3" for node in region.nodes)
                 costs.append((attends, region_cost(region, GPU)))
-        first, second, *_ = (index for index, (attends, _) in enumerate(costs) if attends)
-        return total(cost for _, cost in costs[first + 1 : second + 1])
+        return costs
+
+
+Build = Callable[[str, str], Built]
+
+
+@pytest.fixture(scope="module")
+def build(graph: tuple[ir.Model, Path]) -> Build:
+    """Build a fusion with weights inline or as data, each once."""
+    model, folder = graph
+
+    @cache
+    def made(fusion: str, weights: str) -> Built:
+        plan = plan_dit(
+            model,
+            targeted_linears(CONFIG, NVFP4()),
+            attention=find_attention("sage3"),
+            plugins=False,
+            fusion=find_fusion(fusion),
+            weights=weights,
+        )
+        backend = TensorRTRTX()
+        plans: dict[str, BuiltEngine] = {}
+        engines = {}
+        for part in plan.parts:
+            gemm = part.gemm
+            name, shown = (part.name, part.model) if gemm is None else (gemm.name, gemm.model)
+            if name not in plans:
+                source = EngineSource(name, "dit", serialized(shown), folder, part.cadence)
+                options = BuildOptions(TARGETS["rtx5090"])
+                plans[name] = backend.build(source, options, Quiet())
+            found = plans[name]
+            if gemm is not None:
+                own = gemm.nodes
+                layers = (replace(r, nodes=tuple(own[n] for n in r.nodes)) for r in found.layers)
+                found = replace(
+                    found,
+                    layers=tuple(layers),
+                    inputs=tuple(map(tensor_spec, part.model.graph.inputs)),
+                    outputs=tuple(map(tensor_spec, part.model.graph.outputs)),
+                )
+            engines[part.name] = found
+        backend.close()
+        return Built(plan, engines)
+
+    return made
 
 
 @pytest.fixture(scope="module", params=list(FUSIONS))
-def built(request: pytest.FixtureRequest, graph: tuple[ir.Model, Path]) -> tuple[str, Built]:
-    model, folder = graph
-    name: str = request.param
-    plan = plan_dit(
-        model,
-        targeted_linears(CONFIG, NVFP4()),
-        attention=find_attention("sage3"),
-        plugins=False,
-        fusion=find_fusion(name),
-    )
-    backend = TensorRTRTX()
-    engines = {}
-    for part in plan.parts:
-        data = serialized(part.model)
-        source = EngineSource(part.name, "dit", data, folder, part.cadence, part.linears)
-        engines[part.name] = backend.build(source, BuildOptions(TARGETS["rtx5090"]), Quiet())
-    backend.close()
-    return name, Built(plan, engines)
+def built(request: pytest.FixtureRequest, build: Build) -> tuple[str, Built]:
+    return request.param, build(request.param, INLINE)
 
 
 def test_a_block_moves_no_more_than_its_fusion_allows(built: tuple[str, Built]) -> None:
@@ -116,7 +157,11 @@ def test_a_block_moves_no_more_than_its_fusion_allows(built: tuple[str, Built]) 
 
 
 def test_every_linear_of_every_engine_is_an_fp4_gemm(built: tuple[str, Built]) -> None:
-    _, made = built
+    assert fp4_linears(built[1]) == 10 * CONFIG.num_layers
+
+
+def fp4_linears(made: Built) -> int:
+    """Linears of the checkpoint that are FP4 GEMMs; none may be lost."""
     covered = 0
     for part in made.plan.parts:
         model = onnx.load_from_string(serialized(part.model))
@@ -124,7 +169,21 @@ def test_every_linear_of_every_engine_is_an_fp4_gemm(built: tuple[str, Built]) -
         coverage = check_coverage(made.engines[part.name].layers, part.linears, elements)
         assert coverage.lost == ()
         covered += sum(len(linear.sources) for linear in coverage.covered)
-    assert covered == 10 * CONFIG.num_layers
+    return covered
+
+
+def test_given_weights_cost_at_most_a_hundredth_and_no_fp4(build: Build) -> None:
+    """Of a step, and so of a video: all that a video has beside its steps is the same."""
+    inline, data = build("all", INLINE), build("all", DATA)
+    given = [part for part in data.plan.parts if part.gemm is not None]
+    # All six of a block: merged query, key and value, both outputs, a query, and two of the MLP.
+    assert len(given) == 6 * CONFIG.num_layers
+    assert len({part.gemm.name for part in given if part.gemm is not None}) == 4
+    assert fp4_linears(data) == fp4_linears(inline) == 10 * CONFIG.num_layers
+    before, after = inline.step(), data.step()
+    # Two kernels bring the scales of each weight into the layout of the tensor cores.
+    assert after.kernels == before.kernels + 2 * len(given)
+    assert before.seconds < after.seconds <= 1.01 * before.seconds
 
 
 def test_fusions_move_ever_less() -> None:
