@@ -1,17 +1,19 @@
 """FP4 against bf16, block by block, at full width: where an error starts and whether it grows.
 
     python scripts/fp4_error.py CHECKPOINT --latents LATENTS.safetensors --tokens 512
+    python scripts/fp4_error.py CHECKPOINT --latents LATENTS.safetensors --lora FILE[:SCALE]
 
 Two streams of hidden states run through the transformer, one with bf16 linears and exact
 attention, one with NVFP4 linears and the FP4 attention. For each block: the difference of the
 streams, relative to the change that the bf16 stream has seen since the first block, and the block's
 own error, that of one block on the same input relative to what it adds. One block of weights is in
-memory at a time.
+memory at a time. With LoRA files, both with them and without them.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +23,8 @@ from fastwan.config import DiTConfig, VideoShape
 from fastwan.errors import BadInput
 from fastwan.export.attentions import EXACT
 from fastwan.export.attentions.sage3 import FP4
-from fastwan.export.checkpoint.reader import open_checkpoint
+from fastwan.export.checkpoint.lora import open_lora, parse_lora
+from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.models import wan
 from fastwan.export.models.layers import rope_tables, timestep_frequencies
 from fastwan.export.onnx_io import TensorSource
@@ -106,11 +109,32 @@ def block_errors(
     return errors
 
 
+def lora_errors(
+    checkpoint: Checkpoint, files: Sequence[str], latents: Tensor, shape: VideoShape
+) -> list[tuple[float, ...]]:
+    """`block_errors` of a checkpoint, and behind them those with LoRA files merged.
+
+    Args:
+        files: as FILE[:scale], merged in this order; none adds nothing.
+
+    Raises:
+        BadInput: a file that is no LoRA of the model.
+    """
+    config = checkpoint.dit_config
+    loras = [open_lora(path, scale, config) for path, scale in map(parse_lora, files)]
+    plain = block_errors(checkpoint.transformer, config, latents, shape)
+    if not loras:
+        return [*plain]
+    merged = block_errors(checkpoint.adapted(loras).transformer, config, latents, shape)
+    return [(*before, *after) for before, after in zip(plain, merged, strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("checkpoint")
     parser.add_argument("--latents", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]")
     options = parser.parse_args()
     torch.set_num_threads(1)
     checkpoint = open_checkpoint(options.checkpoint, components=("dit",))
@@ -118,10 +142,11 @@ def main() -> None:
     print(
         f"{shape.num_tokens} tokens of {options.latents.name}, timestep {TIMESTEP:.0f} (emulated)"
     )
-    print("| block | error so far | error of the block alone |\n|---|---|---|")
-    errors = block_errors(checkpoint.transformer, checkpoint.dit_config, latents, shape)
-    for index, (drift, own) in enumerate(errors):
-        print(f"| {index} | {drift:.4f} | {own:.4f} |")
+    titles = ["error so far", "error of the block alone"]
+    titles += [f"{title}, with LoRA" for title in titles if options.lora]
+    print(f"| block | {' | '.join(titles)} |\n|---{'|---' * len(titles)}|")
+    for index, row in enumerate(lora_errors(checkpoint, options.lora, latents, shape)):
+        print(f"| {index} | {' | '.join(f'{error:.4f}' for error in row)} |")
 
 
 if __name__ == "__main__":
