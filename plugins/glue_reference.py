@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fastwan.plugins.nvfp4 import quantize_activation
 from fastwan.plugins.packing import HEAD_DIM
-from fastwan.plugins.reference import _warp_sum as warp_sum
-from fastwan.plugins.reference import rms_norm
+from fastwan.plugins.prologue_reference import rms_norm, warp_sum
 
 KEY_TILE = 64
 """Keys that ``key_tiles`` counts as one."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from fastwan.plugins.nvfp4 import round_to_e4m3
 from fastwan.plugins.packing import HEAD_DIM, heads_first
-from fastwan.plugins.reference import prologue
+from fastwan.plugins.prologue_reference import prologue
 
 QUERY_ROWS = 32
 """Queries whose scales lie side by side: those of a warp."""
@@ -244,7 +244,7 @@ def attention_node(
     granularity: Granularity,
     sum_keys: int = 32,
 ) -> Tensor:
-    """The whole node; arguments as `fastwan.plugins.reference.prologue` and `attend`.
+    """The whole node; arguments as `fastwan.plugins.prologue_reference.prologue` and `attend`.
 
     Returns:
         [B, L, C] bf16, zero from row `num_tokens` on.

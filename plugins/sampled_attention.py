@@ -1,7 +1,7 @@
 """Attention of one tile of queries, computed from the operands that the prologue packed.
 
-The definition is `fastwan.plugins.reference`; this is the part of it that a few rows of a full-size
-node need, in numpy, so that a GPU's kernels can be held to it where they run.
+The definition is `fastwan.plugins.attention_reference`; this is the part of it that a few rows of a
+full-size node need, in numpy, so that a GPU's kernels can be held to it where they run.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastwan.errors import EnvironmentLacks
-from fastwan.plugins import reference, sage2_reference
+from fastwan.plugins import prologue_reference, sage2_reference
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention2 import Sage2Attributes, SageAttention2
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
@@ -59,7 +59,7 @@ class Inputs:
         tensors = node_inputs(region)
         tensors.qkv_bias[region.channels :] *= 1 + offset
         eps = region.attributes.eps
-        made = reference.prologue(*tensors, num_heads=heads, num_tokens=tokens, eps=eps)
+        made = prologue_reference.prologue(*tensors, num_heads=heads, num_tokens=tokens, eps=eps)
         self.tensors = tuple(x.cuda() for x in tensors)
         self.rows = tuple(x[:, :tokens].cuda() for x in made)
 

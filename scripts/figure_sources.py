@@ -16,6 +16,8 @@ PLUGINS = ROOT / "plugins"
 # record was made through a TensorRT plugin, trt_*.cpp.
 DEFINITIONS = (
     "reference.py",
+    "attention_reference.py",
+    "prologue_reference.py",
     "packing.py",
     "nvfp4.py",
     "cmake/*",
@@ -92,7 +94,7 @@ SAGE2 = (
     "plugins/csrc/tensor_core.cuh",
     "plugins/nvfp4.py",
     "plugins/packing.py",
-    "plugins/reference.py",
+    "plugins/prologue_reference.py",
     "plugins/sage2_*.py",
 )
 """Globs, below the root, of what decides the output and the time of SageAttention2++."""

@@ -176,14 +176,16 @@ class SageAttention3(AttentionRegion[SageAttributes]):
         """The output; without `processors` keys are divided as on the GPU of the inputs."""
         import torch
 
-        from fastwan.plugins import reference
+        from fastwan.plugins import attention_reference, reference
 
         processors = self.processors
         if not processors and inputs[0].is_cuda:
             device = torch.cuda.get_device_properties(inputs[0].device)
             processors = device.multi_processor_count
         split = self.key_split(processors if self._divides and processors else self.tiles)
-        divided = reference.DividedKeys(split.whole, split.parts) if split.others else None
+        divided = (
+            attention_reference.DividedKeys(split.whole, split.parts) if split.others else None
+        )
         attributes = asdict(self.attributes)
         return (reference.attention_node(*inputs, **attributes, divided=divided),)
 

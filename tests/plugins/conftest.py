@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastwan.errors import FastWanError
-from fastwan.plugins import loader, reference
+from fastwan.plugins import loader, packing
 from fastwan.plugins.regions.attention import SageTensors
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from fastwan.quality.selftest.regions import compile_for_host, expected_operands, stored_operands
@@ -25,7 +25,7 @@ class Node:
     region: SageAttention3
     tensors: tuple[torch.Tensor, ...]
 
-    def operands(self) -> reference.Operands:
+    def operands(self) -> packing.Operands:
         """What the prologue has to write, computed on the CPU."""
         return expected_operands(self.region, SageTensors(*self.tensors))
 
@@ -139,6 +139,6 @@ def each_library(request: pytest.FixtureRequest) -> loader.PluginLibrary:
 
 
 @pytest.fixture(scope="session")
-def read_operands() -> Callable[..., reference.Operands]:
+def read_operands() -> Callable[..., packing.Operands]:
     """`stored_operands`, as a fixture because test modules do not import one another."""
     return stored_operands

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from fastwan.errors import BadInput
-from fastwan.plugins import reference
+from fastwan.plugins import attention_reference, packing
 
 SCALE = 128**-0.5
 Rows = NDArray[np.float32]
@@ -100,7 +100,7 @@ def test_equals_the_second_reference(
     batch: int, length: int, heads: int, std: float, exact_max: bool
 ) -> None:
     q, k, v = inputs(batch, length, heads, std)
-    found = reference.sage_attention(q, k, v, SCALE, exact_max=exact_max)
+    found = attention_reference.sage_attention(q, k, v, SCALE, exact_max=exact_max)
     expected = second_reference(q, k, v, exact_max)
     # Sums in another order move a probability over a rounding tie now and then.
     assert difference(found, expected) < 5e-3
@@ -115,14 +115,14 @@ def test_first_tile_clamp_only_matters_where_all_logits_are_negative(length: int
     exact = functional.scaled_dot_product_attention(
         *(x.float().transpose(1, 2) for x in (q, k, v))
     ).transpose(1, 2)
-    clamped = difference(reference.sage_attention(q, k, v, SCALE), exact)
-    free = difference(reference.sage_attention(q, k, v, SCALE, exact_max=True), exact)
+    clamped = difference(attention_reference.sage_attention(q, k, v, SCALE), exact)
+    free = difference(attention_reference.sage_attention(q, k, v, SCALE, exact_max=True), exact)
     assert free < 0.25
     assert clamped > 2 * free
     positive = (q, -k, v)
     assert torch.equal(
-        reference.sage_attention(*positive, SCALE),
-        reference.sage_attention(*positive, SCALE, exact_max=True),
+        attention_reference.sage_attention(*positive, SCALE),
+        attention_reference.sage_attention(*positive, SCALE, exact_max=True),
     )
 
 
@@ -132,21 +132,21 @@ def test_error_against_exact_attention_is_that_of_the_format(std: float, limit: 
     exact = functional.scaled_dot_product_attention(
         *(x.float().transpose(1, 2) for x in (q, k, v))
     ).transpose(1, 2)
-    error = difference(reference.sage_attention(q, k, v, SCALE), exact)
+    error = difference(attention_reference.sage_attention(q, k, v, SCALE), exact)
     assert 0.05 < error < limit
 
 
 def test_values_that_are_representable_come_through() -> None:
     q, k, _ = inputs(1, 256, 1, 1.0)
     v = torch.full((1, 256, 1, 128), 3.0).bfloat16()
-    out = reference.sage_attention(q, k, v, SCALE).float()
+    out = attention_reference.sage_attention(q, k, v, SCALE).float()
     assert float((out / 3.0 - 1).abs().max()) < 0.1  # P is quantised, its sum is not
 
 
 def test_an_inexact_reciprocal_changes_ties_only() -> None:
     q, k, v = inputs(1, 128, 1, 1.0)
-    exact = reference.pack_operands(q, k, v)
-    moved = reference.pack_operands(q, k, v, reciprocal_ulps=1)
+    exact = packing.pack_operands(q, k, v)
+    moved = packing.pack_operands(q, k, v, reciprocal_ulps=1)
     assert torch.equal(exact.q_scale, moved.q_scale)
     changed = (exact.q != moved.q).float().mean()
     assert 0 < changed < 0.2
@@ -154,12 +154,12 @@ def test_an_inexact_reciprocal_changes_ties_only() -> None:
 
 def test_heads_and_batches_in_parts_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = inputs(2, 200, 3, 1.0)
-    whole = reference.sage_attention(q, k, v, SCALE)
-    monkeypatch.setattr(reference, "_ELEMENTS_AT_ONCE", 1)
-    assert difference(reference.sage_attention(q, k, v, SCALE), whole) < 2e-3
+    whole = attention_reference.sage_attention(q, k, v, SCALE)
+    monkeypatch.setattr(attention_reference, "_ELEMENTS_AT_ONCE", 1)
+    assert difference(attention_reference.sage_attention(q, k, v, SCALE), whole) < 2e-3
 
 
 def test_a_wrong_head_dimension_is_refused() -> None:
     q = torch.zeros(1, 4, 1, 64).bfloat16()
     with pytest.raises(BadInput, match="128"):
-        reference.sage_attention(q, q, q, SCALE)
+        attention_reference.sage_attention(q, q, q, SCALE)

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from fastwan.errors import EnvironmentLacks
-from fastwan.plugins import reference
+from fastwan.plugins import packing, prologue_reference
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention3 import SageAttention3
 
@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
 ]
 MakeNode = Callable[..., Any]
-ReadOperands = Callable[..., reference.Operands]
+ReadOperands = Callable[..., packing.Operands]
 
 
 class OnDevice:
@@ -59,7 +59,7 @@ class OnDevice:
         at, size = self.workspace.data_ptr(), self.workspace.numel()
         self.library.enqueue_attention(region, [self.out.data_ptr()], at, size, stream)
 
-    def operands(self, read: ReadOperands, like: reference.Operands) -> reference.Operands:
+    def operands(self, read: ReadOperands, like: packing.Operands) -> packing.Operands:
         torch.cuda.synchronize()
         layout = self.library.layout(self.region)
         return read(self.workspace, layout, like, self.library.emulated)
@@ -86,13 +86,13 @@ def attention_library(each_library: PluginLibrary) -> PluginLibrary:
 def check_operands(device: OnDevice, node: Any, read: ReadOperands) -> None:
     wanted = node.operands()
     stored = device.operands(read, wanted)
-    for name, found, expected in zip(reference.Operands._fields, stored, wanted, strict=True):
+    for name, found, expected in zip(packing.Operands._fields, stored, wanted, strict=True):
         assert (found != expected).sum() == 0, name
 
 
 def exact_attention(node: Any) -> torch.Tensor:
     region = node.region
-    rows = reference.prologue(
+    rows = prologue_reference.prologue(
         *node.tensors,
         num_heads=region.attributes.num_heads,
         num_tokens=region.attributes.num_tokens,

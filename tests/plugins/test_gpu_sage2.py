@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastwan.errors import EnvironmentLacks
-from fastwan.plugins import reference, sage2_reference
+from fastwan.plugins import prologue_reference, sage2_reference
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention2 import Sage2Attributes, SageAttention2
 from fastwan.plugins.sage2_halves import Sage2Run, differing_bytes
@@ -50,7 +50,7 @@ def made(
 def rows_of(run: Sage2Run) -> tuple[Tensor, ...]:
     """q, k, v of the true tokens, on the CPU: a GPU divides a mean with another rounding."""
     attributes = run.region.attributes
-    rows = reference.prologue(
+    rows = prologue_reference.prologue(
         *(x.cpu() for x in run.inputs),
         num_heads=attributes.num_heads,
         num_tokens=attributes.num_tokens,

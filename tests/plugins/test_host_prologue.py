@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastwan.plugins import nvfp4, reference
+from fastwan.plugins import nvfp4, packing
 from fastwan.plugins.regions.sage_attention3 import SageLayout
 
-ReadOperands = Callable[..., reference.Operands]
+ReadOperands = Callable[..., packing.Operands]
 
 
 def addresses(tensors: tuple[torch.Tensor, ...]) -> Any:
@@ -43,7 +43,7 @@ def check(
     layout, workspace, out = emulate(emulation, node)
     wanted = node.operands()
     stored = read_operands(workspace, layout, wanted, emulated)
-    for name, found, expected in zip(reference.Operands._fields, stored, wanted, strict=True):
+    for name, found, expected in zip(packing.Operands._fields, stored, wanted, strict=True):
         wrong = (found != expected).sum().item()
         assert wrong == 0, f"{name}: {wrong} of {expected.numel()} bytes differ"
     region = node.region

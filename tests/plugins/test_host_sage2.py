@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastwan.plugins import reference, sage2_reference
+from fastwan.plugins import prologue_reference, sage2_reference
 from fastwan.plugins.regions.sage_attention2 import Sage2Attributes, Sage2Layout, SageAttention2
 from fastwan.plugins.sage2_halves import differing_bytes, stored_operands
 from fastwan.plugins.sage2_reference import Granularity, Sage2Operands
@@ -59,7 +59,7 @@ def emulate(
 def true_rows(node: Any) -> tuple[Tensor, ...]:
     """q, k, v [B, num_tokens, H, 128] bf16."""
     attributes = node.region.attributes
-    rows = reference.prologue(
+    rows = prologue_reference.prologue(
         *node.tensors,
         num_heads=attributes.num_heads,
         num_tokens=attributes.num_tokens,

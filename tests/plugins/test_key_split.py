@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastwan.plugins import reference
+from fastwan.plugins import attention_reference
 from fastwan.plugins.regions.sage_attention3 import KeySplit, SageAttention3, SageAttributes
 from fastwan.quality.selftest.regions import compile_for_host, node_inputs
 
@@ -108,7 +108,7 @@ def test_waves_of_the_published_schedule_and_of_ours() -> None:
         assert FULL.waves(processors) <= FULL.waves(processors, divided=False)
 
 
-def slots_of(parts: list[reference.Sums]) -> torch.Tensor:
+def slots_of(parts: list[attention_reference.Sums]) -> torch.Tensor:
     """Sums of one tile as the kernel stores them, one part after the other."""
     rows = [
         torch.cat([part.out[0].flatten(), part.row_max[0, :, 0], part.row_sum[0, :, 0]])
@@ -117,10 +117,10 @@ def slots_of(parts: list[reference.Sums]) -> torch.Tensor:
     return torch.stack(rows).contiguous()
 
 
-def random_parts(count: int, spread: float) -> list[reference.Sums]:
+def random_parts(count: int, spread: float) -> list[attention_reference.Sums]:
     generator = torch.Generator().manual_seed(count)
     return [
-        reference.Sums(
+        attention_reference.Sums(
             torch.randn(1, 128, 128, generator=generator),
             torch.rand(1, 128, 1, generator=generator) + 0.1,
             torch.randn(1, 128, 1, generator=generator) * spread,
@@ -129,7 +129,7 @@ def random_parts(count: int, spread: float) -> list[reference.Sums]:
     ]
 
 
-def merged(emulation: ctypes.CDLL, parts: list[reference.Sums]) -> torch.Tensor:
+def merged(emulation: ctypes.CDLL, parts: list[attention_reference.Sums]) -> torch.Tensor:
     slots, out = slots_of(parts), torch.empty(128, 128)
     emulation.fastwan_emulate_merge(
         ctypes.c_void_p(slots.data_ptr()), len(parts), ctypes.c_float(C),
@@ -144,12 +144,14 @@ def test_the_merge_is_that_of_the_reference(
     parts_emulation: ctypes.CDLL, count: int, spread: float
 ) -> None:
     parts = random_parts(count, spread)
-    found, expected = merged(parts_emulation, parts), reference.merge_sums(parts, C)[0]
+    found, expected = merged(parts_emulation, parts), attention_reference.merge_sums(parts, C)[0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     # A merge that took the maxima for equal would pass where they are.
     if spread:
         equal = [part._replace(row_max=torch.zeros(1, 128, 1)) for part in parts]
-        assert (reference.merge_sums(equal, C)[0] - expected).norm() > 0.1 * expected.norm()
+        assert (
+            attention_reference.merge_sums(equal, C)[0] - expected
+        ).norm() > 0.1 * expected.norm()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_the_merge_writes_the_tokens_of_its_tiles_and_nothing_else(
         row, begin = divmod(tile, query_tiles)
         begin *= 128
         end = min(begin + 128, tokens)
-        merged_rows = reference.merge_sums(each, C)[0, : end - begin]
+        merged_rows = attention_reference.merge_sums(each, C)[0, : end - begin]
         expected[row // heads, begin:end, row % heads] = merged_rows.bfloat16()
     parts_emulation.fastwan_emulate_merge_tiles(
         ctypes.c_void_p(slots.data_ptr()), ctypes.c_void_p(out.data_ptr()), first, len(tiles),
@@ -192,7 +194,7 @@ def test_the_merge_writes_the_tokens_of_its_tiles_and_nothing_else(
 def test_rows_without_a_sum_are_zero(parts_emulation: ctypes.CDLL) -> None:
     parts = [part._replace(row_sum=torch.zeros(1, 128, 1)) for part in random_parts(3, 1.0)]
     assert (merged(parts_emulation, parts) == 0).all()
-    assert (reference.merge_sums(parts, C) == 0).all()
+    assert (attention_reference.merge_sums(parts, C) == 0).all()
 
 
 @pytest.mark.parametrize("rows", [1921, 2048])
@@ -223,9 +225,11 @@ def test_divided_keys_are_as_near_to_exact_attention(
     operands: tuple[torch.Tensor, ...], exact_max: bool
 ) -> None:
     q, k, v = operands
-    divided = reference.DividedKeys(7, 3)
-    whole = reference.sage_attention(q, k, v, SCALE, exact_max=exact_max).float()
-    found = reference.sage_attention(q, k, v, SCALE, exact_max=exact_max, divided=divided).float()
+    divided = attention_reference.DividedKeys(7, 3)
+    whole = attention_reference.sage_attention(q, k, v, SCALE, exact_max=exact_max).float()
+    found = attention_reference.sage_attention(
+        q, k, v, SCALE, exact_max=exact_max, divided=divided
+    ).float()
     # Ten tiles: the first seven are the five of head 0 and two of head 1.
     assert torch.equal(found[:, :, 0], whole[:, :, 0])
     assert torch.equal(found[:, :256, 1], whole[:, :256, 1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastwan.errors import BadInput
-from fastwan.plugins import nvfp4, packing, reference
+from fastwan.plugins import nvfp4, packing
 
 BATCH, LENGTH, HEADS, PADDED = 2, 200, 3, 256
 
@@ -42,15 +42,15 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def operands(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> reference.Operands:
-    return reference.pack_operands(*rows)
+def operands(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> packing.Operands:
+    return packing.pack_operands(*rows)
 
 
 def padded(x: torch.Tensor, token: int) -> torch.Tensor:
     return x[:, token] if token < LENGTH else torch.zeros_like(x[:, 0])
 
 
-def test_shapes(operands: reference.Operands) -> None:
+def test_shapes(operands: packing.Operands) -> None:
     rows, values = (BATCH, HEADS, PADDED), (BATCH, HEADS, 128)
     assert [tuple(x.shape) for x in operands] == [
         (*rows, 64), (*rows, 8), (*rows, 64), (*rows, 8),
@@ -63,7 +63,7 @@ def test_shapes(operands: reference.Operands) -> None:
 def test_rows_of_queries_and_keys(
     name: str,
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    operands: reference.Operands,
+    operands: packing.Operands,
 ) -> None:
     source = rows[0] if name == "q" else rows[1]
     codes = getattr(operands, name)
@@ -81,7 +81,7 @@ def test_rows_of_queries_and_keys(
 
 
 def test_rows_of_values(
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], operands: reference.Operands
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], operands: packing.Operands
 ) -> None:
     groups = PADDED // 16
     for batch, head, channel, group in [
@@ -109,7 +109,7 @@ def decode(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def test_operands_decode_to_what_the_reference_attends_to(
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], operands: reference.Operands
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], operands: packing.Operands
 ) -> None:
     q, k, v = (packing.heads_first(x) for x in rows)
     expected = packing.fake_quantize_groups(q, 0)
@@ -149,7 +149,7 @@ def test_a_pair_of_threads_holds_sixteen_neighbouring_tokens() -> None:
 
 def test_a_head_dimension_other_than_128_is_refused() -> None:
     good = torch.zeros(1, 4, 1, 128).bfloat16()
-    reference.pack_operands(good, good, good)
+    packing.pack_operands(good, good, good)
     bad = torch.zeros(1, 4, 1, 64).bfloat16()
     with pytest.raises(BadInput, match="128"):
-        reference.pack_operands(bad, bad, bad)
+        packing.pack_operands(bad, bad, bad)

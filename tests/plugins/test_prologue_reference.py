@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from fastwan.errors import BadInput
-from fastwan.plugins import reference
+from fastwan.plugins import attention_reference, prologue_reference, reference
 
 MakeNode = Callable[..., Any]
 
@@ -50,7 +50,7 @@ def module_prologue(node: Any) -> list[torch.Tensor]:
 
 def test_prologue_is_that_of_the_bf16_modules(make_node: MakeNode) -> None:
     node = make_node(2, 150, 12, 160)
-    rows = reference.prologue(*node.tensors, **node_arguments(node))
+    rows = prologue_reference.prologue(*node.tensors, **node_arguments(node))
     for found, expected in zip(rows, module_prologue(node), strict=True):
         assert found.dtype == torch.bfloat16
         assert found.shape == (2, 160, 12, 128)
@@ -67,7 +67,7 @@ def test_prologue_is_that_of_the_bf16_modules(make_node: MakeNode) -> None:
 def test_the_norm_is_exact_to_the_last_bit_of_a_wide_sum(make_node: MakeNode) -> None:
     x = torch.randn(50, 1536, generator=torch.Generator().manual_seed(5)).bfloat16().float()
     weight = torch.ones(1536)
-    found = reference.rms_norm(x, weight, 1e-6, lambda value: value)
+    found = prologue_reference.rms_norm(x, weight, 1e-6, lambda value: value)
     wide = x.double()
     expected = wide * (wide.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
     assert ((found.double() - expected).abs() <= expected.abs() * 3e-7).all()
@@ -76,7 +76,7 @@ def test_the_norm_is_exact_to_the_last_bit_of_a_wide_sum(make_node: MakeNode) ->
 def test_rotary_embedding_turns_neighbouring_channels() -> None:
     x = torch.randn(1, 3, 2, 128, generator=torch.Generator().manual_seed(6))
     angle = torch.rand(3, 64, generator=torch.Generator().manual_seed(7))
-    found = reference.rope(x, angle.cos(), angle.sin(), lambda value: value)
+    found = prologue_reference.rope(x, angle.cos(), angle.sin(), lambda value: value)
     turned = torch.view_as_complex(x.unflatten(-1, (64, 2))) * torch.polar(
         torch.ones(3, 64), angle
     ).unsqueeze(1)
@@ -125,8 +125,10 @@ def test_the_fp32_node_is_plain_attention(make_node: MakeNode) -> None:
 
 def test_the_node_is_prologue_then_attention(make_node: MakeNode) -> None:
     node = make_node(2, 140, 3)
-    rows = reference.prologue(*node.tensors, **node_arguments(node))
-    expected = reference.sage_attention(*rows, node.region.attributes.softmax_scale, exact_max=True)
+    rows = prologue_reference.prologue(*node.tensors, **node_arguments(node))
+    expected = attention_reference.sage_attention(
+        *rows, node.region.attributes.softmax_scale, exact_max=True
+    )
     found = reference.attention_node(
         *node.tensors,
         **node_arguments(node),
@@ -151,13 +153,13 @@ def test_numbers_that_do_not_fit_are_refused(
     make_node: MakeNode, change: dict[str, int], message: str
 ) -> None:
     node = make_node(1, 40, 2)
-    reference.prologue(*node.tensors, **node_arguments(node))
+    prologue_reference.prologue(*node.tensors, **node_arguments(node))
     attributes = dataclasses.replace(node.region.attributes, **change)
     wrong = dataclasses.replace(
         node, region=dataclasses.replace(node.region, attributes=attributes)
     )
     with pytest.raises(BadInput, match=message):
-        reference.prologue(*wrong.tensors, **node_arguments(wrong))
+        prologue_reference.prologue(*wrong.tensors, **node_arguments(wrong))
 
 
 def test_a_short_rope_table_is_refused(make_node: MakeNode) -> None:
@@ -165,4 +167,4 @@ def test_a_short_rope_table_is_refused(make_node: MakeNode) -> None:
     tensors = list(node.tensors)
     tensors[5] = tensors[5][:39]
     with pytest.raises(BadInput, match="rope_cos"):
-        reference.prologue(*tensors, **node_arguments(node))
+        prologue_reference.prologue(*tensors, **node_arguments(node))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastwan.plugins import reference
+from fastwan.plugins import attention_reference, packing, prologue_reference
 from fastwan.plugins.regions import RegionOp
 from fastwan.plugins.regions.attention import SageTensors
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes, SageLayout
@@ -27,7 +27,7 @@ def layout_of(region: SageAttention3) -> SageLayout:
     """Operands one after the other, as far apart as they are large."""
     layout = SageLayout(padded_tokens=256)
     codes, scales, offset = 256 * 64, 256 * 8, 0
-    for name in reference.Operands._fields:
+    for name in packing.Operands._fields:
         setattr(layout, name, offset)
         offset += scales if name.endswith("scale") else codes
     return layout
@@ -71,17 +71,17 @@ class ReferenceKernels(NullKernels):
             tensors.append(torch.from_numpy(values.reshape(shape)).to(kind))
         attributes = region.attributes
         heads, tokens = attributes.num_heads, attributes.num_tokens
-        rows = reference.prologue(
+        rows = prologue_reference.prologue(
             *SageTensors(*tensors), num_heads=heads, num_tokens=tokens, eps=attributes.eps
         )
         q, k, v = (each[:, :tokens] for each in rows)
         for name, operand in zip(
-            reference.Operands._fields, reference.pack_operands(q, k, v), strict=True
+            packing.Operands._fields, packing.pack_operands(q, k, v), strict=True
         ):
             raw = operand.contiguous().numpy().tobytes()
             ctypes.memmove(workspace + getattr(layout_of(region), name), raw, len(raw))
         out = np.zeros((region.batch, region.length, region.channels), np.float32)
-        made = reference.sage_attention(q, k, v, attributes.softmax_scale)
+        made = attention_reference.sage_attention(q, k, v, attributes.softmax_scale)
         out[:, :tokens] = made.flatten(2).float().numpy()
         if region.implementation in self.spoil:
             self.spoil[region.implementation](out)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.plugins import reference
+from fastwan.plugins import packing, prologue_reference
 from fastwan.plugins.build import SOURCE
 from fastwan.plugins.regions.attention import SageTensors
 from fastwan.plugins.regions.sage_attention2 import SageAttention2
@@ -61,21 +61,21 @@ def node_inputs(
     )
 
 
-def expected_operands(region: SageAttention3, inputs: SageTensors[Tensor]) -> reference.Operands:
+def expected_operands(region: SageAttention3, inputs: SageTensors[Tensor]) -> packing.Operands:
     """What the prologue has to write, on the CPU."""
     attributes = region.attributes
-    rows = reference.prologue(
+    rows = prologue_reference.prologue(
         *inputs,
         num_heads=attributes.num_heads,
         num_tokens=attributes.num_tokens,
         eps=attributes.eps,
     )
-    return reference.pack_operands(*(x[:, : attributes.num_tokens] for x in rows))
+    return packing.pack_operands(*(x[:, : attributes.num_tokens] for x in rows))
 
 
 def stored_operands(
-    workspace: Tensor, layout: SageLayout, shapes: reference.Operands, emulated: bool
-) -> reference.Operands:
+    workspace: Tensor, layout: SageLayout, shapes: packing.Operands, emulated: bool
+) -> packing.Operands:
     """Packed operands in a workspace.
 
     Args:
@@ -85,11 +85,11 @@ def stored_operands(
             then lie 128 bytes apart.
     """
     parts = []
-    for name, like in zip(reference.Operands._fields, shapes, strict=True):
+    for name, like in zip(packing.Operands._fields, shapes, strict=True):
         apart = 128 if emulated and name in ("k", "v") else 64
         flat = workspace.as_strided((like.numel() // 64, 64), (apart, 1), getattr(layout, name))
         parts.append(flat.reshape(like.shape).cpu())
-    return reference.Operands(*parts)
+    return packing.Operands(*parts)
 
 
 def prologue(context: Context) -> Outcome:
@@ -228,14 +228,14 @@ def _output_bytes(region: SageAttention3) -> int:
 
 
 def _require_equal(
-    stored: reference.Operands, wanted: reference.Operands, region: SageAttention3
+    stored: packing.Operands, wanted: packing.Operands, region: SageAttention3
 ) -> int:
     """Number of bytes compared.
 
     Raises:
         StageFailure: an operand differs.
     """
-    for name, found, expected in zip(reference.Operands._fields, stored, wanted, strict=True):
+    for name, found, expected in zip(packing.Operands._fields, stored, wanted, strict=True):
         if wrong := int((found != expected).sum()):
             raise StageFailure(
                 f"the prologue's {name} of {region.attributes.num_tokens} tokens: {wrong:,} of "
