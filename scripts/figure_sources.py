@@ -62,8 +62,13 @@ VIDEO = (
 
 _GLUE_KERNELS = (
     "plugins/csrc/cross_attention.cuh",
+    "plugins/csrc/cross_queries.cuh",
+    "plugins/csrc/gelu.cuh",
     "plugins/csrc/glue.*",
     "plugins/csrc/glue_arguments.h",
+    "plugins/csrc/group.cuh",
+    "plugins/csrc/pairs.cuh",
+    "plugins/csrc/quad.cuh",
     "plugins/csrc/quantize.cuh",
     "plugins/csrc/residual_norm.cuh",
     "plugins/csrc/tensor_core.cuh",

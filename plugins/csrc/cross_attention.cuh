@@ -1,98 +1,51 @@
 // Attention of the tokens to a few keys, from the raw query GEMM to the next GEMM's FP4 operand.
 //
 // A warp owns 16 rows. It reads them twice: for the norm across all channels, and head by head as
-// operands of the MMA. Keys and values pass through shared memory, 32 keys at a time, the next ones
-// on their way while these are used. The torch definition is plugins/glue_reference.py.
+// operands of the MMA, which lie in shared memory. Keys and values pass through it 32 at a time:
+// keys are on their way while the values before them are used, and values while their keys are. The
+// torch definition is plugins/glue_reference.py.
 #pragma once
 
-#include "residual_norm.cuh"
-#include "tensor_core.cuh"
+#include "cross_queries.cuh"
 
 namespace fastwan {
 
-constexpr int kHeadDim = 128;
-constexpr int kKeyTile = 64;  // what key_tiles counts
-constexpr int kStageKeys = 32;
-constexpr int kRowWords = kHeadDim / 8 + 1;  // of 16 bytes; one more, so that rows differ in banks
-constexpr int kMatrixWords = kStageKeys * kRowWords;
-constexpr int kWarpRows = 16;
-constexpr float kLog2E = 1.4426950408889634f;
+// What `load_matrices` reads of 16 rows: a lane names one, and one of two neighbouring words.
+struct LaneWords {
+  int first;
 
-struct CrossArguments {
-  uint16_t const* y;       // [rows, 128 heads] bf16
-  uint16_t const* bias;    // [128 heads] bf16
-  uint16_t const* weight;  // [128 heads] bf16
-  uint16_t const* k;       // [keys, 128 heads] bf16
-  uint16_t const* v;       // [heads, keys, 128] bf16
-  float const* key_bias;   // [keys]
-  int const* key_tiles;    // [1]
-  uint8_t* codes;
-  uint8_t* scales;
-  int rows;
-  int heads;
-  int keys;
-  float eps;
-  float scale;
-  float const* factor;  // of y, [1], or null
+  __device__ __forceinline__ LaneWords() {
+    int const lane = thread_anew() % kWarp;
+    first = word_at(lane % 16, lane / 16);
+  }
+  // Words 2 pair and 2 pair + 1.
+  __device__ __forceinline__ int operator()(int pair) const {
+    return (first ^ (pair % 4 * 2)) + pair / 4 * 8;
+  }
 };
 
-inline int64_t cross_blocks(CrossArguments const& p) {
-  return (int64_t{p.rows} + kWarps * kWarpRows - 1) / (kWarps * kWarpRows);
-}
-
-// bf16(y + bias) of two neighbours, y = bf16(product * factor).
-__device__ __forceinline__ float2 biased(uint32_t product, float factor, uint32_t bias) {
-  float2 const y = round_bf16(__fmul_rn(bf16_to_float(product & 0xFFFFu), factor),
-                              __fmul_rn(__uint_as_float(product & 0xFFFF0000u), factor));
-  return round_bf16(__fadd_rn(y.x, bf16_to_float(bias & 0xFFFFu)),
-                    __fadd_rn(y.y, __uint_as_float(bias & 0xFFFF0000u)));
-}
-
-// rsqrt(mean(q^2) + eps) of a row, in every lane; the sum is in the order of `warp_sum`.
-__device__ __forceinline__ float inverse_norm(CrossArguments const& p, float factor, int64_t row,
-                                              int lane) {
-  float sum[kLaneChannels] = {0.0f, 0.0f, 0.0f, 0.0f};
-  int const first = lane * kLaneChannels;
-  uint16_t const* y = p.y + row * p.heads * kHeadDim + first;
-#pragma unroll 4
-  for (int head = 0; head < p.heads; ++head) {
-    uint2 const value = *reinterpret_cast<uint2 const*>(y + head * kHeadDim);
-    uint2 const bias = *reinterpret_cast<uint2 const*>(p.bias + head * kHeadDim + first);
-    float2 const low = biased(value.x, factor, bias.x), high = biased(value.y, factor, bias.y);
-    float const x[kLaneChannels] = {low.x, low.y, high.x, high.y};
-    for (int i = 0; i < kLaneChannels; ++i) sum[i] = __fadd_rn(sum[i], __fmul_rn(x[i], x[i]));
-  }
-  float const mean = __fdiv_rn(warp_sum(sum), static_cast<float>(p.heads * kHeadDim));
-  return __frsqrt_rn(__fadd_rn(mean, p.eps));
-}
-
-// Two neighbours of a normalised query; zeros behind the last row.
-__device__ __forceinline__ uint32_t query_pair(CrossArguments const& p, float factor, int64_t row,
-                                               int channel, float inverse) {
-  if (row >= p.rows) return 0u;
-  auto const pair = [channel](uint16_t const* from) {
-    return *reinterpret_cast<uint32_t const*>(from + channel);
-  };
-  float2 const q = biased(pair(p.y + row * p.heads * kHeadDim), factor, pair(p.bias));
-  float2 const normed = round_bf16(__fmul_rn(q.x, inverse), __fmul_rn(q.y, inverse));
-  uint32_t const weight = pair(p.weight);
-  return pack_bf16(__fmul_rn(normed.x, bf16_to_float(weight & 0xFFFFu)),
-                   __fmul_rn(normed.y, __uint_as_float(weight & 0xFFFF0000u)));
-}
-
-// 32 keys and values of a head on their way to shared memory.
-__device__ __forceinline__ void fetch(CrossArguments const& p, uint4* stage, int head, int first) {
+// 32 rows of a head, of keys or of values, on their way to shared memory: `from` is the first, of
+// 16 words like each of them, and the next one is `stride` words behind it.
+__device__ __forceinline__ void fetch(uint4* to, uint4 const* from, int stride) {
+  int const thread = thread_anew();
+  int const row = thread / kRowWords, word = thread % kRowWords;
+  constexpr int kRows = kThreads / kRowWords;  // at a time
 #pragma unroll
-  for (int i = 0; i < kStageKeys * (kHeadDim / 8) / kThreads; ++i) {
-    int const index = i * kThreads + static_cast<int>(threadIdx.x);
-    int const key = index / (kHeadDim / 8), word = index % (kHeadDim / 8);
-    int64_t const at = first + key;
-    uint16_t const* k = p.k + (at * p.heads + head) * kHeadDim;
-    uint16_t const* v = p.v + (int64_t{head} * p.keys + at) * kHeadDim;
-    uint4* to = stage + key * kRowWords + word;
-    copy_async(to, reinterpret_cast<uint4 const*>(k) + word);
-    copy_async(to + kMatrixWords, reinterpret_cast<uint4 const*>(v) + word);
+  for (int first = 0; first < kStageKeys; first += kRows) {
+    copy_async(to + first * kRowWords + word_at(row, word), from + (first + row) * stride + word);
   }
+}
+
+__device__ __forceinline__ void fetch_keys(CrossArguments const& p, uint4* to, int head,
+                                           int first) {
+  auto const* k = reinterpret_cast<uint4 const*>(p.k);
+  fetch(to, k + (int64_t{first} * p.heads + head) * kRowWords, p.heads * kRowWords);
+}
+
+__device__ __forceinline__ void fetch_values(CrossArguments const& p, uint4* to, int head,
+                                             int first) {
+  auto const* v = reinterpret_cast<uint4 const*>(p.v);
+  fetch(to, v + (int64_t{head} * p.keys + first) * kRowWords, kRowWords);
 }
 
 // Two rows' maximum, sum and output of a head, as the MMA deals them out.
@@ -103,26 +56,40 @@ struct Softmax {
 };
 
 __device__ __forceinline__ float quad_max(float value) {
-  value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFu, value, 1));
-  return fmaxf(value, __shfl_xor_sync(0xFFFFFFFFu, value, 2));
+  value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, 1));
+  return fmaxf(value, __shfl_xor_sync(kWholeWarp, value, 2));
 }
 
-// 32 keys of one head: logits, online softmax, and P V with P in bf16.
-__device__ __forceinline__ void attend(CrossArguments const& p, uint32_t const (&q)[8][4],
-                                       uint4 const* stage, int first, int lane, Softmax& state) {
-  float s[kStageKeys / 8][4] = {};
+using Logits = float[kStageKeys / 8][4];
+
+// Logits of a warp's rows and 32 keys of a head.
+__device__ __forceinline__ void multiply_keys(CrossArguments const& p, uint4 const* queries,
+                                              uint4 const* keys, int first, Logits& s) {
+  LaneWords const words;
+#pragma unroll 4  // with all at once registers spill
+  for (int step = 0; step < kHeadDim / 16; ++step) {
+    uint32_t q[4];
+    load_matrices<false>(q, queries + words(step));
+#pragma unroll
+    for (int n = 0; n < kStageKeys / 8; n += 2) {
+      uint32_t b[4];
+      load_matrices<false>(b, keys + n * 8 * kRowWords + words(step));
+      mma_bf16(s[n], q, b[0], b[2]);
+      mma_bf16(s[n + 1], q, b[1], b[3]);
+    }
+  }
+  auto const* bias = p.key_bias + first + thread_anew() % 4 * 2;
 #pragma unroll
   for (int n = 0; n < kStageKeys / 8; ++n) {
-#pragma unroll
-    for (int step = 0; step < kHeadDim / 16; step += 2) {
-      uint32_t b[4];
-      load_matrices<false>(b, stage + (n * 8 + lane % 8) * kRowWords + step * 2 + lane / 8);
-      mma_bf16(s[n], q[step], b[0], b[1]);
-      mma_bf16(s[n], q[step + 1], b[2], b[3]);
+    float const low = bias[n * 8], high = bias[n * 8 + 1];
+    for (int i = 0; i < 4; ++i) {
+      s[n][i] = __fadd_rn(__fmul_rn(s[n][i], p.scale), i % 2 == 0 ? low : high);
     }
-    auto const* bias = p.key_bias + first + n * 8 + lane % 4 * 2;
-    for (int i = 0; i < 4; ++i) s[n][i] = __fadd_rn(__fmul_rn(s[n][i], p.scale), bias[i % 2]);
   }
+}
+
+// Online softmax of 32 more keys: logits become powers, and what was summed before is rescaled.
+__device__ __forceinline__ void softmax(Logits& s, Softmax& state) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float largest = state.maximum[half];
@@ -148,7 +115,12 @@ __device__ __forceinline__ void attend(CrossArguments const& p, uint32_t const (
       }
     }
   }
-  uint4 const* values = stage + kMatrixWords + (lane % 16) * kRowWords + lane / 16;
+}
+
+// P V of 32 keys, with P in bf16.
+__device__ __forceinline__ void multiply_values(Logits const& s, uint4 const* values,
+                                                Softmax& state) {
+  LaneWords const words;
 #pragma unroll
   for (int step = 0; step < kStageKeys / 16; ++step) {
     float const(&even)[4] = s[2 * step], (&odd)[4] = s[2 * step + 1];
@@ -157,7 +129,7 @@ __device__ __forceinline__ void attend(CrossArguments const& p, uint32_t const (
 #pragma unroll
     for (int pair = 0; pair < kHeadDim / 16; ++pair) {
       uint32_t b[4];
-      load_matrices<true>(b, values + step * 16 * kRowWords + pair * 2);
+      load_matrices<true>(b, values + step * 16 * kRowWords + words(pair));
       mma_bf16(state.out[2 * pair], probability, b[0], b[1]);
       mma_bf16(state.out[2 * pair + 1], probability, b[2], b[3]);
     }
@@ -165,88 +137,79 @@ __device__ __forceinline__ void attend(CrossArguments const& p, uint32_t const (
 }
 
 // One row of a head: O / l to bf16, quantised and stored. A quad of lanes holds the row, each two
-// neighbours of every 8 channels, and stores 16 bytes of codes a lane.
+// neighbours of every 8 channels.
 __device__ __forceinline__ void store_head(CrossArguments const& p, Softmax const& state, int half,
-                                           int64_t row, int head, int lane) {
+                                           int begin, int head) {
+  int const lane = thread_anew() % kWarp;
+  int const row = begin + lane / 4 + 8 * half;
   float sum = state.sum[half];
-  sum = __fadd_rn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 1));
-  sum = __fadd_rn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 2));
+  sum = __fadd_rn(sum, __shfl_xor_sync(kWholeWarp, sum, 1));
+  sum = __fadd_rn(sum, __shfl_xor_sync(kWholeWarp, sum, 2));
   float const inverse = __frcp_rn(sum);
-  uint32_t words[4] = {}, scales[2] = {};
 #pragma unroll
-  for (int group = 0; group < kHeadDim / kGroup; ++group) {
-    float2 value[2];
-    for (int i = 0; i < 2; ++i) {
-      float const(&o)[4] = state.out[2 * group + i];
-      value[i] = round_bf16(__fmul_rn(o[2 * half], inverse), __fmul_rn(o[2 * half + 1], inverse));
+  for (int four = 0; four < kHeadDim / kGroup; four += kQuad) {
+    uint32_t pairs[kQuad][2];
+#pragma unroll
+    for (int i = 0; i < kQuad; ++i) {
+      for (int j = 0; j < 2; ++j) {
+        float const(&o)[4] = state.out[2 * (four + i) + j];
+        pairs[i][j] =
+            pack_bf16(__fmul_rn(o[2 * half], inverse), __fmul_rn(o[2 * half + 1], inverse));
+      }
     }
-    float const amax = quad_max(fmaxf(fmaxf(fabsf(value[0].x), fabsf(value[0].y)),
-                                      fmaxf(fabsf(value[1].x), fabsf(value[1].y))));
-    BlockScale const scale = divisor(amax);
-    scales[group / 4] |= scale.code << (group % 4 * 8);
-    uint32_t const codes = four_codes(value[0].x, value[0].y, value[1].x, value[1].y, scale);
-    for (int i = 0; i < 2; ++i) {
-      uint32_t word = ((codes >> (8 * i)) & 0xFFu) << (lane % 4 * 8);
-      word |= __shfl_xor_sync(0xFFFFFFFFu, word, 1);
-      word |= __shfl_xor_sync(0xFFFFFFFFu, word, 2);
-      int const index = 2 * group + i;
-      if (index / 4 == lane % 4) words[index % 4] = word;
+    QuadGroup const group = quantize_quad(pairs, lane);
+    if (row < p.rows) {
+      // A lane's 16 bits are a byte of the first 8 channels and one of the other 8.
+      int64_t const first = (int64_t{row} * p.heads + head) * (kHeadDim / kGroup) + four;
+      int64_t const at = first + lane % kQuad;
+      reinterpret_cast<uint2*>(p.codes)[at] =
+          make_uint2(permute(group.codes.x, group.codes.y, 0x6420u),
+                     permute(group.codes.x, group.codes.y, 0x7531u));
+      p.scales[at] = static_cast<uint8_t>(group.scale);
     }
-  }
-  if (row >= p.rows) return;
-  int64_t const at = row * p.heads + head;
-  auto* codes = reinterpret_cast<uint4*>(p.codes + at * (kHeadDim / 2));
-  codes[lane % 4] = make_uint4(words[0], words[1], words[2], words[3]);
-  if (lane % 4 == 0) {
-    *reinterpret_cast<uint2*>(p.scales + at * (kHeadDim / kGroup)) =
-        make_uint2(scales[0], scales[1]);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) cross_attention_kernel(CrossArguments const p) {
-  __shared__ uint4 stages[2][2 * kMatrixWords];
-  int const lane = static_cast<int>(threadIdx.x) % kWarp;
-  int64_t const begin = (int64_t{blockIdx.x} * kWarps + static_cast<int>(threadIdx.x) / kWarp) *
-                        kWarpRows;
-  int const most = p.keys / kKeyTile;
-  int const asked = *p.key_tiles;
-  int const tiles = (asked < 1 ? 1 : asked > most ? most : asked) * (kKeyTile / kStageKeys);
-  fetch(p, stages[0], 0, 0);
+// Loads of 32 keys that a head needs.
+__device__ __forceinline__ int stages_of(CrossArguments const& p) {
+  return min(max(*p.key_tiles, 1), p.keys / kKeyTile) * (kKeyTile / kStageKeys);
+}
 
-  float const factor = factor_or_one(p.factor);
-  // Lane i needs the norms of rows i / 4 and i / 4 + 8.
-  float inverse[2] = {0.0f, 0.0f};
-  for (int r = 0; r < kWarpRows; ++r) {
-    if (begin + r < p.rows) {
-      float const found = inverse_norm(p, factor, begin + r, lane);
-      if (r == lane / 4) inverse[0] = found;
-      if (r == lane / 4 + 8) inverse[1] = found;
-    }
-  }
-  int64_t const rows[2] = {begin + lane / 4, begin + lane / 4 + 8};
-  int turn = 0;
+__global__ void __launch_bounds__(kThreads, kCrossBlocks)
+    cross_attention_kernel(CrossArguments const p) {
+  __shared__ uint4 queries[kWarps][kWarpRows * kRowWords];
+  __shared__ uint4 keys[kMatrixWords], values[kMatrixWords];
+  int const lane = static_cast<int>(threadIdx.x) % kWarp;
+  int const warp = static_cast<int>(threadIdx.x) / kWarp;
+  int const begin = (static_cast<int>(blockIdx.x) * kWarps + warp) * kWarpRows;
+  fetch_keys(p, keys, 0, 0);
+  fetch_queries(p, queries[warp], begin, 0);
+  float const inverse = inverse_norm(p, factor_or_one(p.factor), begin, lane);
   for (int head = 0; head < p.heads; ++head) {
-    uint32_t q[kHeadDim / 16][4];
-#pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-      for (int i = 0; i < 4; ++i) {
-        int const channel = head * kHeadDim + step * 16 + i / 2 * 8 + lane % 4 * 2;
-        q[step][i] = query_pair(p, factor, rows[i % 2], channel, inverse[i % 2]);
-      }
-    }
+    wait_for_copies();
+    normalise_queries(p, factor_or_one(p.factor), queries[warp], head, inverse);
     Softmax state{};
     state.maximum[0] = state.maximum[1] = -INFINITY;
-    for (int tile = 0; tile < tiles; ++tile, turn ^= 1) {
+    // Read for each head, like the factor: no register is left for either.
+    int const stages = stages_of(p);
+    for (int stage = 0; stage < stages; ++stage) {
       wait_for_copies();
-      __syncthreads();  // these keys are here, and the ones before them are no longer read
-      bool const last = tile + 1 == tiles;
+      __syncthreads();  // these keys are here, and the values before them are no longer read
+      fetch_values(p, values, head, stage * kStageKeys);
+      Logits s{};
+      multiply_keys(p, queries[warp], keys, stage * kStageKeys, s);
+      softmax(s, state);
+      wait_for_copies();
+      __syncthreads();  // these values are here, their keys and last queries are no longer read
+      bool const last = stage + 1 == stages;
       if (!last || head + 1 < p.heads) {
-        fetch(p, stages[turn ^ 1], head + last, last ? 0 : (tile + 1) * kStageKeys);
+        fetch_keys(p, keys, head + last, last ? 0 : (stage + 1) * kStageKeys);
+        if (last) fetch_queries(p, queries[warp], begin, head + 1);
       }
-      attend(p, q, stages[turn], tile * kStageKeys, lane, state);
+      multiply_values(s, values, state);
     }
-    store_head(p, state, 0, rows[0], head, lane);
-    store_head(p, state, 1, rows[1], head, lane);
+    store_head(p, state, 0, begin, head);
+    store_head(p, state, 1, begin, head);
   }
 }
 

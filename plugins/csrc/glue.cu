@@ -63,32 +63,54 @@ fastwan_status validate(fastwan_glue_desc const* desc) {
   return FASTWAN_OK;
 }
 
+template <NormKind kKind>
 void launch_norm(NormArguments const& p, cudaStream_t stream) {
   auto const blocks = static_cast<unsigned>(norm_blocks(p));
-  if (p.parts <= 12) {
-    residual_norm_kernel<12><<<blocks, kThreads, 0, stream>>>(p);
+  if (p.parts == kUsualParts) {
+    residual_norm_kernel<kUsualParts, kKind><<<blocks, kThreads, 0, stream>>>(p);
   } else {
-    residual_norm_kernel<kMaxParts><<<blocks, kThreads, 0, stream>>>(p);
+    residual_norm_kernel<kMaxParts, kKind><<<blocks, kThreads, 0, stream>>>(p);
   }
 }
 
-void launch(fastwan_glue_desc const& desc, void const* const* inputs, void* const* outputs,
-            cudaStream_t stream) {
-  if (has_layer_norm(desc)) {
-    return launch_norm(norm_arguments(desc, inputs, outputs), stream);
+fastwan_status launch_quantize(fastwan_glue_desc const& desc, void const* const* inputs,
+                               void* const* outputs, cudaStream_t stream) {
+  int device = 0, processors = 0;
+  fastwan_status status = check(cudaGetDevice(&device), "current device");
+  if (status == FASTWAN_OK) {
+    status = check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+                   "count of multiprocessors");
   }
-  if (desc.kind == FASTWAN_GLUE_CROSS_ATTENTION) {
-    CrossArguments const cross = cross_arguments(desc, inputs, outputs);
-    auto const cross_grid = static_cast<unsigned>(cross_blocks(cross));
-    cross_attention_kernel<<<cross_grid, kThreads, 0, stream>>>(cross);
-    return;
-  }
-  QuantizeArguments const p = quantize_arguments(desc, inputs, outputs);
+  if (status != FASTWAN_OK) return status;
+  QuantizeArguments const p = quantize_arguments(desc, inputs, outputs, processors);
   auto const blocks = static_cast<unsigned>(quantize_blocks(p));
   if (desc.kind == FASTWAN_GLUE_GELU_QUANTIZE) {
     quantize_kernel<true><<<blocks, kThreads, 0, stream>>>(p);
   } else {
     quantize_kernel<false><<<blocks, kThreads, 0, stream>>>(p);
+  }
+  return FASTWAN_OK;
+}
+
+fastwan_status launch(fastwan_glue_desc const& desc, void const* const* inputs,
+                      void* const* outputs, cudaStream_t stream) {
+  switch (desc.kind) {
+    case FASTWAN_GLUE_RESIDUAL_NORM_QUANTIZE:
+      launch_norm<NormKind::kResidualNormQuantize>(norm_arguments(desc, inputs, outputs), stream);
+      return FASTWAN_OK;
+    case FASTWAN_GLUE_NORM_QUANTIZE:
+      launch_norm<NormKind::kNormQuantize>(norm_arguments(desc, inputs, outputs), stream);
+      return FASTWAN_OK;
+    case FASTWAN_GLUE_RESIDUAL_NORM:
+      launch_norm<NormKind::kResidualNorm>(norm_arguments(desc, inputs, outputs), stream);
+      return FASTWAN_OK;
+    case FASTWAN_GLUE_CROSS_ATTENTION: {
+      CrossArguments const p = cross_arguments(desc, inputs, outputs);
+      cross_attention_kernel<<<static_cast<unsigned>(cross_blocks(p)), kThreads, 0, stream>>>(p);
+      return FASTWAN_OK;
+    }
+    default:
+      return launch_quantize(desc, inputs, outputs, stream);
   }
 }
 
@@ -115,6 +137,6 @@ int fastwan_glue_enqueue(fastwan_glue_desc const* desc, void const* const* input
     status = check_pointers(outputs, glue_counts(*desc).outputs, "output");
   }
   if (status != FASTWAN_OK) return status;
-  launch(*desc, inputs, outputs, static_cast<cudaStream_t>(stream));
-  return check(cudaGetLastError(), "glue launch");
+  status = launch(*desc, inputs, outputs, static_cast<cudaStream_t>(stream));
+  return status == FASTWAN_OK ? check(cudaGetLastError(), "glue launch") : status;
 }

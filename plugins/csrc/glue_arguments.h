@@ -57,8 +57,10 @@ inline float const* factor_of(fastwan_glue_desc const& desc, void const* const* 
   return static_cast<float const*>(inputs[glue_counts(desc).inputs]);
 }
 
+// `processors` are the multiprocessors that the threads are divided among.
 inline QuantizeArguments quantize_arguments(fastwan_glue_desc const& desc,
-                                            void const* const* inputs, void* const* outputs) {
+                                            void const* const* inputs, void* const* outputs,
+                                            int processors) {
   bool const gelu = desc.kind == FASTWAN_GLUE_GELU_QUANTIZE;
   auto const rows = static_cast<uint32_t>(desc.rows);
   auto const row_groups = static_cast<uint32_t>(desc.columns / kGroup);
@@ -68,6 +70,7 @@ inline QuantizeArguments quantize_arguments(fastwan_glue_desc const& desc,
           static_cast<uint8_t*>(outputs[1]),
           rows * row_groups,
           row_groups,
+          quantize_step(row_groups, gelu, processors),
           factor_of(desc, inputs)};
 }
 

@@ -1,10 +1,12 @@
 // Residual, layer norm, modulation and quantiser between two GEMMs, or some of them.
 //
-// A warp owns a row and keeps it in registers, so the residual is read once and written once. A lane
-// holds 4 neighbouring channels of each 128; four lanes share a scale. The torch definition is
+// A warp owns a row and keeps it in registers, so the residual is read once and written once. A
+// lane holds 4 neighbouring channels of each 128; four lanes share a scale, and find those of four
+// such parts at a time, one each. The torch definition is
 // plugins/glue_reference.py; the order of the sums is part of it.
 #pragma once
 
+#include "quad.cuh"
 #include "quantize.cuh"
 
 namespace fastwan {
@@ -13,6 +15,7 @@ constexpr int kPart = 128;                  // channels that a warp holds in one
 constexpr int kLaneChannels = kPart / kWarp;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kMaxParts = 40;
+constexpr int kUsualParts = 12;  // of the 1.3 B model
 
 struct NormArguments {
   uint16_t const* y;       // [rows, 128 parts] bf16; what is normed where `hidden` is null
@@ -49,8 +52,8 @@ __device__ __forceinline__ uint2 pack_four(Four const& value) {
   return make_uint2(pack_bf16(value.x[0], value.x[1]), pack_bf16(value.x[2], value.x[3]));
 }
 
-__device__ __forceinline__ Four load_bf16(uint16_t const* from) {
-  return unpack_four(*reinterpret_cast<uint2 const*>(from));
+__device__ __forceinline__ uint2 add_four(uint2 a, uint2 b) {
+  return make_uint2(fma_pair(a.x, kOnes, b.x), fma_pair(a.y, kOnes, b.y));
 }
 
 __device__ __forceinline__ Four load_fp32(float const* from) {
@@ -60,23 +63,17 @@ __device__ __forceinline__ Four load_fp32(float const* from) {
            __uint_as_float(word.w)}};
 }
 
-// bf16(hidden + bf16(bf16(y + bias) * gate)), without a gate bf16(hidden + bf16(y + bias)); y is
-// bf16(product * factor).
-__device__ __forceinline__ uint2 residual(uint2 product, float factor, uint2 hidden,
-                                          Four const& bias, float const* gate) {
-  Four value = unpack_four(product);
-  for (int i = 0; i < kLaneChannels; ++i) value.x[i] = __fmul_rn(value.x[i], factor);
-  value = unpack_four(pack_four(value));
-  for (int i = 0; i < kLaneChannels; ++i) value.x[i] = __fadd_rn(value.x[i], bias.x[i]);
-  value = unpack_four(pack_four(value));
-  if (gate != nullptr) {
-    Four const factor = load_fp32(gate);
-    for (int i = 0; i < kLaneChannels; ++i) value.x[i] = __fmul_rn(value.x[i], factor.x[i]);
-    value = unpack_four(pack_four(value));
-  }
-  Four const old = unpack_four(hidden);
-  for (int i = 0; i < kLaneChannels; ++i) value.x[i] = __fadd_rn(old.x[i], value.x[i]);
-  return pack_four(value);
+// bf16(hidden + bf16(bf16(y + bias) * gate)) of four channels, y being bf16(product * factor);
+// without a gate, which is null, of a gate of ones. A sum in bf16 is that of fp32, rounded: fp32 has
+// more than twice the digits.
+__device__ __forceinline__ uint2 residual(uint2 product, float factor, uint2 hidden, uint2 bias,
+                                          float const* gate) {
+  uint2 const y = make_uint2(scale_pair(product.x, factor), scale_pair(product.y, factor));
+  Four value = unpack_four(add_four(y, bias));
+  Four gates{{1.0f, 1.0f, 1.0f, 1.0f}};
+  if (gate != nullptr) gates = load_fp32(gate);
+  for (int i = 0; i < kLaneChannels; ++i) value.x[i] = __fmul_rn(value.x[i], gates.x[i]);
+  return add_four(hidden, pack_four(value));
 }
 
 // Sum of a warp: a lane's four sums in pairs, then lanes over distances 16, 8, 4, 2, 1.
@@ -88,61 +85,74 @@ __device__ __forceinline__ float warp_sum(float const (&sum)[kLaneChannels]) {
   return total;
 }
 
-// Four channels of a row, quantised with the three lanes beside this one. `at` is the first of them
-// in the whole tensor.
-__device__ __forceinline__ void store_quantized(Four const& value, int64_t at, int lane,
-                                                uint8_t* codes, uint8_t* scales) {
-  float amax = fmaxf(fmaxf(fabsf(value.x[0]), fabsf(value.x[1])),
-                     fmaxf(fabsf(value.x[2]), fabsf(value.x[3])));
-  amax = fmaxf(amax, __shfl_xor_sync(0xFFFFFFFFu, amax, 1));
-  amax = fmaxf(amax, __shfl_xor_sync(0xFFFFFFFFu, amax, 2));
-  BlockScale const scale = divisor(amax);
-  uint32_t const packed = four_codes(value.x[0], value.x[1], value.x[2], value.x[3], scale);
-  *reinterpret_cast<uint16_t*>(codes + at / 2) = static_cast<uint16_t>(packed);
-  if (lane % 4 == 0) scales[at / kGroup] = static_cast<uint8_t>(scale.code);
+// bf16 of the modulated norm of four channels.
+__device__ __forceinline__ uint2 modulated(uint2 held, float mean, float inverse,
+                                           float const* scale_from,
+                                           float const* shift_from, float one) {
+  Four value = unpack_four(held);
+  Four const scale = load_fp32(scale_from), shift = load_fp32(shift_from);
+  for (int i = 0; i < kLaneChannels; ++i) {
+    float const factor = __fadd_rn(one, scale.x[i]);
+    float const normed = __fmul_rn(__fsub_rn(value.x[i], mean), inverse);
+    value.x[i] = __fadd_rn(__fmul_rn(normed, factor), shift.x[i]);
+  }
+  return pack_four(value);
 }
 
-template <int kParts>
-__global__ void __launch_bounds__(kThreads) residual_norm_kernel(NormArguments const p) {
+// What a kernel of this file writes: codes and scales, with or without the sum with a residual in
+// front, or that sum's norm.
+enum class NormKind { kNormQuantize, kResidualNormQuantize, kResidualNorm };
+
+// Blocks at a time on a multiprocessor. With a residual more loads are on their way for a row,
+// which takes registers and needs fewer warps.
+constexpr int norm_blocks_at_once(int parts, NormKind kind) {
+  if (parts == kMaxParts) return 1;
+  return kind == NormKind::kNormQuantize ? 3 : 2;
+}
+
+template <int kParts, NormKind kKind>
+__global__ void __launch_bounds__(kThreads, norm_blocks_at_once(kParts, kKind))
+    residual_norm_kernel(NormArguments const p) {
+  constexpr bool kResidual = kKind != NormKind::kNormQuantize;
+  constexpr bool kQuantize = kKind != NormKind::kResidualNorm;
+  // With any other number of parts each needs a branch, behind which its loads wait.
+  int const parts = kParts == kMaxParts ? p.parts : kParts;
   int const lane = static_cast<int>(threadIdx.x) % kWarp;
   int64_t const row = int64_t{blockIdx.x} * kWarps + static_cast<int>(threadIdx.x) / kWarp;
   if (row >= p.rows) return;
+  float const factor = kResidual ? factor_or_one(p.factor) : 1.0f;
   int const first = lane * kLaneChannels;
-  int64_t const begin = row * p.parts * kPart + first;
-  float const factor = factor_or_one(p.factor);
+  int64_t const begin = row * parts * kPart + first;
   // All loads are under way before the first store, which the compiler cannot tell from them.
-  uint2 held[kParts], old[kParts];
+  uint2 held[kParts], old[kResidual ? kParts : 1];
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
-    if (part < p.parts) {
+    if (part < parts) {
       held[part] = *reinterpret_cast<uint2 const*>(p.y + begin + part * kPart);
-      if (p.hidden != nullptr) {
-        old[part] = *reinterpret_cast<uint2 const*>(p.hidden + begin + part * kPart);
-      }
+      if (kResidual) old[part] = *reinterpret_cast<uint2 const*>(p.hidden + begin + part * kPart);
     }
   }
   float sum[kLaneChannels] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
-    if (part < p.parts) {
+    if (part < parts) {
       int const channel = part * kPart + first;
-      if (p.hidden != nullptr) {
+      if (kResidual) {
         float const* gate = p.gate == nullptr ? nullptr : p.gate + channel;
-        held[part] = residual(held[part], factor, old[part], load_bf16(p.bias + channel), gate);
-      }
-      if (p.hidden_out != nullptr) {
-        *reinterpret_cast<uint2*>(p.hidden_out + begin + part * kPart) = held[part];
+        held[part] = residual(held[part], factor, old[part],
+                              *reinterpret_cast<uint2 const*>(p.bias + channel), gate);
+        if (kQuantize) *reinterpret_cast<uint2*>(p.hidden_out + begin + part * kPart) = held[part];
       }
       Four const value = unpack_four(held[part]);
       for (int i = 0; i < kLaneChannels; ++i) sum[i] = __fadd_rn(sum[i], value.x[i]);
     }
   }
-  float const channels = static_cast<float>(p.parts * kPart);
+  float const channels = static_cast<float>(parts * kPart);
   float const mean = __fdiv_rn(warp_sum(sum), channels);
   float square[kLaneChannels] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
-    if (part < p.parts) {
+    if (part < parts) {
       Four const value = unpack_four(held[part]);
       for (int i = 0; i < kLaneChannels; ++i) {
         float const centred = __fsub_rn(value.x[i], mean);
@@ -152,22 +162,32 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(NormArguments c
   }
   float const variance = __fdiv_rn(warp_sum(square), channels);
   float const inverse = __frsqrt_rn(__fadd_rn(variance, p.eps));
+  float const one = p.add_one ? 1.0f : -0.0f;  // -0 leaves every scale as it is
 #pragma unroll
-  for (int part = 0; part < kParts; ++part) {
-    if (part < p.parts) {
-      int const channel = part * kPart + first;
-      Four value = unpack_four(held[part]);
-      Four const scale = load_fp32(p.scale + channel), shift = load_fp32(p.shift + channel);
-      for (int i = 0; i < kLaneChannels; ++i) {
-        float const factor = p.add_one ? __fadd_rn(1.0f, scale.x[i]) : scale.x[i];
-        float const normed = __fmul_rn(__fsub_rn(value.x[i], mean), inverse);
-        value.x[i] = __fadd_rn(__fmul_rn(normed, factor), shift.x[i]);
+  for (int four = 0; four < kParts; four += kQuad) {
+    uint32_t pairs[kQuad][2] = {};
+#pragma unroll
+    for (int i = 0; i < kQuad; ++i) {
+      int const part = four + i;
+      if (part < parts) {
+        int const channel = part * kPart + first;
+        uint2 const packed =
+            modulated(held[part], mean, inverse, p.scale + channel, p.shift + channel, one);
+        if (kQuantize) {
+          pairs[i][0] = packed.x;
+          pairs[i][1] = packed.y;
+        } else {
+          *reinterpret_cast<uint2*>(p.normed + begin + part * kPart) = packed;
+        }
       }
-      uint2 const packed = pack_four(value);
-      if (p.normed != nullptr) {
-        *reinterpret_cast<uint2*>(p.normed + begin + part * kPart) = packed;
-      } else {
-        store_quantized(unpack_four(packed), begin + part * kPart, lane, p.codes, p.scales);
+    }
+    if (kQuantize && four < parts) {
+      QuadGroup const group = quantize_quad(pairs, lane);
+      int const part = four + lane % kQuad;
+      if (part < parts) {
+        int64_t const at = (row * parts + part) * (kPart / kGroup) + lane / kQuad;
+        reinterpret_cast<uint2*>(p.codes)[at] = group.codes;
+        p.scales[at] = static_cast<uint8_t>(group.scale);
       }
     }
   }

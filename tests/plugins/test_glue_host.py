@@ -28,6 +28,8 @@ from testkit.glue_nodes import BOUNDARIES, factors_of
 
 ROWS = [(1, 16), (3, 48), (17, 240), (128, 256), (129, 8960)]
 """Rows and columns: less than a block of threads, ragged ends of one, and true widths."""
+SMALLEST_SEEN = 2.0**-11
+"""A quarter of the smallest scale: up to here every code is 0."""
 FACTORS = factors_of(Quantize(17, 240))
 
 
@@ -99,6 +101,24 @@ def test_gelu_is_exact_for_every_number(glue_emulation: ctypes.CDLL) -> None:
     assert torch.equal(found.signbit(), expected.signbit())
 
 
+def test_gelu_from_the_table_is_that_of_every_number(glue_emulation: ctypes.CDLL) -> None:
+    # An infinity stands behind them, so that there is an even number.
+    x = torch.cat([every_bf16(), torch.tensor([torch.inf, -torch.inf]).bfloat16()])
+    found = torch.empty_like(x)
+    glue_emulation.fastwan_emulate_gelu_pairs(
+        ctypes.c_void_p(x.data_ptr()),
+        ctypes.c_void_p(found.data_ptr()),
+        ctypes.c_int64(x.numel() // 2),
+    )
+    expected = glue_reference.gelu_tanh(x).abs()
+    expected[-1] = 0.0
+    seen = expected > SMALLEST_SEEN
+    assert seen.sum() > 16_000
+    assert torch.equal(found[seen], expected[seen])
+    assert found[~seen].max() <= SMALLEST_SEEN
+    assert not found.signbit().any()
+
+
 def test_the_reference_of_gelu_is_that_of_torch() -> None:
     x = every_bf16()
     theirs = functional.gelu(x.float(), approximate="tanh").bfloat16().double()
@@ -134,6 +154,30 @@ def test_the_quantiser_saturates_both_infinities(glue_emulation: ctypes.CDLL) ->
     codes, scales = check(glue_emulation, op, [x])
     assert codes[0, 0, 0] == 0xF7
     assert scales[0, 0].float().tolist()[0] == 448
+
+
+def test_every_number_makes_the_scale_of_its_sixth(glue_emulation: ctypes.CDLL) -> None:
+    largest = every_bf16()
+    x = functional.pad(largest[:, None], (0, 15)).view(1, -1, 16)
+    _, scales = check(glue_emulation, Quantize(x.shape[1], 16), [x])
+    assert scales.view(torch.uint8).unique().numel() == 0x7F
+
+
+@pytest.mark.parametrize("ulps", [-1, 0, 1])
+def test_codes_without_the_instruction_are_those_of_the_quotient(
+    glue_emulation: ctypes.CDLL, ulps: int
+) -> None:
+    x = torch.cat([every_bf16(), torch.tensor([torch.inf, -torch.inf]).bfloat16()])
+    x = functional.pad(x, (0, -x.numel() % 4))
+    found = torch.empty(x.numel() // 4, dtype=torch.int16)
+    for scale in range(1, 0x7F):
+        glue_emulation.fastwan_emulate_codes(
+            ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(found.data_ptr()),
+            ctypes.c_int64(found.numel()), ctypes.c_uint32(scale), ctypes.c_int(ulps),
+        )  # fmt: skip
+        value = torch.tensor(scale, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+        expected = nvfp4.pack_nibbles(nvfp4.round_to_e2m1(x.float() / value))
+        assert torch.equal(found.view(torch.uint8), expected)
 
 
 def test_every_number_has_the_code_of_its_quotient(glue_emulation: ctypes.CDLL) -> None:

@@ -183,9 +183,13 @@ def test_registers_allow_the_occupancy_that_was_planned(compiled: list[Kernel]) 
         elif "prologue_kernelILi12E" in kernel.name:
             assert kernel.registers <= 80  # three blocks of 256 threads a multiprocessor
         elif "residual_norm_kernelILi12E" in kernel.name:
-            assert kernel.registers <= 80  # the same
+            # The same; two blocks with a residual.
+            assert kernel.registers <= (80 if "NormKindE0E" in kernel.name else 128)
         elif "15quantize_kernel" in kernel.name:
-            assert kernel.registers <= 40  # six blocks of 256 threads
+            # Six blocks of 256 threads; four with GELU, whose table is shared.
+            assert kernel.registers <= (64 if "ILb1E" in kernel.name else 40)
+        elif "cross_attention_kernel" in kernel.name:
+            assert kernel.registers <= 128  # two blocks
 
 
 def instructions(library: Path, architecture: str, name: str) -> list[tuple[int, str]]:
