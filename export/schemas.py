@@ -26,12 +26,30 @@ def attribute(name: str, kind: OpSchema.AttrType, description: str) -> OpSchema.
 
 
 def sage_attention3() -> OpSchema:
+    return _self_attention(
+        "SageAttention3",
+        "FP4 self-attention with its prologue: scale, bias, RMS norm across heads, RoPE.",
+        attribute("exact_max", OpSchema.AttrType.INT, "1: no clamp of the first tile's maxima"),
+    )
+
+
+def sage_attention2() -> OpSchema:
+    return _self_attention(
+        "SageAttention2",
+        "Self-attention in int8 and e4m3 with its prologue: scale, bias, RMS norm across heads, "
+        "RoPE.",
+        attribute("per_warp", OpSchema.AttrType.INT, "1: a scale for 32 queries and 64 keys"),
+    )
+
+
+def _self_attention(name: str, doc: str, flag: OpSchema.Attribute) -> OpSchema:
+    """A node between the qkv and the output GEMM."""
     fp32 = "tensor(float)"
     return OpSchema(
-        "SageAttention3",
+        name,
         DOMAIN,
         VERSION,
-        doc="FP4 self-attention with its prologue: scale, bias, RMS norm across heads, RoPE.",
+        doc=doc,
         inputs=[
             parameter("qkv", "T", "[B, L, 3C], raw output of the merged qkv GEMM"),
             parameter("qkv_scale", fp32, "[3], multiplies the q, k and v third"),
@@ -50,7 +68,7 @@ def sage_attention3() -> OpSchema:
             ),
             attribute("eps", OpSchema.AttrType.FLOAT, "of the RMS norms"),
             attribute("softmax_scale", OpSchema.AttrType.FLOAT, "applied to the logits"),
-            attribute("exact_max", OpSchema.AttrType.INT, "1: no clamp of the first tile's maxima"),
+            flag,
         ],
     )
 

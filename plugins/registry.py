@@ -9,9 +9,8 @@ from fastwan.errors import EnvironmentLacks
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions import REGIONS
 
-CREATORS = tuple((op, "1", "fastwan") for op in REGIONS if op != "SageAttention2")
-"""Name, version and namespace of the TensorRT plugins' creators, one a kind of region that may be a
-node of an engine."""
+CREATORS = tuple((op, "1", "fastwan") for op in REGIONS)
+"""Name, version and namespace of the TensorRT plugins' creators, one a kind of region."""
 
 
 def load_into_registry(trt: Any, path: Path | None = None) -> None:

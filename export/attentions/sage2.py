@@ -51,7 +51,9 @@ def _replaced(dit: ir.Model) -> ir.Model:
     import onnx_ir as ir
 
     from fastwan.export.passes.graphs import FASTWAN, clone
+    from fastwan.export.schemas import register, sage_attention2
 
+    register(sage_attention2())
     model = clone(dit)
     for node in model.graph:
         if node.domain == FASTWAN and node.op_type == "SageAttention3":

@@ -1,233 +1,57 @@
-// TensorRT plugin fastwan::SageAttention3 over the region of the same name, and what registries look
-// for in a plugin library.
-#include <cmath>
-#include <new>
-
-#include "fastwan_plugins.h"
+// TensorRT plugins of self-attention over the regions of the same names, and what registries look for
+// in a plugin library.
+#include "sage2.h"
+#include "trt_attention.h"
 #include "trt_creators.h"
-#include "trt_support.h"
 
 namespace fastwan::trt {
 namespace {
 
-constexpr char const* kName = "SageAttention3";
-constexpr int32_t kInputs = 7;
+struct SageAttention3 {
+  static constexpr char const* kName = "SageAttention3";
+  static constexpr char const* kFlag = "exact_max";
+  using Desc = fastwan_region_desc;
 
-int32_t failed(std::string const& message) {
-  report(kName, message.c_str());
-  return 1;
-}
-
-// Attributes of the node; also what is serialised into an engine.
-struct Attributes {
-  int32_t num_heads = 0;
-  int32_t num_tokens = 0;  // 0: every row is a token
-  float eps = 1e-6f;
-  float softmax_scale = 0.0f;
-  int32_t exact_max = 0;
-};
-
-std::vector<Attribute> attributes_of(Attributes& a) {
-  return {{"num_heads", &a.num_heads, nullptr},
-          {"num_tokens", &a.num_tokens, nullptr},
-          {"eps", nullptr, &a.eps},
-          {"softmax_scale", nullptr, &a.softmax_scale},
-          {"exact_max", &a.exact_max, nullptr}};
-}
-
-// Empty when `collection` gives a usable node, otherwise what is wrong with it.
-std::string read_attributes(PluginFieldCollection const* collection, Attributes* a) {
-  std::string const problem = read_fields(collection, attributes_of(*a));
-  if (!problem.empty()) return problem;
-  if (a->num_heads < 1 || a->num_heads > FASTWAN_MAX_HEADS) {
-    return "num_heads " + std::to_string(a->num_heads) + " is not within 1 .. " +
-           std::to_string(FASTWAN_MAX_HEADS);
-  }
-  if (a->num_tokens < 0) return "num_tokens " + std::to_string(a->num_tokens) + " is negative";
-  if (!(a->eps >= 0.0f) || !std::isfinite(a->eps)) return "eps must be finite and not negative";
-  if (!(a->softmax_scale > 0.0f) || !std::isfinite(a->softmax_scale)) {
-    return "softmax_scale must be given, finite and positive";
-  }
-  if (a->exact_max != 0 && a->exact_max != 1) return "exact_max must be 0 or 1";
-  return "";
-}
-
-class Plugin final : public IPluginV3,
-                     public IPluginV3OneCore,
-                     public IPluginV3OneBuild,
-                     public IPluginV3OneRuntime {
- public:
-  explicit Plugin(Attributes const& attributes)
-      : attributes_(attributes),
-        fields_(fields_of(attributes_of(attributes_))),
-        collection_{static_cast<int32_t>(fields_.size()), fields_.data()} {
-    char text[160];
-    std::snprintf(text, sizeof text,
-                  "num_heads=%d num_tokens=%d eps=%g softmax_scale=%g exact_max=%d",
-                  attributes_.num_heads, attributes_.num_tokens,
-                  static_cast<double>(attributes_.eps),
-                  static_cast<double>(attributes_.softmax_scale), attributes_.exact_max);
-    description_ = text;
-  }
-  Plugin(Plugin const&) = delete;
-  Plugin& operator=(Plugin const&) = delete;
-
-  IPluginCapability* getCapabilityInterface(PluginCapabilityType type) noexcept override {
-    switch (type) {
-      case PluginCapabilityType::kCORE:
-        return static_cast<IPluginV3OneCore*>(this);
-      case PluginCapabilityType::kBUILD:
-        return static_cast<IPluginV3OneBuild*>(this);
-      case PluginCapabilityType::kRUNTIME:
-        return static_cast<IPluginV3OneRuntime*>(this);
-    }
-    return nullptr;
-  }
-  IPluginV3* clone() noexcept override { return new (std::nothrow) Plugin(attributes_); }
-
-  char const* getPluginName() const noexcept override { return kName; }
-  char const* getPluginVersion() const noexcept override { return kVersion; }
-  char const* getPluginNamespace() const noexcept override { return kNamespace; }
-
-  int32_t getNbOutputs() const noexcept override { return 1; }
-
-  int32_t getOutputDataTypes(DataType* types, int32_t outputs, DataType const*,
-                             int32_t inputs) const noexcept override {
-    if (outputs != 1 || inputs != kInputs) return failed("needs 7 inputs and 1 output");
-    types[0] = DataType::kBF16;
-    return 0;
-  }
-
-  int32_t getOutputShapes(DimsExprs const* inputs, int32_t nb_inputs, DimsExprs const*, int32_t,
-                          DimsExprs* outputs, int32_t nb_outputs,
-                          IExprBuilder& builder) noexcept override {
-    if (nb_outputs != 1 || nb_inputs != kInputs) return failed("needs 7 inputs and 1 output");
-    if (inputs[0].nbDims != 3) return failed("qkv must be [B, L, 3C]");
-    outputs[0].nbDims = 3;
-    outputs[0].d[0] = inputs[0].d[0];
-    outputs[0].d[1] = inputs[0].d[1];
-    outputs[0].d[2] = builder.constant(channels());
-    return 0;
-  }
-
-  bool supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors,
-                                 int32_t inputs, int32_t outputs) noexcept override {
-    if (inputs != kInputs || outputs != 1) return false;
-    // qkv, qkv_scale, qkv_bias, q_norm, k_norm, rope_cos, rope_sin, output
-    static constexpr DataType kTypes[kInputs + 1] = {
-        DataType::kBF16, DataType::kFLOAT, DataType::kBF16,  DataType::kBF16,
-        DataType::kBF16, DataType::kFLOAT, DataType::kFLOAT, DataType::kBF16};
-    PluginTensorDesc const& tensor = tensors[position].desc;
-    return tensor.type == kTypes[position] && tensor.format == TensorFormat::kLINEAR;
-  }
-
-  int32_t configurePlugin(DynamicPluginTensorDesc const* in, int32_t, DynamicPluginTensorDesc const*,
-                          int32_t) noexcept override {
-    Dims const& largest = in[0].max;
-    if (largest.nbDims != 3 || largest.d[2] != 3 * channels()) {
-      return failed("qkv must be [B, L, " + std::to_string(3 * channels()) + "]");
-    }
-    return 0;
-  }
-
-  size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t,
-                          DynamicPluginTensorDesc const*, int32_t) const noexcept override {
-    size_t bytes = 0;
-    fastwan_region_desc const desc = describe(inputs[0].max);
-    if (fastwan_region_workspace_bytes(&desc, &bytes) != FASTWAN_OK) {
-      report(kName, fastwan_last_error());
-    }
-    return bytes;
-  }
-
-  char const* getTimingCacheID() noexcept override { return description_.c_str(); }
-  char const* getMetadataString() noexcept override { return description_.c_str(); }
-
-  int32_t onShapeChange(PluginTensorDesc const* in, int32_t inputs, PluginTensorDesc const*,
-                        int32_t) noexcept override {
-    if (inputs != kInputs) return failed("needs 7 inputs");
-    Dims const& qkv = in[0].dims;
-    if (qkv.nbDims != 3 || qkv.d[2] != 3 * channels()) return failed("qkv must be [B, L, 3C]");
-    int64_t const tokens = attributes_.num_tokens == 0 ? qkv.d[1] : attributes_.num_tokens;
-    if (qkv.d[1] < tokens) return failed("qkv has fewer rows than num_tokens");
-    for (int32_t i = 5; i < kInputs; ++i) {
-      if (in[i].dims.nbDims != 2 || in[i].dims.d[0] < tokens ||
-          in[i].dims.d[1] != FASTWAN_HEAD_DIM / 2) {
-        return failed("rope_cos and rope_sin must be [L, 64] with a row for each token");
-      }
-    }
-    return 0;
-  }
-
-  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs,
-                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
-    fastwan_region_desc const desc = describe(in[0].dims);
-    size_t bytes = 0;
-    if (fastwan_region_workspace_bytes(&desc, &bytes) != FASTWAN_OK ||
-        fastwan_region_enqueue(&desc, inputs, outputs, workspace, bytes, stream) != FASTWAN_OK) {
-      return failed(fastwan_last_error());
-    }
-    return 0;
-  }
-
-  IPluginV3* attachToContext(IPluginResourceContext*) noexcept override { return clone(); }
-
-  PluginFieldCollection const* getFieldsToSerialize() noexcept override { return &collection_; }
-
- private:
-  int32_t channels() const { return attributes_.num_heads * FASTWAN_HEAD_DIM; }
-
-  fastwan_region_desc describe(Dims const& qkv) const {
-    fastwan_region_desc desc{};
+  static Desc describe(AttentionAttributes const& a, Dims const& qkv) {
+    Desc desc{};
     desc.struct_bytes = sizeof desc;
     desc.kind = FASTWAN_REGION_SAGE_ATTENTION3;
     desc.batch = static_cast<int32_t>(qkv.d[0]);
     desc.length = static_cast<int32_t>(qkv.d[1]);
-    desc.num_tokens = attributes_.num_tokens == 0 ? desc.length : attributes_.num_tokens;
-    desc.num_heads = attributes_.num_heads;
-    desc.eps = attributes_.eps;
-    desc.softmax_scale = attributes_.softmax_scale;
-    desc.flags = attributes_.exact_max != 0 ? FASTWAN_FLAG_EXACT_MAX : 0u;
+    desc.num_tokens = a.tokens_of(qkv);
+    desc.num_heads = a.num_heads;
+    desc.eps = a.eps;
+    desc.softmax_scale = a.softmax_scale;
+    desc.flags = a.flag != 0 ? FASTWAN_FLAG_EXACT_MAX : 0u;
     return desc;
   }
-
-  Attributes attributes_;
-  std::vector<PluginField> fields_;
-  PluginFieldCollection collection_;
-  std::string description_;
+  static constexpr auto workspace_bytes = fastwan_region_workspace_bytes;
+  static constexpr auto enqueue = fastwan_region_enqueue;
 };
 
-class Creator final : public IPluginCreatorV3One {
- public:
-  IPluginV3* createPlugin(char const*, PluginFieldCollection const* collection,
-                          TensorRTPhase) noexcept override {
-    Attributes attributes;
-    std::string const problem = read_attributes(collection, &attributes);
-    if (!problem.empty()) {
-      report(kName, problem.c_str());
-      return nullptr;
-    }
-    return new (std::nothrow) Plugin(attributes);
-  }
+struct SageAttention2 {
+  static constexpr char const* kName = "SageAttention2";
+  static constexpr char const* kFlag = "per_warp";
+  using Desc = fastwan_sage2_desc;
 
-  PluginFieldCollection const* getFieldNames() noexcept override {
-    static std::vector<PluginField> fields = [] {
-      Attributes unset;
-      std::vector<PluginField> names = fields_of(attributes_of(unset));
-      for (PluginField& field : names) field.data = nullptr;
-      return names;
-    }();
-    static PluginFieldCollection const collection{static_cast<int32_t>(fields.size()),
-                                                  fields.data()};
-    return &collection;
+  static Desc describe(AttentionAttributes const& a, Dims const& qkv) {
+    Desc desc{};
+    desc.struct_bytes = sizeof desc;
+    desc.granularity = a.flag != 0 ? FASTWAN_SAGE2_PER_WARP : FASTWAN_SAGE2_PER_THREAD;
+    desc.batch = static_cast<int32_t>(qkv.d[0]);
+    desc.length = static_cast<int32_t>(qkv.d[1]);
+    desc.num_tokens = a.tokens_of(qkv);
+    desc.num_heads = a.num_heads;
+    desc.eps = a.eps;
+    desc.softmax_scale = a.softmax_scale;
+    return desc;
   }
-
-  char const* getPluginName() const noexcept override { return kName; }
-  char const* getPluginVersion() const noexcept override { return kVersion; }
-  char const* getPluginNamespace() const noexcept override { return kNamespace; }
+  static constexpr auto workspace_bytes = fastwan_sage2_workspace_bytes;
+  static constexpr auto enqueue = fastwan_sage2_enqueue;
 };
 
-Creator creator;
+AttentionCreator<SageAttention3> sage_attention3;
+AttentionCreator<SageAttention2> sage_attention2;
 
 }  // namespace
 }  // namespace fastwan::trt
@@ -235,7 +59,7 @@ Creator creator;
 extern "C" FASTWAN_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   using namespace fastwan::trt;
   static std::vector<nvinfer1::IPluginCreatorInterface*> const creators = [] {
-    std::vector<nvinfer1::IPluginCreatorInterface*> all{&creator};
+    std::vector<nvinfer1::IPluginCreatorInterface*> all{&sage_attention3, &sage_attention2};
     all.insert(all.end(), glue_creators().begin(), glue_creators().end());
     return all;
   }();

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -48,6 +49,20 @@ def test_the_node_becomes_a_region_or_stays_in_the_engine(model: ir.Model, plugi
     assert (node.domain, node.op_type) == ("fastwan", "SageAttention2")
     assert set(node.attributes) == {"num_heads", "num_tokens", "eps", "softmax_scale", "per_warp"}
     assert node.attributes["per_warp"].as_int() == 0
+
+
+@pytest.mark.parametrize("flag", ["per_warp", "exact_max"])
+def test_the_node_of_an_engine_is_held_to_its_schema(model: ir.Model, flag: str) -> None:
+    (whole,) = find_attention("sage2").divide(model, plugins=True).models
+    proto = ir.to_proto(whole)
+    (node,) = proto.graph.node
+    (attribute,) = (each for each in node.attribute if each.name == "per_warp")
+    attribute.name = flag
+    if flag == "per_warp":
+        onnx.checker.check_model(proto)
+        return
+    with pytest.raises(onnx.checker.ValidationError, match="exact_max"):
+        onnx.checker.check_model(proto)
 
 
 def test_its_form_is_the_reference_of_the_kernel(kit: SimpleNamespace, model: ir.Model) -> None:

@@ -15,18 +15,23 @@ int main(int, char** arguments) {
   reinterpret_cast<SetLoggerFinder>(dlsym(library, "setLoggerFinder"))(&finder);
   int32_t count = 0;
   auto* const* creators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"))(count);
-  auto* const creator = static_cast<IPluginCreatorV3One*>(creators[0]);
+  IPluginCreatorV3One* creator = nullptr;
+  for (int32_t i = 0; i < count; ++i) {
+    auto* const each = static_cast<IPluginCreatorV3One*>(creators[i]);
+    if (std::strcmp(each->getPluginName(), arguments[2]) == 0) creator = each;
+  }
+  if (creator == nullptr) return 1;
   std::printf("creators %d %s %s %s\n", count, creator->getPluginNamespace(),
               creator->getPluginName(), creator->getPluginVersion());
 
   int64_t const heads = 2, tokens = 200;
-  int32_t const exact = 1;
+  int32_t const flag = 1;
   float const eps = 1e-6f, scale = 0.0883883461f;
   std::vector<PluginField> fields{{"num_heads", &heads, PluginFieldType::kINT64, 1},
                                   {"num_tokens", &tokens, PluginFieldType::kINT64, 1},
                                   {"eps", &eps, PluginFieldType::kFLOAT32, 1},
                                   {"softmax_scale", &scale, PluginFieldType::kFLOAT32, 1},
-                                  {"exact_max", &exact, PluginFieldType::kINT32, 1}};
+                                  {arguments[3], &flag, PluginFieldType::kINT32, 1}};
   PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
   std::unique_ptr<IPluginV3> first(creator->createPlugin("a", &collection, TensorRTPhase::kBUILD));
   if (first == nullptr) return 1;

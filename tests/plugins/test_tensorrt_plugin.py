@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from fastwan.plugins.loader import PluginLibrary
+from fastwan.plugins.regions.sage_attention2 import Sage2Attributes, SageAttention2
+from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 from testkit.tensorrt_headers import cuda_include, tensorrt_include
 
 # In a process of its own: a registry is global, and an ONNX parser of TensorRT-RTX aborts when it
@@ -28,7 +30,7 @@ logger = trt.Logger(trt.Logger.ERROR)
 load_into_registry(trt, Path(sys.argv[2]))
 load_into_registry(trt, Path(sys.argv[2]))
 registry = trt.get_plugin_registry()
-(creator,) = (registry.get_creator(*each) for each in CREATORS if each[0] == "SageAttention3")
+(creator,) = (registry.get_creator(*each) for each in CREATORS if each[0] == sys.argv[3])
 types = {"i": (np.int32, trt.PluginFieldType.INT32), "f": (np.float32, trt.PluginFieldType.FLOAT32)}
 
 def create(phase, **fields):
@@ -38,13 +40,14 @@ def create(phase, **fields):
         made.append(trt.PluginField(name, np.array([value], dtype), kind))
     return creator.create_plugin("node", trt.PluginFieldCollection(made), phase)
 
-good = dict(num_heads=12, num_tokens=32760, eps=1e-6, softmax_scale=0.088388346, exact_max=0)
+flag = sys.argv[4]
+good = {"num_heads": 12, "num_tokens": 32760, "eps": 1e-6, "softmax_scale": 0.088388346, flag: 0}
 build, runtime = trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME
 bad = {"no heads": {"num_heads": 0}, "too many": {"num_heads": 41}, "tokens": {"num_tokens": -1},
-       "scale": {"softmax_scale": -1.0}, "eps": {"eps": float("nan")}, "flag": {"exact_max": 2},
+       "scale": {"softmax_scale": -1.0}, "eps": {"eps": float("nan")}, "flag": {flag: 2},
        "unknown": {"heads": 12}, "type": {"num_heads": 12.0}, "float": {"eps": 1}}
 print(json.dumps({
-    "listed": [c.name for c in registry.all_creators].count("SageAttention3"),
+    "listed": [c.name for c in registry.all_creators].count(sys.argv[3]),
     "fields": [f.name for f in creator.field_names],
     "good": [create(build, **good) is not None, create(runtime, **good) is not None],
     "least": create(build, num_heads=12, softmax_scale=0.1) is not None,
@@ -67,9 +70,9 @@ bf16, fp32 = TensorProto.BFLOAT16, TensorProto.FLOAT
 inputs = [value("qkv", bf16, [1, 256, 768]), value("scale", fp32, [3]), value("bias", bf16, [768]),
           value("q_norm", bf16, [256]), value("k_norm", bf16, [256]),
           value("cos", fp32, [256, 64]), value("sin", fp32, [256, 64])]
-node = helper.make_node("SageAttention3", [x.name for x in inputs], ["out"], domain="fastwan",
+node = helper.make_node(sys.argv[3], [x.name for x in inputs], ["out"], domain="fastwan",
                         num_heads=int(sys.argv[2]), num_tokens=200, eps=1e-6,
-                        softmax_scale=0.088388346, exact_max=0)
+                        softmax_scale=0.088388346, **{sys.argv[4]: 0})
 graph = helper.make_graph([node], "node", inputs, [value("out", bf16, [1, 256, 256])])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23),
                                                 helper.make_opsetid("fastwan", 1)], ir_version=11)
@@ -87,13 +90,21 @@ def plugin_path(library: PluginLibrary) -> Path:
     return library.path
 
 
+NODES = pytest.mark.parametrize(
+    ("node", "flag"), [("SageAttention3", "exact_max"), ("SageAttention2", "per_warp")]
+)
+
+
 @pytest.mark.trt
+@NODES
 @pytest.mark.parametrize("module", ["tensorrt_lean", "tensorrt_rtx", "tensorrt"])
-def test_registry_takes_the_library_and_makes_plugins(module: str, plugin_path: Path) -> None:
+def test_registry_takes_the_library_and_makes_plugins(
+    module: str, node: str, flag: str, plugin_path: Path
+) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
     result = subprocess.run(
-        [sys.executable, "-c", IN_A_REGISTRY, module, str(plugin_path)],
+        [sys.executable, "-c", IN_A_REGISTRY, module, str(plugin_path), node, flag],
         capture_output=True,
         text=True,
         check=False,
@@ -101,7 +112,7 @@ def test_registry_takes_the_library_and_makes_plugins(module: str, plugin_path: 
     assert result.returncode == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     assert found["listed"] == 1
-    assert found["fields"] == ["num_heads", "num_tokens", "eps", "softmax_scale", "exact_max"]
+    assert found["fields"] == ["num_heads", "num_tokens", "eps", "softmax_scale", flag]
     assert found["good"] == [True, True]
     assert found["least"]
     assert len(found["bad"]) == 9
@@ -111,19 +122,25 @@ def test_registry_takes_the_library_and_makes_plugins(module: str, plugin_path: 
 
 
 @pytest.mark.trt
+@NODES
 @pytest.mark.parametrize(("heads", "made"), [(2, True), (41, False)])
-def test_a_parser_finds_the_plugin_for_the_node(heads: int, made: bool, plugin_path: Path) -> None:
+def test_a_parser_finds_the_plugin_for_the_node(
+    heads: int, made: bool, node: str, flag: str, plugin_path: Path
+) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
-    command = [sys.executable, "-c", THROUGH_A_PARSER, str(plugin_path), str(heads)]
+    command = [sys.executable, "-c", THROUGH_A_PARSER, str(plugin_path), str(heads), node, flag]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     # What comes after does not count: TensorRT-RTX has a parser for plugins, but no network.
     said = result.stdout + result.stderr
-    assert ("Successfully created plugin: SageAttention3" in said) == made, said[-2000:]
+    assert (f"Successfully created plugin: {node}" in said) == made, said[-2000:]
     assert ("num_heads 41 is not within 1 .. 40" in said) != made
 
 
-def test_every_capability_of_the_plugin(plugin_path: Path, tmp_path: Path) -> None:
+@NODES
+def test_every_capability_of_the_plugin(
+    node: str, flag: str, plugin_path: Path, tmp_path: Path
+) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
@@ -133,18 +150,22 @@ def test_every_capability_of_the_plugin(plugin_path: Path, tmp_path: Path) -> No
     command = [compiler, "-std=c++17", *include, str(source), "-o", str(program), "-ldl"]
     subprocess.run(command, check=True)
     result = subprocess.run(
-        [str(program), str(plugin_path)], capture_output=True, text=True, check=False
+        [str(program), str(plugin_path), node, flag], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout
     lines = [line.partition(" ") for line in result.stdout.splitlines()]
     said = {name: value for name, _, value in lines if name != "log"}
     rows = 3 * 2 * 256
     workspace = int(said.pop("workspace"))
-    assert 3 * rows * 72 + rows * 4 <= workspace < 3 * rows * 72 + rows * 4 + 8192
+    attended = {
+        "SageAttention3": SageAttention3(3, 256, SageAttributes(2, 200)),
+        "SageAttention2": SageAttention2(3, 256, Sage2Attributes(2, 200, per_warp=True)),
+    }
+    assert workspace == attended[node].workspace_bytes >= 3 * rows * 72
     assert said == {
-        "creators": "7 fastwan SageAttention3 1",
-        "core": "fastwan SageAttention3 1",
-        "metadata": "num_heads=2 num_tokens=200 eps=1e-06 softmax_scale=0.0883883 exact_max=1",
+        "creators": f"8 fastwan {node} 1",
+        "core": f"fastwan {node} 1",
+        "metadata": f"num_heads=2 num_tokens=200 eps=1e-06 softmax_scale=0.0883883 {flag}=1",
         "formats": "8 16",
         "type": "0 1",
         "shape": "0 3 1 1 256",
