@@ -17,8 +17,8 @@ from typing import Any
 from fastwan.cache_folder import cache_dir
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins.elementwise import CastDesc, CombineDesc
+from fastwan.plugins.regions.attention import A, AttentionRegion, L
 from fastwan.plugins.regions.base import RegionOp
-from fastwan.plugins.regions.sage_attention3 import RegionDesc, SageAttention3, SageLayout
 
 LIBRARY_NAME = "libfastwan_plugins.so"
 LIBRARY_VARIABLE = "FASTWAN_PLUGIN_LIBRARY"
@@ -194,16 +194,6 @@ class PluginLibrary:
                 where=str(self.path),
                 fix=HOW_TO_BUILD_EMULATED if emulated else HOW_TO_BUILD,
             )
-        desc, pointers = ctypes.POINTER(RegionDesc), ctypes.POINTER(ctypes.c_void_p)
-        size, pointer = ctypes.c_size_t, ctypes.c_void_p
-        self._layout = self._function(
-            "fastwan_sage_layout_of", ctypes.c_int, desc, ctypes.POINTER(SageLayout)
-        )
-        launch = (desc, pointers, pointers, pointer, size, pointer)
-        self._prologue = self._function("fastwan_sage_prologue_enqueue", ctypes.c_int, *launch)
-        self._attention = self._function(
-            "fastwan_sage_attention_enqueue", ctypes.c_int, desc, pointers, pointer, size, pointer
-        )
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         try:
@@ -275,10 +265,11 @@ class PluginLibrary:
         self._check(function(ctypes.byref(region.desc()), ctypes.byref(size)))
         return size.value
 
-    def layout(self, region: SageAttention3) -> SageLayout:
-        """Where the packed operands lie in the workspace."""
-        layout = SageLayout()
-        self._check(self._layout(ctypes.byref(region.desc()), ctypes.byref(layout)))
+    def layout(self, region: AttentionRegion[A, L]) -> L:
+        """Where the operands of the attention lie in the workspace."""
+        layout = region.new_layout()
+        name = f"fastwan_{region.halves}_layout_of"
+        self.call(name, ctypes.byref(region.desc()), ctypes.byref(layout))
         return layout
 
     def enqueue(
@@ -308,32 +299,37 @@ class PluginLibrary:
 
     def enqueue_prologue(
         self,
-        region: SageAttention3,
+        region: AttentionRegion[A, L],
         inputs: Sequence[int],
         outputs: Sequence[int],
         workspace: int,
         workspace_bytes: int,
         stream: int,
     ) -> None:
-        """Only the first launch of `enqueue`.
+        """Only the launches of `enqueue` that write the operands.
 
-        Runs from compute capability 8.0 on; that of an emulated library on 9.0.
+        That of FP4 runs from compute capability 8.0 on; that of an emulated library on 9.0.
         """
-        self._launch(self._prologue, region, inputs, outputs, workspace, workspace_bytes, stream)
+        name = f"fastwan_{region.halves}_prologue_enqueue"
+        function = self._function(name, ctypes.c_int, *_ENQUEUE)
+        self._launch(function, region, inputs, outputs, workspace, workspace_bytes, stream)
 
     def enqueue_attention(
         self,
-        region: SageAttention3,
+        region: AttentionRegion[A, L],
         outputs: Sequence[int],
         workspace: int,
         workspace_bytes: int,
         stream: int,
     ) -> None:
         """Only the attention of `enqueue`, on operands that are in the workspace."""
-        status = self._attention(
-            ctypes.byref(region.desc()), _addresses(outputs), workspace, workspace_bytes, stream
+        name = f"fastwan_{region.halves}_attention_enqueue"
+        function = self._function(name, ctypes.c_int, *_ENQUEUE[:1], *_ENQUEUE[2:])
+        self._check(
+            function(
+                ctypes.byref(region.desc()), _addresses(outputs), workspace, workspace_bytes, stream
+            )
         )
-        self._check(status)
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the interface that answers a status.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,8 @@ from fastwan.plugins.sage2_reference import Sage2Operands
 
 PLACES = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
 """Token in 16 at each place of an e4m3 operand."""
+WIDE_CAPABILITY = 90
+"""Compute capability, 10 major + minor, that has v in fp16."""
 
 
 class Sage2Run:
@@ -33,7 +34,6 @@ class Sage2Run:
         self.out = torch.full(shape, 7.0, dtype=torch.bfloat16, device=self.inputs[0].device)
         size = library.workspace_bytes(region)
         self.workspace = torch.full((size,), 0xA5, dtype=torch.uint8, device=self.out.device)
-        self._desc = region.desc()
 
     def whole(self) -> Tensor:
         """All four launches; the output [B, L, C] bf16."""
@@ -49,11 +49,24 @@ class Sage2Run:
 
     def prologue(self) -> None:
         """The launches that write the operands."""
-        self._half("fastwan_sage2_prologue_enqueue", _addresses(self.inputs))
+        self.library.enqueue_prologue(
+            self.region,
+            [x.data_ptr() for x in self.inputs],
+            [self.out.data_ptr()],
+            self.workspace.data_ptr(),
+            self.workspace.numel(),
+            torch.cuda.current_stream().cuda_stream,
+        )
 
     def attention(self) -> None:
         """The launch over operands that are in the workspace."""
-        self._half("fastwan_sage2_attention_enqueue")
+        self.library.enqueue_attention(
+            self.region,
+            [self.out.data_ptr()],
+            self.workspace.data_ptr(),
+            self.workspace.numel(),
+            torch.cuda.current_stream().cuda_stream,
+        )
 
     def operands(self, like: Sage2Operands) -> Sage2Operands:
         """What the prologue wrote, on the CPU.
@@ -61,22 +74,10 @@ class Sage2Run:
         Args:
             like: operands of the shapes to expect.
         """
-        layout = Sage2Layout()
-        name = "fastwan_sage2_layout_of"
-        self.library.call(name, ctypes.byref(self._desc), ctypes.byref(layout))
-        wide = torch.cuda.get_device_capability(self.out.device) == (9, 0)
+        major, minor = torch.cuda.get_device_capability(self.out.device)
+        wide = 10 * major + minor == WIDE_CAPABILITY
+        layout = self.library.layout(self.region)
         return stored_operands(self.workspace.cpu(), layout, like, wide=wide)
-
-    def _half(self, name: str, *inputs: ctypes.Array[ctypes.c_void_p]) -> None:
-        self.library.call(
-            name,
-            ctypes.byref(self._desc),
-            *inputs,
-            _addresses((self.out,)),
-            ctypes.c_void_p(self.workspace.data_ptr()),
-            ctypes.c_size_t(self.workspace.numel()),
-            ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
-        )
 
 
 def stored_operands(
@@ -87,7 +88,7 @@ def stored_operands(
     Args:
         workspace: uint8 on the CPU.
         shapes: operands of the shapes to expect.
-        wide: whether v is fp16, as compute capability 9.0 has it.
+        wide: whether v is fp16, see `WIDE_CAPABILITY`.
     """
     batch, heads, padded, _ = shapes.q.shape
 
@@ -137,7 +138,3 @@ def _unswizzled(tiles: Tensor) -> Tensor:
     turn = rows % 8 if len(pieces) == 8 else rows // 2 % 4
     origin = pieces.unsqueeze(0) ^ turn.unsqueeze(1)
     return torch.gather(tiles, -2, origin.unsqueeze(-1).expand(tiles.shape))
-
-
-def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))

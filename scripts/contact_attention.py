@@ -17,7 +17,8 @@ from fastwan.plugins.regions.sage_attention3 import (
     SageAttention3,
     SageAttributes,
 )
-from fastwan.quality.selftest.regions import LIMITS, node_inputs
+from fastwan.quality.selftest.attention_kinds import SAGE3
+from fastwan.quality.selftest.regions import node_inputs
 
 FULL = (1, 32760, 12, 32768)
 SHAPES = (
@@ -254,7 +255,7 @@ def check() -> dict[str, Any]:
             print(boundaries[-1], *found[len(swept) :], sep="\n", flush=True)
         print(times, flush=True)
     waves = last_wave(library)
-    limit = LIMITS["emulated" if library.emulated else "cuda"]
+    limit = SAGE3.limits["emulated" if library.emulated else "cuda"]
     require([*compared, *waves], limit)
     return {
         "fp4_arithmetic": "emulated" if library.emulated else "of the GPU",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from fastwan.config import TOKEN_TILE
 from fastwan.errors import BadInput
@@ -50,6 +52,7 @@ class Heads(Protocol):
 
 
 A = TypeVar("A", bound=Heads)
+L = TypeVar("L", bound=ctypes.Structure)
 
 
 class NodeShape(NamedTuple):
@@ -85,12 +88,20 @@ def node_shape(node: RegionNode, specs: Mapping[str, TensorSpec]) -> NodeShape:
 
 
 @dataclass(frozen=True)
-class AttentionRegion(RegionOp, Generic[A]):
+class AttentionRegion(RegionOp, Generic[A, L]):
     """One node: its batch B, rows L and attributes. Output: [B, L, C] bf16."""
+
+    halves: ClassVar[str]
+    """Part of the C interface for its halves: ``fastwan_<halves>_layout_of``,
+    ``.._prologue_enqueue``, which writes operands to the workspace, ``.._attention_enqueue``."""
 
     batch: int
     length: int
     attributes: A
+
+    @abstractmethod
+    def new_layout(self) -> L:
+        """The structure that says where the operands lie in the workspace, not filled in."""
 
     @property
     def channels(self) -> int:

@@ -82,11 +82,12 @@ class Sage2Layout(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class SageAttention2(AttentionRegion[Sage2Attributes]):
+class SageAttention2(AttentionRegion[Sage2Attributes, Sage2Layout]):
     """Attention with int8 logits and e4m3 values."""
 
     op: ClassVar[str] = "SageAttention2"
     family: ClassVar[str] = "sage2"
+    halves: ClassVar[str] = "sage2"
     served: ClassVar[str] = "fastwan_sage2_device_supported"
     limit: ClassVar[float] = 1e-3
     """What an MMA adds up before it rounds to fp16, the order of fp32 sums and ``ex2.approx``."""
@@ -103,6 +104,9 @@ class SageAttention2(AttentionRegion[Sage2Attributes]):
         )
         refuse_unknown(node, {field.name for field in fields(Sage2Attributes)})
         return cls(shape.batch, shape.length, attributes)
+
+    def new_layout(self) -> Sage2Layout:
+        return Sage2Layout()
 
     @property
     def launches(self) -> tuple[Launch, ...]:

@@ -107,7 +107,7 @@ class SageLayout(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class SageAttention3(AttentionRegion[SageAttributes]):
+class SageAttention3(AttentionRegion[SageAttributes, SageLayout]):
     """FP4 attention.
 
     Attributes:
@@ -117,6 +117,7 @@ class SageAttention3(AttentionRegion[SageAttributes]):
     """
 
     op: ClassVar[str] = "SageAttention3"
+    halves: ClassVar[str] = "sage"
     limit: ClassVar[float] = 2e-4
     """The order of fp32 sums and ``ex2.approx``, and ties of P that they turn."""
 
@@ -135,6 +136,9 @@ class SageAttention3(AttentionRegion[SageAttributes]):
         )
         refuse_unknown(node, {field.name for field in fields(SageAttributes)})
         return cls(shape.batch, shape.length, attributes)
+
+    def new_layout(self) -> SageLayout:
+        return SageLayout()
 
     @property
     def alternatives(self) -> Mapping[str, SageAttention3]:

@@ -15,7 +15,8 @@ from fastwan.errors import FastWanError
 from fastwan.plugins import loader, packing
 from fastwan.plugins.regions.attention import SageTensors
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
-from fastwan.quality.selftest.regions import compile_for_host, expected_operands, stored_operands
+from fastwan.quality.selftest.attention_kinds import expected_operands, stored_operands
+from fastwan.quality.selftest.regions import compile_for_host
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,15 @@ import pytest
 import torch
 
 from fastwan.bundle import Bundle, open_bundle
+from fastwan.errors import EnvironmentLacks
 from fastwan.plugins import nvfp4
 from fastwan.plugins.regions.base import RegionOp
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageLayout
 from fastwan.quality.selftest import probe
+from fastwan.quality.selftest.attention_kinds import expected_operands
 from fastwan.quality.selftest.engine_references import EngineReferences
 from fastwan.quality.selftest.machine import Driver, Machine
 from fastwan.quality.selftest.memory import to_numpy, to_torch
-from fastwan.quality.selftest.regions import expected_operands
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.null import Call, NullDevice, NullKernels
 from fastwan.runtime.device.session import Platform
@@ -88,8 +89,12 @@ class FakeLibrary:
     def compute_capabilities(self) -> tuple[str, ...]:
         return self._faults.capabilities
 
-    def check_device(self, device: int = 0) -> None:
-        pass
+    def check_device(self, device: int = 0, kinds: Any = ()) -> None:
+        if "12.0" not in self._faults.capabilities:
+            listed = ", ".join(self._faults.capabilities)
+            raise EnvironmentLacks(
+                f"the plugin library serves compute capability {listed}, not 12.0"
+            )
 
     def workspace_bytes(self, region: RegionOp) -> int:
         return region.workspace_bytes

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastwan.bundle import Bundle
-from fastwan.plugins.regions.sage_attention3 import SageAttention3
+from fastwan.plugins.regions.attention import AttentionRegion
 from fastwan.quality.selftest.engine_references import EngineReferences
 from fastwan.quality.selftest.machine import Library, Machine
 from fastwan.quality.selftest.report import Figure
@@ -93,12 +93,12 @@ class Context:
         return record(self.bundle.manifest, self.schedule)
 
     @cached_property
-    def attention(self) -> SageAttention3 | None:
-        """The FP4 attention as the bundle launches it; None in a bundle without regions."""
+    def attention(self) -> AttentionRegion[Any, Any] | None:
+        """The attention as the bundle launches it; None where the engines compute it."""
         for stage in self.recording.stages:
             for operation in stage.operations:
                 if isinstance(operation, LaunchRegion) and isinstance(
-                    operation.region, SageAttention3
+                    operation.region, AttentionRegion
                 ):
                     return operation.region
         return None

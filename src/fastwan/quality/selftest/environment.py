@@ -85,15 +85,11 @@ def driver_on_host(context: Context) -> Outcome:
 def library(context: Context) -> Outcome:
     """The plugin library loads, has code for this GPU, and its small kernels compute."""
     found = _opened(context)
-    capability = _dotted(context.machine.wanted_capability(context.bundle))
     if context.attention is not None:
-        if capability not in found.compute_capabilities:
-            raise EnvironmentLacks(
-                f"the plugin library serves compute capability "
-                f"{', '.join(found.compute_capabilities) or 'none'}, not {capability}",
-                fix=_how_to_build(context),
-            )
-        found.check_device()
+        try:
+            found.check_device(kinds=[type(context.attention)])
+        except EnvironmentLacks as error:
+            raise EnvironmentLacks(error.what, fix=_how_to_build(context)) from error
     _small_kernels(context)
     words = " ".join(f"{key}={value}" for key, value in found.build_info.items())
     return Outcome(f"{words}; casts and sums as on the CPU")
@@ -110,8 +106,8 @@ def library_on_host(context: Context) -> Outcome:
     target = lookup(TARGETS, context.bundle.manifest.target)
     capability = _dotted(target.compute_capability)
     held = architectures(found.path)
-    if capability not in found.compute_capabilities or (
-        held and target.compute_capability not in held
+    if not (
+        target.compute_capability in held if held else capability in found.compute_capabilities
     ):
         listed = ", ".join(map(_dotted, sorted(held))) or "no GPU that can be told"
         raise EnvironmentLacks(

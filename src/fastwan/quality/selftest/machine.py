@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +15,8 @@ from fastwan.cuda_driver import compute_capability, cuda_device_count, driver_cu
 from fastwan.engines.backend import BuiltEngine
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.manifest import Engine
+from fastwan.plugins.regions.attention import A, AttentionRegion, L
 from fastwan.plugins.regions.base import RegionOp
-from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageLayout
 from fastwan.quality.selftest.report import Kind
 from fastwan.runtime.device.session import Platform
 from fastwan.runtime.recording.machine import Device, DeviceEngine
@@ -55,15 +55,15 @@ class Library(Protocol):
     @property
     def compute_capabilities(self) -> tuple[str, ...]: ...
 
-    def check_device(self, device: int = 0) -> None: ...
+    def check_device(self, device: int = 0, kinds: Iterable[type[RegionOp]] = ()) -> None: ...
 
     def workspace_bytes(self, region: RegionOp) -> int: ...
 
-    def layout(self, region: SageAttention3) -> SageLayout: ...
+    def layout(self, region: AttentionRegion[A, L]) -> L: ...
 
     def enqueue_prologue(
         self,
-        region: SageAttention3,
+        region: AttentionRegion[A, L],
         inputs: Sequence[int],
         outputs: Sequence[int],
         workspace: int,

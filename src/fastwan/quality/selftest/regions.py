@@ -1,4 +1,4 @@
-"""The FP4 attention: its prologue bit for bit, and the whole node against the reference."""
+"""The bundle's attention: its prologue byte for byte, and the whole node against the reference."""
 
 from __future__ import annotations
 
@@ -7,39 +7,32 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.plugins import packing, prologue_reference
 from fastwan.plugins.build import SOURCE
-from fastwan.plugins.regions.attention import SageTensors
-from fastwan.plugins.regions.sage_attention2 import SageAttention2
-from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes, SageLayout
+from fastwan.plugins.regions.attention import AttentionRegion, SageTensors
+from fastwan.quality.selftest.attention_kinds import KINDS, Stored, differing_bytes
 from fastwan.quality.selftest.context import Context, Outcome, Skip, StageFailure
 from fastwan.quality.selftest.memory import GARBAGE, Scratch, to_numpy, to_torch
 from fastwan.quality.selftest.report import Figure
 
-LIMITS = {"emulated": SageAttention3.limit, "cuda": 2e-2}
-"""Largest relative L2 difference of the attention from the reference, by kind of machine.
-
-Emulated, only the order of sums and ``ex2.approx`` differ; a GPU's own FP4 MMA has not been seen.
-"""
+Node = AttentionRegion[Any, Any]
 
 _TOKENS = ((1, 1), (127, 127), (128, 128), (129, 256), (200, 207))
 """True tokens and rows: each side of a tile of 128, padded and not."""
 _OWN_TOKENS = 4096
 """Most tokens of the bundle that are compared on a CPU; on a GPU that torch has, all."""
 _HOST_TOKENS = ((1, 1), (129, 130))
+_HOST_ALIGNMENT = 256  # of a workspace
 _NO_REGION = "the bundle's attention is TensorRT's own: no kernel of the plugin library"
 
 
-def node_inputs(
-    region: SageAttention3 | SageAttention2, device: str = "cpu", seed: int = 0
-) -> SageTensors[Tensor]:
+def node_inputs(region: Node, device: str = "cpu", seed: int = 0) -> SageTensors[Tensor]:
     """Random inputs of an attention node; rows behind its tokens hold NaN."""
     generator = torch.Generator(device).manual_seed(seed)
     channels = region.channels
@@ -61,40 +54,10 @@ def node_inputs(
     )
 
 
-def expected_operands(region: SageAttention3, inputs: SageTensors[Tensor]) -> packing.Operands:
-    """What the prologue has to write, on the CPU."""
-    attributes = region.attributes
-    rows = prologue_reference.prologue(
-        *inputs,
-        num_heads=attributes.num_heads,
-        num_tokens=attributes.num_tokens,
-        eps=attributes.eps,
-    )
-    return packing.pack_operands(*(x[:, : attributes.num_tokens] for x in rows))
-
-
-def stored_operands(
-    workspace: Tensor, layout: SageLayout, shapes: packing.Operands, emulated: bool
-) -> packing.Operands:
-    """Packed operands in a workspace.
-
-    Args:
-        workspace: uint8, on any device.
-        shapes: operands of the shapes to expect.
-        emulated: whether an emulated library laid them out: rows of k and pieces of v of 64 bytes
-            then lie 128 bytes apart.
-    """
-    parts = []
-    for name, like in zip(packing.Operands._fields, shapes, strict=True):
-        apart = 128 if emulated and name in ("k", "v") else 64
-        flat = workspace.as_strided((like.numel() // 64, 64), (apart, 1), getattr(layout, name))
-        parts.append(flat.reshape(like.shape).cpu())
-    return packing.Operands(*parts)
-
-
 def prologue(context: Context) -> Outcome:
-    """The packed operands of the attention, byte for byte."""
+    """The operands of the attention, byte for byte."""
     library, compared = context.library, 0
+    capability = context.machine.wanted_capability(context.bundle)
     regions = list(_regions(context, _TOKENS))
     for region in regions:
         inputs = node_inputs(region)
@@ -104,33 +67,37 @@ def prologue(context: Context) -> Outcome:
             out, workspace = scratch.space(_output_bytes(region)), scratch.space(size)
             library.enqueue_prologue(region, addresses, [out], workspace, size, scratch.stream)
             written = to_torch(scratch.get(workspace, (size,), "uint8"))
-        wanted = expected_operands(region, inputs)
-        stored = stored_operands(written, library.layout(region), wanted, library.emulated)
-        compared += _require_equal(stored, wanted, region)
+        wanted = KINDS[region.op].operands(region, inputs)
+        stored = Stored(written, library.layout(region), wanted, library.emulated, capability)
+        compared += _require_equal(stored, region)
     return Outcome(_same(compared, regions), (_differing(0),))
 
 
 def prologue_on_host(context: Context) -> Outcome:
     """The same device code compiled for the processor here."""
     regions = list(_regions(context, _HOST_TOKENS))
-    compared = 0
+    kind, compared = KINDS[regions[0].op], 0
     with tempfile.TemporaryDirectory(prefix="fastwan-selftest-") as folder:
         try:
-            emulation = compile_for_host(Path(folder), "emulate_prologue.cpp")
+            emulation = compile_for_host(Path(folder), kind.host_source)
         except EnvironmentLacks as error:
             raise Skip(error.what) from error
         for region in regions:
-            inputs, layout, desc = node_inputs(region), SageLayout(), region.desc()
-            emulation.fastwan_emulate_layout(ctypes.byref(desc), ctypes.byref(layout))
-            workspace = torch.full((layout.total,), GARBAGE, dtype=torch.uint8)
+            inputs, layout, desc = node_inputs(region), region.new_layout(), region.desc()
+            called = getattr(emulation, f"{kind.host_prefix}_layout")
+            called(ctypes.byref(desc), ctypes.byref(layout))
+            size = region.workspace_bytes
+            buffer = torch.full((size + _HOST_ALIGNMENT,), GARBAGE, dtype=torch.uint8)
+            workspace = buffer[-buffer.data_ptr() % _HOST_ALIGNMENT :][:size]
             out = torch.empty(_output_bytes(region), dtype=torch.uint8)
-            emulation.fastwan_emulate_prologue(
+            called = getattr(emulation, f"{kind.host_prefix}_prologue")
+            called(
                 ctypes.byref(desc), _pointers(*inputs), _pointers(out),
                 ctypes.c_void_p(workspace.data_ptr()),
             )  # fmt: skip
-            wanted = expected_operands(region, inputs)
-            stored = stored_operands(workspace, layout, wanted, emulated=False)
-            compared += _require_equal(stored, wanted, region)
+            wanted = kind.operands(region, inputs)
+            stored = Stored(workspace, layout, wanted, False, kind.host_capability)
+            compared += _require_equal(stored, region)
     note = f"{_same(compared, regions)}; device code compiled for this processor"
     return Outcome(note, (_differing(0, "emulated"),))
 
@@ -159,18 +126,15 @@ def compile_for_host(folder: Path, source: str, *definitions: str) -> ctypes.CDL
 
 
 def attention(context: Context) -> Outcome:
-    """The node as the runtime launches it, against the reference, in both modes of the maxima."""
-    limit = LIMITS[context.machine.kind]
+    """The node as the runtime launches it, against the reference, in each mode of its kernel."""
     figures = []
     for base in _regions(context, _TOKENS):
-        for exact_max in (False, True):
-            tokens, heads = base.attributes.num_tokens, base.attributes.num_heads
-            attributes = SageAttributes(heads, tokens, exact_max=exact_max)
-            region = replace(base, attributes=attributes, processors=context.platform.processors)
-            mode = "exact maxima" if exact_max else "published maxima"
+        kind, tokens = KINDS[base.op], base.attributes.num_tokens
+        limit = kind.limits[context.machine.kind]
+        for mode, node in kind.modes(base).items():
             figure = Figure(
                 name=f"relative L2, {tokens} tokens, {mode}",
-                value=_difference(context, region),
+                value=_difference(context, node.on(context.platform.processors)),
                 limit=limit,
                 label="emulated" if context.machine.kind == "emulated" else "measured",
             )
@@ -190,7 +154,7 @@ def attention_on_host(context: Context) -> Outcome:
     raise Skip("the attention's kernel needs a GPU")
 
 
-def _difference(context: Context, region: SageAttention3) -> float:
+def _difference(context: Context, region: Node) -> float:
     """Relative L2 difference of the output from the reference; infinite where padding is not 0."""
     on = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = node_inputs(region, on, seed=1)
@@ -208,7 +172,7 @@ def _difference(context: Context, region: SageAttention3) -> float:
     return difference if difference == difference else float("inf")
 
 
-def _regions(context: Context, tokens: tuple[tuple[int, int], ...]) -> Iterator[SageAttention3]:
+def _regions(context: Context, tokens: tuple[tuple[int, int], ...]) -> Iterator[Node]:
     """Nodes with the bundle's heads at some lengths, and the bundle's own where that is quick.
 
     Raises:
@@ -218,34 +182,33 @@ def _regions(context: Context, tokens: tuple[tuple[int, int], ...]) -> Iterator[
     if own is None:
         raise Skip(_NO_REGION)
     for true, rows in tokens:
-        yield SageAttention3(1, rows, SageAttributes(own.attributes.num_heads, true))
+        yield KINDS[own.op].at(own, true, rows)
     if own.attributes.num_tokens <= _OWN_TOKENS or torch.cuda.is_available():
         yield own
 
 
-def _output_bytes(region: SageAttention3) -> int:
+def _output_bytes(region: Node) -> int:
     return 2 * region.batch * region.length * region.channels
 
 
-def _require_equal(
-    stored: packing.Operands, wanted: packing.Operands, region: SageAttention3
-) -> int:
+def _require_equal(stored: Stored, region: Node) -> int:
     """Number of bytes compared.
 
     Raises:
         StageFailure: an operand differs.
     """
-    for name, found, expected in zip(packing.Operands._fields, stored, wanted, strict=True):
-        if wrong := int((found != expected).sum()):
+    found, wanted = KINDS[region.op].stored(stored), stored.like
+    for name, one, other in zip(wanted._fields, found, wanted, strict=True):
+        if wrong := differing_bytes(one, other):
             raise StageFailure(
                 f"the prologue's {name} of {region.attributes.num_tokens} tokens: {wrong:,} of "
-                f"{expected.numel():,} bytes differ from the reference",
+                f"{other.numel() * other.element_size():,} bytes differ from the reference",
                 (_differing(wrong),),
             )
-    return sum(each.numel() for each in wanted)
+    return sum(each.numel() * each.element_size() for each in wanted)
 
 
-def _same(compared: int, regions: list[SageAttention3]) -> str:
+def _same(compared: int, regions: list[Node]) -> str:
     lengths = ", ".join(str(region.attributes.num_tokens) for region in regions)
     return f"{compared:,} bytes of {lengths} tokens are those of the reference"
 
