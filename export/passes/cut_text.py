@@ -7,7 +7,6 @@ import re
 import onnx_ir as ir
 
 from fastwan.export.passes.graphs import constants, nbytes, submodel, with_constants
-from fastwan.export.recipes.nvfp4 import QUANTISE
 
 MAX_RESULTS = 26_000_000
 """Most bytes of keys and values that one engine makes.
@@ -15,6 +14,9 @@ MAX_RESULTS = 26_000_000
 TensorRT-RTX computes linears of one input as a group, all results of which lie in scratch memory
 before the first is normed: one engine of 30 blocks took 103 MB for 94 MB of results (measured).
 """
+
+_NARROW = (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN)
+"""Formats of a recipe: what makes one outside the blocks quantises what they share."""
 
 _BLOCK = re.compile(r"^text_kv\.(\d+)\.")
 
@@ -25,7 +27,8 @@ def cut_text(model: ir.Model, max_results: int = MAX_RESULTS) -> tuple[ir.Model,
     The first piece has the embedding of the text, too, and hands it on before its quantiser, which
     each piece repeats.
 
-    Requires: nodes of block i are named ``text_kv.<i>.…``; blocks are equal.
+    Requires: nodes of block i are named ``text_kv.<i>.…``, those of a quantiser that blocks share
+        ``<prefix>/…`` as no others are; blocks are equal.
     Ensures: the pieces in order compute what `model` does; values keep their names. A model that
     is small enough stays whole.
 
@@ -68,11 +71,18 @@ def _block(node: ir.Node | None) -> int | None:
 
 
 def _behind_quantisers(graph: ir.Graph) -> set[ir.Node]:
-    """The quantisers outside the blocks, and what dequantises their results there."""
+    """The quantisers outside the blocks, their scales, and what dequantises their results there."""
+    outside = [node for node in graph if _block(node) is None]
+    prefixes = {
+        _prefix(node) for node in outside if any(value.dtype in _NARROW for value in node.outputs)
+    }
     found: set[ir.Node] = set()
-    for node in graph:
+    for node in outside:
         made_by = {value.producer() for value in node.inputs if value is not None}
-        quantises = (node.domain, node.op_type) == QUANTISE
-        if _block(node) is None and (quantises or made_by & found):
+        if _prefix(node) in prefixes or made_by & found:
             found.add(node)
     return found
+
+
+def _prefix(node: ir.Node) -> str:
+    return str(node.name).rpartition("/")[0]

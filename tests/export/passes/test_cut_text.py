@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastwan.config import ACTIVATIONS
+from fastwan.export.dit_graph import build_dit_graph
 from fastwan.export.passes.cut_text import cut_text
 from fastwan.export.passes.fusions import find_fusion
 from fastwan.export.passes.graphs import nbytes
+from fastwan.export.passes.lower_fp8 import linears
 from fastwan.export.passes.split_dit import split_dit
+from fastwan.export.recipes import FP8
 from fastwan.onnx_guard import BundleGraph
 from fastwan.plugins.lifted import TEXT
 from fastwan.runtime.emulated.graph import TorchGraph
@@ -85,3 +89,23 @@ def test_only_the_context_is_handed_on_and_no_weight_is_held_twice(
     ]
     assert len(weights) > len(pieces)
     assert len(set(weights)) == len(weights)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_piece_quantises_for_its_own_linears(tiny: Any, activation: str) -> None:
+    """FP8 quantises by other nodes than NVFP4, and computes a scale before."""
+    scales = {
+        f"text_kv.{i}.{part}": 0.25
+        for i in range(tiny.config.num_layers)
+        for part in ("to_k", "to_v")
+    }
+    recipe = FP8().with_activation(activation, scales)
+    whole = split_dit(build_dit_graph(tiny.config, tiny.shape, recipe))["text_kv"]
+    pieces = cut_text(whole, max_results=1)
+    assert len(pieces) == tiny.config.num_layers
+    held = []
+    for piece in pieces:
+        for linear in linears(piece):
+            assert linear.matmul.name is not None
+            held.append(linear.matmul.name.removesuffix("/MatMul"))
+    assert sorted(held) == sorted(scales)
