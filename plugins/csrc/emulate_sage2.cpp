@@ -19,7 +19,6 @@ void run(void const* argument) {
 
 void attention_body(void const* argument) {
   alignas(128) static uint8_t memory[shared_bytes(kWide)];
-  if (threadIdx.x >= unsigned{kAttentionThreads}) return;  // a block is emulated with 256 threads
   attention_block(*static_cast<AttentionArguments const*>(argument), memory);
 }
 

@@ -1,22 +1,20 @@
 // SageAttention2++: int8 queries and keys, e4m3 probabilities and values, over tiles of 64 keys.
 //
-// A block owns 64 queries of a head, a warp 16 of them, which stay in registers, and two blocks share a
-// multiprocessor. The logits of the next keys are multiplied beside the softmax of these, and the keys
-// and values after them are on their way. Three tiles of both blocks fill the 100 KB of shared memory
-// that compute capability 8.9 and 12.0 have; the queries come through the third, before it is used.
+// A block has a multiprocessor to itself. It owns 128 queries of a head, each of its 8 warps 16 of
+// them, which stay in registers. The logits of the next keys are multiplied before the softmax of
+// these, which so does not wait for MMAs.
 #pragma once
 
-#include "sage2_tile.cuh"
+#include "sage2_ring.cuh"
 
 namespace fastwan::sage2 {
 
-constexpr int kStages = 3;
-constexpr int kAttentionThreads = 128;
-constexpr int kBlockQueries = kWarpQueries * kAttentionThreads / 32;
-constexpr int kKeyTileBytes = kKeyTile * kRowBytes;
+constexpr int kBlockQueries = kWarpQueries * kAttentionWarps;
 constexpr int kQueryTileBytes = kBlockQueries * kRowBytes;
-constexpr int stage_bytes(bool wide) { return kKeyTileBytes + value_tile_bytes(wide); }
-constexpr int shared_bytes(bool wide) { return kStages * stage_bytes(wide); }
+static_assert(kBlockQueries == kQueryTile, "a block's queries are one tile of the workspace");
+constexpr int shared_bytes(bool wide) { return kQueryTileBytes + ring_bytes(wide); }
+static_assert(shared_bytes(false) <= 99 * 1024, "compute capability 8.9 and 12.x");
+static_assert(shared_bytes(true) <= 227 * 1024, "compute capability 9.0");
 
 struct AttentionArguments {
   uint8_t const* q;
@@ -35,36 +33,6 @@ struct AttentionArguments {
   int query_tiles;
   float scale;  // of the logits, times log2(e)
 };
-
-__device__ __forceinline__ void block_barrier() {
-#ifdef FASTWAN_HOST_EMULATION
-  fastwan::emulation::wait(fastwan::emulation::block_barrier, kAttentionThreads);
-#else
-  __syncthreads();
-#endif
-}
-
-// Copies of this thread since the last call are one group.
-__device__ __forceinline__ void end_of_group() {
-#ifndef FASTWAN_HOST_EMULATION
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-// Waits until all but the newest `kLeft` groups are here.
-template <int kLeft>
-__device__ __forceinline__ void wait_for_groups() {
-#ifndef FASTWAN_HOST_EMULATION
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-#endif
-}
-
-// `kBytes` that lie the same way in both places; a thread names its first 16.
-template <int kBytes>
-__device__ __forceinline__ void copy_tile(Shared to, uint8_t const* from) {
-#pragma unroll
-  for (int i = 0; i < kBytes; i += kAttentionThreads * 16) copy_async_to(to + i, from + i);
-}
 
 // Where a block works.
 struct Place {
@@ -115,35 +83,30 @@ __device__ __forceinline__ void store(AttentionArguments const& p, State const& 
 }
 
 __device__ __forceinline__ void attention_block(AttentionArguments const& p, uint8_t* memory) {
-  constexpr int kStageBytes = stage_bytes(kWide);
   int const lane = static_cast<int>(threadIdx.x) % 32;
   int const warp = static_cast<int>(threadIdx.x) / 32;
   Place const at = place(p, static_cast<int>(blockIdx.x));
   // Counted in pieces of 16 bytes, places in the operands fit 32 bits and keep few registers.
   int const head_row = (at.batch * p.num_heads + at.head) * p.padded_tokens;
-  uint32_t const piece = threadIdx.x * 16u;
   uint32_t key_piece = static_cast<uint32_t>(head_row) * (kRowBytes / 16) + threadIdx.x;
   uint32_t key_scale = static_cast<uint32_t>(head_row / kKeyTile * p.key_groups +
                                              (lane % 4 & (p.key_groups - 1)));
   int const tiles = (p.num_tokens + kKeyTile - 1) / kKeyTile;
 
-  Shared const stages = shared_address(memory);
-  Shared const queries = stages + (kStages - 1) * kStageBytes;
+  Shared const queries = shared_address(memory);
+  Ring const ring{queries + kQueryTileBytes};
+  ring.initialize();
   auto const query_piece =
       key_piece + static_cast<uint32_t>(at.tile * kBlockQueries) * (kRowBytes / 16);
-  copy_tile<kQueryTileBytes>(queries + piece, p.q + uint64_t{query_piece} * 16);
+  Ring::copy_tile<kQueryTileBytes>(queries + threadIdx.x * 16, p.q + uint64_t{query_piece} * 16);
   auto const fetch = [&](int index) {
-    if (index < tiles) {
-      Shared const to = stages + index % kStages * kStageBytes + piece;
-      uint32_t const value_piece = kWide ? 2u * key_piece - threadIdx.x : key_piece;
-      copy_tile<kKeyTileBytes>(to, p.k + uint64_t{key_piece} * 16);
-      copy_tile<value_tile_bytes(kWide)>(to + kKeyTileBytes, p.v + uint64_t{value_piece} * 16);
-      key_piece += kKeyTileBytes / 16;
-    }
-    end_of_group();
+    if (index >= tiles) return;
+    uint32_t const value_piece = kWide ? 2u * key_piece - threadIdx.x : key_piece;
+    ring.fetch(index, p.k + uint64_t{key_piece} * 16, p.v + uint64_t{value_piece} * 16);
+    key_piece += kKeyTileBytes / 16;
   };
 #pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) fetch(i);
+  for (int i = 0; i < kAhead; ++i) fetch(i);
 
   int64_t const query_block =
       (head_row + at.tile * kBlockQueries + warp * kWarpQueries) / kQueryRows;
@@ -152,10 +115,9 @@ __device__ __forceinline__ void attention_block(AttentionArguments const& p, uin
   State state{};
   state.maximum[0] = state.maximum[1] = kLowest;
   Logits s;
-  wait_for_groups<kStages - 2>();
-  block_barrier();
+  ring.wait(0);
   load_queries(state, queries + warp * kWarpQueries * kRowBytes, lane);
-  logits(s, state, stages, lane);
+  logits(s, state, ring.keys(0), lane);
   auto const factor = [&] {
     float const scale = p.k_scale[key_scale];
     key_scale += static_cast<uint32_t>(p.key_groups);
@@ -163,24 +125,23 @@ __device__ __forceinline__ void attention_block(AttentionArguments const& p, uin
   };
 #pragma unroll 1
   for (int index = 0; index < tiles - 1; ++index) {
-    wait_for_groups<0>();
-    block_barrier();  // the next keys are here, and what lies where the ones after them go is read
     float const scale = factor();
-    fetch(index + kStages - 1);
-    Shared const stage = stages + index % kStages * kStageBytes;
+    ring.wait(index + 1);
     Logits next;
-    logits(next, state, stages + (index + 1) % kStages * kStageBytes, lane);
-    attend(state, s, stage + kKeyTileBytes, scale, lane);
+    logits(next, state, ring.keys(index + 1), lane);
+    fetch(index + kAhead);  // here: the MMAs are issued before its wait, so ahead of the softmax
+    attend(state, s, ring.values(index), scale, lane);
+    ring.release(index, lane);
 #pragma unroll
     for (int i = 0; i < 4 * kKeyColumns; ++i) s[i / 4][i % 4] = next[i / 4][i % 4];
   }
   mask(s, p.num_tokens - (tiles - 1) * kKeyTile, lane);
-  attend(state, s, stages + (tiles - 1) % kStages * kStageBytes + kKeyTileBytes, factor(), lane);
+  attend(state, s, ring.values(tiles - 1), factor(), lane);
   store(p, state, lane);
 }
 
 #ifndef FASTWAN_HOST_EMULATION
-__global__ void __launch_bounds__(kAttentionThreads, 2) attention_kernel(AttentionArguments const p) {
+__global__ void __launch_bounds__(kAttentionThreads, 1) attention_kernel(AttentionArguments const p) {
   extern __shared__ __align__(128) uint8_t memory[];
   attention_block(p, memory);
 }

@@ -90,4 +90,26 @@ inline void mma_half(uint32_t (&d)[2], uint32_t const (&a)[4], uint32_t b0, uint
   mma_to_half(d, a, b0, b1, half_products);
 }
 
+// A barrier in 8 bytes of a block's memory.
+struct CountedBarrier {
+  int16_t count, missing;
+  int32_t phase;
+};
+
+inline void initialize_barrier(uint8_t* at, int count) {
+  auto const wide = static_cast<int16_t>(count);
+  *reinterpret_cast<CountedBarrier*>(at) = {wide, wide, 0};
+}
+
+inline void arrive(uint8_t* at) {
+  auto& barrier = *reinterpret_cast<CountedBarrier*>(at);
+  if (--barrier.missing > 0) return;
+  barrier.missing = barrier.count;
+  ++barrier.phase;
+}
+
+inline void wait_for_phase(uint8_t const* at, int phase) {
+  while (reinterpret_cast<CountedBarrier const volatile*>(at)->phase % 2 == phase % 2) host::yield();
+}
+
 }  // namespace fastwan::sage2::emulation

@@ -57,6 +57,70 @@ __device__ __forceinline__ void copy_async_to(Shared to, uint8_t const* from) {
 #endif
 }
 
+// A barrier in shared memory that completes a phase with every `count` arrivals.
+__device__ __forceinline__ void initialize_barrier(Shared barrier, int count) {
+#ifdef FASTWAN_HOST_EMULATION
+  emulation::initialize_barrier(barrier, count);
+#else
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void arrive(Shared barrier) {
+#ifdef FASTWAN_HOST_EMULATION
+  emulation::arrive(barrier);
+#else
+  asm volatile(
+      "{\n"
+      ".reg .b64 state;\n"
+      "mbarrier.arrive.shared.b64 state, [%0];\n"
+      "}" ::"r"(barrier)
+      : "memory");
+#endif
+}
+
+// Arrives when the copies that this thread has begun are here.
+__device__ __forceinline__ void arrive_with_copies(Shared barrier) {
+#ifdef FASTWAN_HOST_EMULATION
+  emulation::arrive(barrier);
+#else
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+#endif
+}
+
+// Until the phase of that number, counted from 0, is complete; the one before it is.
+__device__ __forceinline__ void wait_for_phase(Shared barrier, int phase) {
+#ifdef FASTWAN_HOST_EMULATION
+  emulation::wait_for_phase(barrier, phase);
+#else
+#if __CUDA_ARCH__ >= 900
+#define FASTWAN_WAIT "mbarrier.try_wait.parity.shared.b64"  // sleeps a while
+#else
+#define FASTWAN_WAIT "mbarrier.test_wait.parity.shared.b64"
+#endif
+  asm volatile(
+      "{\n"
+      ".reg .pred complete;\n"
+      "again:\n" FASTWAN_WAIT
+      " complete, [%0], %1;\n"
+      "@complete bra done;\n"
+      "bra again;\n"
+      "done:\n"
+      "}" ::"r"(barrier),
+      "r"(phase & 1)
+      : "memory");
+#undef FASTWAN_WAIT
+#endif
+}
+
+__device__ __forceinline__ void warp_barrier() {
+#ifdef FASTWAN_HOST_EMULATION
+  emulation::finish();
+#else
+  __syncwarp();
+#endif
+}
+
 // 1 / value, to a unit in the last place.
 __device__ __forceinline__ float fast_reciprocal(float value) {
 #ifdef FASTWAN_HOST_EMULATION
