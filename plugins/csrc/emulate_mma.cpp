@@ -11,6 +11,7 @@ struct WarpRegisters {
   uint32_t const* scale_a;  // [32]
   uint32_t const* scale_b;  // [32]
   float* d;                 // [32, 16]
+  bool apart;
 };
 
 void run(void const* argument) {
@@ -20,7 +21,12 @@ void run(void const* argument) {
   auto d = [&](int i) -> float& { return warp.d[lane * 16 + static_cast<unsigned>(i)]; };
   auto a = [&](int i) { return warp.a[lane * 4 + static_cast<unsigned>(i)]; };
   auto b = [&](int i) { return warp.b[lane * 8 + static_cast<unsigned>(i)]; };
-  fastwan::emulated_mma(d, fastwan::widen_rows(a, warp.scale_a[lane]), b, warp.scale_b[lane]);
+  auto const rows = fastwan::widen_rows(a, warp.scale_a[lane]);
+  if (warp.apart) {
+    fastwan::emulated_mma<true>(d, rows, b, warp.scale_b[lane]);
+  } else {
+    fastwan::emulated_mma<false>(d, rows, b, warp.scale_b[lane]);
+  }
 }
 
 }  // namespace
@@ -46,7 +52,7 @@ extern "C" void fastwan_emulate_e2m1_unsigned(float const* values, uint32_t* wor
 
 // Adds to d what one warp's MMA gives.
 extern "C" void fastwan_emulate_mma(uint32_t const* a, uint32_t const* b, uint32_t const* scale_a,
-                                    uint32_t const* scale_b, float* d) {
-  WarpRegisters const warp{a, b, scale_a, scale_b, d};
+                                    uint32_t const* scale_b, float* d, int apart) {
+  WarpRegisters const warp{a, b, scale_a, scale_b, d, apart != 0};
   fastwan::emulation::run_block(run, &warp);
 }

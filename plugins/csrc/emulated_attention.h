@@ -9,6 +9,11 @@
 #include "kernel_traits.h"
 #include "utils.h"
 
+namespace fastwan {
+// It adds the sum of each tile of keys itself.
+inline constexpr bool kSumsApart = false;
+}  // namespace fastwan
+
 #include "emulated_gemm.h"
 
 namespace flash {

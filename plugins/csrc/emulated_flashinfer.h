@@ -7,6 +7,11 @@
 #include <flashinfer/attention/sm120/nvfp4_attention_sm120/kernel/traits.h>
 #include <flashinfer/attention/sm120/nvfp4_attention_sm120/quantization/fp4_convert.cuh>
 
+namespace fastwan {
+// Its sum over all keys stays in the MMA.
+inline constexpr bool kSumsApart = true;
+}  // namespace fastwan
+
 #include "emulated_gemm.h"
 #include "fp4.cuh"
 

@@ -1,7 +1,7 @@
 // The FP4 MMA of the published attention kernels on compute capability 9.0.
 //
-// Included when FASTWAN_EMULATED is 1, after a header that defines the kernels' MMA atom and before
-// any that multiplies.
+// Included when FASTWAN_EMULATED is 1, after a header that defines the kernels' MMA atom and
+// `fastwan::kSumsApart`, and before any that multiplies.
 #pragma once
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
@@ -35,7 +35,7 @@ CUTE_DEVICE HalfRows rows_of(Tensor const& zipped) {
 template <class Sums, class Tensor>
 CUTE_DEVICE void multiply(Sums& sums, HalfRows const& rows, Tensor const& zipped) {
   auto [values, scales] = cute::unzip_tensor(zipped);
-  emulated_mma(sums, rows, cute::recast<uint32_t>(values),
+  emulated_mma<kSumsApart>(sums, rows, cute::recast<uint32_t>(values),
                cute::recast<uint32_t>(cute::filter_zeros(scales))(0));
 }
 

@@ -58,10 +58,12 @@ __device__ __forceinline__ HalfRows widen_rows(Codes const& a, uint32_t scale_a)
   return rows;
 }
 
-// d += A B^T. `d(i)` and `b(i)` are registers as above. The 64 products of an element are summed from
-// zero and then added to d in fp32: the tensor cores of 9.0 truncate what they add to a running sum,
-// and after 512 tiles of keys a kernel that leaves its whole sum to the MMA is 3.1e-4 off for it.
-template <class Sums, class Codes>
+// d += A B^T. `d(i)` and `b(i)` are registers as above.
+//
+// The tensor cores of 9.0 truncate what they add to a running sum. With kApart the 64 products of an
+// element are summed from zero and then added to d in fp32, for a kernel that leaves its sum over
+// all keys to the MMA: after 512 tiles of them it would be 3.1e-4 off.
+template <bool kApart, class Sums, class Codes>
 __device__ __forceinline__ void emulated_mma(Sums& d, HalfRows const& a, Codes const& b,
                                              uint32_t scale_b) {
 #pragma unroll
@@ -71,15 +73,22 @@ __device__ __forceinline__ void emulated_mma(Sums& d, HalfRows const& a, Codes c
     uint32_t first[4], second[4];
     widen(b(2 * j), scale.low, first);
     widen(b(2 * j + 1), scale.high, second);
-    float sums[4] = {};
+    float apart[4] = {};
+    auto sum = [&](int i, int place) -> float& {
+      if constexpr (kApart) return apart[i];
+      return d(place);
+    };
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      half_mma(sums[0], sums[1], sums[2], sums[3], a, step, first[step], second[step]);
+      half_mma(sum(0, 2 * j), sum(1, 2 * j + 1), sum(2, 8 + 2 * j), sum(3, 9 + 2 * j), a, step,
+               first[step], second[step]);
     }
-    d(2 * j) += sums[0];
-    d(2 * j + 1) += sums[1];
-    d(8 + 2 * j) += sums[2];
-    d(9 + 2 * j) += sums[3];
+    if constexpr (kApart) {
+      d(2 * j) += apart[0];
+      d(2 * j + 1) += apart[1];
+      d(8 + 2 * j) += apart[2];
+      d(9 + 2 * j) += apart[3];
+    }
   }
 }
 

@@ -100,7 +100,9 @@ def values_of(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return nvfp4.decode_e2m1(codes).double() * scale
 
 
-def warp_sums(emulation: ctypes.CDLL, operands: Any, sums: torch.Tensor) -> torch.Tensor:
+def warp_sums(
+    emulation: ctypes.CDLL, operands: Any, sums: torch.Tensor, *, apart: bool
+) -> torch.Tensor:
     """`sums` [16, 32] plus what a warp computes, through the registers of its lanes."""
     (a, a_scales), (b, b_scales) = operands
     lane = torch.arange(32)
@@ -123,23 +125,25 @@ def warp_sums(emulation: ctypes.CDLL, operands: Any, sums: torch.Tensor) -> torc
     held = sums[rows, columns].contiguous()
     emulation.fastwan_emulate_mma(
         pointer(a_words), pointer(b_words), pointer(a_scale.contiguous()),
-        pointer(b_scale.contiguous()), pointer(held),
+        pointer(b_scale.contiguous()), pointer(held), int(apart),
     )  # fmt: skip
     out = torch.full_like(sums, float("nan"))
     out[rows, columns] = held
     return out
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_warp_multiplies_as_the_fp4_instruction_does(
-    mma_emulation: ctypes.CDLL, seed: int
+    mma_emulation: ctypes.CDLL, seed: int, apart: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     operands = random_operand(generator, 16), random_operand(generator, 32)
     begin = torch.randint(-64, 64, (16, 32), generator=generator).float()
     expected = begin.double() + values_of(*operands[0]) @ values_of(*operands[1]).T
     assert torch.equal(expected, expected.float().double())  # so nothing may round
-    assert torch.equal(warp_sums(mma_emulation, operands, begin).double(), expected)
+    found = warp_sums(mma_emulation, operands, begin, apart=apart)
+    assert torch.equal(found.double(), expected)
 
 
 def test_products_are_summed_before_they_meet_a_larger_sum(mma_emulation: ctypes.CDLL) -> None:
@@ -149,7 +153,9 @@ def test_products_are_summed_before_they_meet_a_larger_sum(mma_emulation: ctypes
     products = values_of(*operands[0]) @ values_of(*operands[1]).T
     rounded_once = (begin.double() + products).float()
     assert not torch.equal(rounded_once.double(), begin.double() + products)
-    assert torch.equal(warp_sums(mma_emulation, operands, begin), rounded_once)
+    found = warp_sums(mma_emulation, operands, begin, apart=True)
+    assert torch.equal(found, rounded_once)
+    assert not torch.equal(warp_sums(mma_emulation, operands, begin, apart=False), rounded_once)
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -157,12 +163,12 @@ def test_each_scale_matters_where_it_stands(mma_emulation: ctypes.CDLL, which: i
     generator = torch.Generator().manual_seed(7)
     operands = random_operand(generator, 16), random_operand(generator, 32)
     zeros = torch.zeros(16, 32)
-    before = warp_sums(mma_emulation, operands, zeros)
+    before = warp_sums(mma_emulation, operands, zeros, apart=False)
     scales = operands[which][1]
     for row, group in ((0, 0), (9, 1), (15, 3)):
         scales[row, group] ^= 1
         expected = values_of(*operands[0]) @ values_of(*operands[1]).T
-        after = warp_sums(mma_emulation, operands, zeros)
+        after = warp_sums(mma_emulation, operands, zeros, apart=False)
         assert torch.equal(after.double(), expected)
         changed = (after != before).any(1 - which).nonzero().flatten().tolist()
         assert changed == [row]
