@@ -249,11 +249,9 @@ def _calibration_prompts(spec: BuildSpec) -> tuple[str, ...]:
 
 def _fitting(preset: ModelPreset, target: Target) -> str:
     """Targets of a model, and models of a target, for the message of a pair that is refused."""
-    models = [
-        each.name
-        for each in MODELS.values()
-        if each.recipe in target.recipes and find_recipe(each.recipe).quantised
-    ]
+    runnable = [each for each in MODELS.values() if each.recipe in target.recipes]
+    quantised = [each for each in runnable if find_recipe(each.recipe).quantised]
+    models = [each.name for each in quantised or runnable]
     text = f"one of {', '.join(preset.targets)}"
     return f"{text}; {target.name} runs {', '.join(models)}" if models else text
 

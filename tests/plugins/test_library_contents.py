@@ -28,6 +28,10 @@ GLUE = (
     *("quantize_kernelILb1E", "quantize_kernelILb0E"),
     *("residual_norm_kernelILi12E", "residual_norm_kernelILi40E", "cross_attention_kernel"),
 )
+SAGE2 = (
+    *("5sage216attention_kernel", "5sage217statistics_kernel", "5sage213reduce_kernel"),
+    *("5sage215quantise_kernelILb0E", "5sage215quantise_kernelILb1E"),
+)
 SAGE3, FLASHINFER = "compute_attn_ws", "attention_kernel_ws"
 ATTENTION = (SAGE3, "attention_parts", FLASHINFER)
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
@@ -166,6 +170,16 @@ def test_an_emulated_library_has_the_same_glue(compiled_emulated: list[Kernel]) 
         assert {k.architecture for k in compiled_emulated if name in k.name} == {90}
 
 
+def test_sage_attention2_is_there_for_its_architectures(compiled: list[Kernel]) -> None:
+    for name in SAGE2:
+        assert {k.architecture for k in compiled if name in k.name} == {89, 90, 120, 121}
+
+
+def test_an_emulated_library_has_sage_attention2(compiled_emulated: list[Kernel]) -> None:
+    for name in SAGE2:
+        assert {k.architecture for k in compiled_emulated if name in k.name} == {90}
+
+
 def test_kernels_do_not_spill(compiled: list[Kernel]) -> None:
     assert compiled
     for kernel in compiled:
@@ -190,6 +204,12 @@ def test_registers_allow_the_occupancy_that_was_planned(compiled: list[Kernel]) 
             assert kernel.registers <= (64 if "ILb1E" in kernel.name else 40)
         elif "cross_attention_kernel" in kernel.name:
             assert kernel.registers <= 128  # two blocks
+        elif "17statistics_kernel" in kernel.name:
+            assert kernel.registers <= 64  # four blocks of 256 threads
+        elif "15quantise_kernel" in kernel.name:
+            assert kernel.registers <= 128  # two
+        elif SAGE2[0] in kernel.name:
+            assert kernel.registers <= 255  # one block of 256 threads
 
 
 def instructions(library: Path, architecture: str, name: str) -> list[tuple[int, str]]:
@@ -273,3 +293,24 @@ def test_the_inner_loop_of_the_emulated_attention(
     body = inner_loop(code, HALF_MMA, HALF_MMA_A_TILE)
     assert len([line for line in body if LOCAL_MEMORY.search(line)]) <= 2  # that word
     assert len(body) < 4000  # twice as many where A is widened for each of its uses
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mma", "count"),
+    [
+        ("sm_89", "QMMA.16832.F16.E4M3.E4M3", 32),
+        ("sm_90", "HMMA.16816.F16", 64),
+        ("sm_120a", "QMMA.16832.F16.E4M3.E4M3", 32),
+        ("sm_121a", "QMMA.16832.F16.E4M3.E4M3", 32),
+    ],
+)
+def test_the_inner_loop_of_sage_attention2(
+    library_path: Path, architecture: str, mma: str, count: int
+) -> None:
+    """16 queries and 64 keys a warp: 32 MMAs on int8, as many on e4m3 or twice as many on fp16."""
+    code = instructions(library_path, architecture, SAGE2[0])
+    body = inner_loop(code, mma, count)
+    assert sum("IMMA.16832.S8.S8" in line for line in body) == 32
+    assert not [line for line in body if LOCAL_MEMORY.search(line)]
+    assert not [line for line in body if "BAR.SYNC" in line]  # no barrier holds the whole block
+    assert len(body) <= 640

@@ -17,7 +17,11 @@ FP8 = "FastWan-QAD-FP8-1.3B"
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "nvfp4 on Ada": ({}, "RTX 4090 has no nvfp4 GEMM",
         rf"one of rtx5090, .*; rtx4090 runs {FP8}"),
-    "fp8 on Ampere": ({"model": FP8, "target": "rtx3090"}, "has no fp8 GEMM", "one of rtx5090, .*"),
+    "fp8 on Ampere": (
+        {"model": FP8, "target": "rtx3090"},
+        "has no fp8 GEMM",
+        "one of rtx5090, .*; rtx3090 runs Wan2.1-T2V-1.3B",
+    ),
     "sage3 on Ada": (
         {"model": FP8, "attention": "sage3"},
         "cannot run the attention sage3",
