@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from fastwan.errors import BadInput, SlowerThanBaseline
 from fastwan.quality.bench_report import BenchReport
+from fastwan.quality.findings import Finding
+from fastwan.quality.gate.judge import judge
+from fastwan.quality.gate.limits import Limit, check_share
 from fastwan.strict_json import read_json, validated
 
 _COUNTS = (
     "graph_launches", "enqueues", "kernels", "allocations_in_loop", "host_syncs_in_loop",
     "bytes_to_host",
 )  # fmt: skip
-
-MAX_LIMIT = 10.0
-"""Largest share beyond a baseline that can be asked for; more would let anything pass."""
-
-
-def check_limit(limit: float) -> None:
-    """Refuse a limit that no figure could pass, or that every figure would.
-
-    Raises:
-        BadInput: not a number within 0 .. `MAX_LIMIT`.
-    """
-    if not 0 <= limit <= MAX_LIMIT:
-        raise BadInput(
-            f"{limit:g} is not within 0 .. {MAX_LIMIT:g}",
-            where="--limit",
-            fix="a share of the baseline: 0.05 lets a figure be 5 % larger",
-        )
 
 
 def read_baseline(path: Path) -> BenchReport:
@@ -74,14 +59,14 @@ def compare(report: BenchReport, baseline: BenchReport, limit: float) -> None:
     """Hold a report against an earlier one.
 
     Args:
-        limit: share by which a figure may be larger than the baseline's, see `check_limit`.
+        limit: share by which a figure may be larger than the baseline's, see `check_share`.
 
     Raises:
         BadInput: they are of another device, model, shape, target or sampler, one has a figure
             that the other lacks, a figure is negative or no finite number, or the limit is none.
         SlowerThanBaseline: a figure is larger by more than `limit`.
     """
-    check_limit(limit)
+    check_share(limit)
     before, now = _kind_of_run(baseline), _kind_of_run(report)
     for name in now:
         if now[name] != before[name]:
@@ -90,32 +75,35 @@ def compare(report: BenchReport, baseline: BenchReport, limit: float) -> None:
                 where="--baseline",
                 fix="compare runs of one kind",
             )
-    old, new = _sound(baseline, "the baseline"), _sound(report, "this run")
-    for name in old.keys() ^ new.keys():
-        lacking = "this run" if name in old else "the baseline"
-        raise BadInput(
-            f"{lacking} has no {name}, which the other has",
-            where="--baseline",
-            fix="compare runs of one kind",
-        )
+    old, new = figures(baseline), figures(report)
+    for each, whose in ((baseline, "the baseline"), (report, "this run")):
+        if each.measurement is not None and not each.measurement.times:
+            raise BadInput(f"{whose} measured no stage", where="--baseline")
+    share = Limit(relative=limit)
+    findings = [
+        judge("bench", name, new.get(name), old.get(name), share)
+        for name in sorted(old.keys() | new.keys())
+    ]
+    for finding in findings:
+        if finding.verdict in ("wrong", "refused"):
+            raise _unsound(finding)
     worse = [
-        f"{name} {new[name]:,.6g} instead of {old[name]:,.6g}"
-        for name in old
-        if not new[name] <= old[name] * (1 + limit)
+        f"{each.check} {each.value:,.6g} instead of {each.baseline:,.6g}"
+        for each in findings
+        if each.verdict == "worse"
     ]
     if worse:
         raise SlowerThanBaseline("; ".join(worse), where=f"limit {limit:.0%}")
 
 
-def _sound(report: BenchReport, whose: str) -> dict[str, float]:
-    """Figures of a report that something can be held against."""
-    found = figures(report)
-    if report.measurement is not None and not report.measurement.times:
-        raise BadInput(f"{whose} measured no stage", where="--baseline")
-    for name, value in found.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise BadInput(f"{name} of {whose} is {value:g}", where="--baseline")
-    return found
+def _unsound(finding: Finding) -> BadInput:
+    """A figure that one of the reports lacks, or that is none."""
+    whose = "this run" if finding.verdict == "wrong" else "the baseline"
+    return BadInput(
+        f"{finding.check} of {whose}: {finding.text}",
+        where="--baseline",
+        fix="compare runs of one kind",
+    )
 
 
 def _kind_of_run(report: BenchReport) -> dict[str, object]:

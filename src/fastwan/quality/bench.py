@@ -14,8 +14,9 @@ from fastwan.engines.layer_json import bundle_layers
 from fastwan.errors import BadInput
 from fastwan.manifest import LAYERS
 from fastwan.progress import Progress, Quiet
-from fastwan.quality.baseline import check_limit, compare, read_baseline
+from fastwan.quality.baseline import compare, read_baseline
 from fastwan.quality.bench_report import BenchReport, Measurement, StageTimes
+from fastwan.quality.gate.limits import check_share
 from fastwan.quality.gpu_state import environment, gpu_state
 from fastwan.quality.gpus import rates_of
 from fastwan.quality.price import enqueues, price
@@ -66,10 +67,8 @@ def bench(
         EnvironmentLacks: "cuda" cannot be used.
         SlowerThanBaseline: names the figures; carries no report.
     """
-    for option, value, least in (("--runs", runs, 1), ("--warmup", warmup, 0)):
-        if not least <= value <= MAX_RUNS:
-            raise BadInput(f"{value} is not within {least} .. {MAX_RUNS:,}", where=option)
-    check_limit(limit)
+    check_runs(runs, warmup)
+    check_share(limit)
     check_prompt(prompt)
     before = None if baseline is None else read_baseline(baseline)
     bundle = open_bundle(path)
@@ -87,6 +86,17 @@ def bench(
     if before is not None:
         compare(report, before, limit)
     return report
+
+
+def check_runs(runs: int, warmup: int) -> None:
+    """Refuse numbers of videos that cannot be measured.
+
+    Raises:
+        BadInput: names the option.
+    """
+    for option, value, least in (("--runs", runs, 1), ("--warmup", warmup, 0)):
+        if not least <= value <= MAX_RUNS:
+            raise BadInput(f"{value} is not within {least} .. {MAX_RUNS:,}", where=option)
 
 
 def counts(bundle: Bundle, schedule: Schedule) -> BenchReport:
