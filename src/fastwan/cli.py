@@ -27,6 +27,8 @@ COMMANDS = (
     "generate",
     "bench",
     "verify",
+    "gate",
+    "goldens",
     "selftest",
     "build-plugin",
     "doctor",
@@ -56,7 +58,7 @@ def main(debug: bool) -> None:
     """FastWan text-to-video models as NVFP4 TensorRT engines for NVIDIA Blackwell.
 
     Exit codes: 0 good, 2 bad input, 3 the environment lacks something, 4 verification failed,
-    5 slower than the baseline, 1 unexpected, 130 interrupted, 143 and 129 ended by a signal.
+    5 worse than the baseline, 1 unexpected, 130 interrupted, 143 and 129 ended by a signal.
     """
     State.debug = debug
     warnings.showwarning = show_warning

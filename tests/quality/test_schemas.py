@@ -82,6 +82,14 @@ def outputs(
         "inspect": [path],
         "bench": [path, "--device", "null"],
         "verify": [path],
+        "gate": [
+            path,
+            "--stage",
+            "schedule,predicted",
+            "--update-baseline",
+            "--against",
+            str(tmp_path / "baseline.json"),
+        ],
         "build-plugin": [],
         "doctor": [],
     }
@@ -96,7 +104,8 @@ def outputs(
 def test_commands_keep_to_their_schemas_and_a_lost_field_breaks_them(
     outputs: dict[str, str], validator: Callable[[str], Draft202012Validator]
 ) -> None:
-    assert set(outputs) == set(REPORTS) - {"generate", "selftest"}  # they have tests of their own
+    own = {"generate", "selftest", "goldens"}  # they have tests of their own
+    assert set(outputs) == set(REPORTS) - own
     for command, text in outputs.items():
         check = validator(command)
         printed = json.loads(text)
@@ -136,6 +145,10 @@ def test_every_figure_has_one_label(outputs: dict[str, str]) -> None:
         assert set(labels.values()) <= {"measured", "emulated", "predicted"}
         if command == "verify":  # each check has its own
             assert all(check["label"] in ("measured", "emulated") for check in printed["checks"])
+            continue
+        if command == "gate":
+            found = {(each["stage"], each["label"]) for each in printed["findings"]}
+            assert found == {("schedule", "measured"), ("predicted", "predicted")}
             continue
         for place in leaves({n: value for n, value in printed.items() if n != "labels"}):
             found = [pattern for pattern in labels if within(place, pattern)]

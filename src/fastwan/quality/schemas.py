@@ -18,6 +18,9 @@ from fastwan.export.checkpoint.synthetic import CheckpointReport
 from fastwan.plugins.build import PluginReport
 from fastwan.quality.bench_report import BenchReport
 from fastwan.quality.inspection import BuildReport, InspectReport, SwapReport
+from fastwan.quality.findings import GateReport
+from fastwan.quality.goldens.record import GoldensReport
+from fastwan.quality.inspection import BuildReport, InspectReport
 from fastwan.quality.selftest.report import SelftestReport
 from fastwan.quality.verify.report import VerifyReport
 from fastwan.runtime.report import GenerateReport
@@ -28,6 +31,8 @@ REPORTS: dict[str, type[Report]] = {
     for report in (
         CheckpointReport, BuildReport, SwapReport, InspectReport, GenerateReport, BenchReport,
         VerifyReport, SelftestReport, PluginReport, DoctorReport,
+        CheckpointReport, BuildReport, InspectReport, GenerateReport, BenchReport, VerifyReport,
+        GateReport, GoldensReport, SelftestReport, PluginReport, DoctorReport,
     )
 }  # fmt: skip
 """By command; the name is also the report's ``kind``."""

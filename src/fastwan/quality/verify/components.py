@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -52,16 +53,24 @@ class Runtime:
         return self._components.dit if subject.check_shape == subject.shape else lowered()
 
     def embeds(self) -> list[Array]:
-        """Embeddings of `PROMPT` and, where the sampler is guided, of the empty text.
+        """Embeddings of `PROMPT`, see `embeds_of`."""
+        return self.embeds_of(PROMPT)
 
-        Random ones where the bundle has no text encoder.
+    def embeds_of(self, prompt: str, seed: int = 0) -> list[Array]:
+        """Embeddings of a prompt and, where the sampler is guided, of the empty text.
+
+        Args:
+            seed: draws random ones where the bundle has no text encoder.
         """
         subject = self._subject
         count = schedule_of(subject.manifest.sampler_spec()).prompts
         if "text_encoder" not in subject.graphs:
-            return [random_inputs(subject, seed)[1] for seed in range(count)]
-        encoder = text_encoder(subject)
-        return [encoder.encode(each).astype(np.float32) for each in (PROMPT, "")[:count]]
+            return [random_inputs(subject, seed + index)[1] for index in range(count)]
+        return [self._encoder.encode(each).astype(np.float32) for each in (prompt, "")[:count]]
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return text_encoder(self._subject)
 
     @contextmanager
     def decoder(self) -> Iterator[Decoder[Array] | None]:

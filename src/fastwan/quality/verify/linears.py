@@ -40,6 +40,11 @@ def gates(subject: Subject) -> tuple[Gate, ...]:
     return tuple(dict.fromkeys(gate for gate in found if gate is not None))
 
 
+def engines_check(gate: Gate) -> str:
+    """Name of the check that no linear of a gate lost its format in the engines."""
+    return f"{gate.label.lower()}_engines"
+
+
 def _recipes(subject: Subject) -> dict[str, Recipe]:
     """Recipe by component."""
     recipes = {}
@@ -62,7 +67,7 @@ def check_graph(subject: Subject, gate: Gate) -> Check:
             covered.update(source for linear in found for source in linear.sources)
             reasons += why
     metric = f"targeted linears that are not {gate.label} in the graph"
-    return _missing("graph", metric, subject, gate, covered, reasons)
+    return _missing(f"{gate.label.lower()}_graph", metric, subject, gate, covered, reasons)
 
 
 def check_engines(subject: Subject, gate: Gate) -> Check:
@@ -80,7 +85,7 @@ def check_engines(subject: Subject, gate: Gate) -> Check:
         covered.update(source for linear in coverage.covered for source in linear.sources)
         reasons += [f"{linear.name}: {reason}" for linear, reason in coverage.lost]
     metric = f"targeted linears without {gate.wanted}"
-    return _missing("engines", metric, subject, gate, covered, reasons)
+    return _missing(engines_check(gate), metric, subject, gate, covered, reasons)
 
 
 def _held_by(gate: Gate, linears: Sequence[Linear]) -> list[Linear]:
@@ -124,14 +129,13 @@ def sound_linears(
 
 
 def _missing(
-    where: str,
+    name: str,
     metric: str,
     subject: Subject,
     gate: Gate,
     covered: Iterable[str],
     reasons: Sequence[str],
 ) -> Check:
-    name = f"{gate.label.lower()}_{where}"
     expected: set[str] = set()
     for component, recipe in _recipes(subject).items():
         if recipe.gate is not gate:

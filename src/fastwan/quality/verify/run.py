@@ -140,10 +140,9 @@ def plan(subject: Subject) -> list[Planned]:
     planned = []
     present = subject.present
     for gate in linears.gates(subject):
-        label = gate.label.lower()
         planned += [
-            one(f"{label}_graph", partial(linears.check_graph, gate=gate)),
-            one(f"{label}_engines", partial(linears.check_engines, gate=gate)),
+            one(f"{gate.label.lower()}_graph", partial(linears.check_graph, gate=gate)),
+            one(linears.engines_check(gate), partial(linears.check_engines, gate=gate)),
         ]
     planned.append(one("weights_bit_exact", weights.check_weights))
     if "dit" in present:

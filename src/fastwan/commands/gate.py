@@ -1,0 +1,63 @@
+"""The command ``gate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastwan.commands.options import json_option
+from fastwan.commands.running import report_errors, shown_progress
+from fastwan.console import print_json, tell
+from fastwan.failures import require_address_space
+
+
+@click.command("gate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--against", type=click.Path(path_type=Path), required=True, metavar="BASELINE",
+    help="File of the baseline.",
+)  # fmt: skip
+@click.option("--update-baseline", "update", is_flag=True, help="Write it from this run.")
+@click.option(
+    "--stage", "stages", default="", metavar="NAMES",
+    help="Of static, verify, schedule, predicted, times, goldens, joined by commas. Default: all.",
+)  # fmt: skip
+@click.option(
+    "--limit", "limits", multiple=True, metavar="STAGE[.CHECK]=REL[:ABS]",
+    help="How much worse a figure may be: the larger of a share and an amount. May be repeated.",
+)  # fmt: skip
+@click.option("--goldens", type=click.Path(path_type=Path), help="Folder of goldens make.")
+@click.option(
+    "--golden-limit", type=float, default=0.0, show_default=True,
+    help="Largest relative L2 difference to them; 0: equal bytes.",
+)  # fmt: skip
+@click.option(
+    "--history", type=click.Path(path_type=Path), help="File that keeps the times of every run."
+)
+@click.option("--runs", type=int, default=5, show_default=True, help="Measured videos.")
+@click.option("--warmup", type=int, default=2, show_default=True, help="Videos before them.")
+@json_option
+@report_errors
+def gate(bundle: Path, against: Path, stages: str, as_json: bool, **options: Any) -> int:
+    """Hold BUNDLE against a baseline, in stages.
+
+    Exits 4 if a result is wrong, 5 if a figure is worse than the baseline's by more than its
+    limit, 2 if there is nothing sound to compare with.
+    """
+    require_address_space()
+    from fastwan.quality.findings_text import render
+    from fastwan.quality.gate.run import gate as run
+
+    names = [name.strip() for name in stages.split(",") if name.strip()]
+    report = run(bundle, against, stages=names, progress=shown_progress(), **options)
+    if as_json:
+        print_json(report)
+        return report.exit_code
+    tell(render(report.findings))
+    if report.rewritten:
+        tell(f"baseline written: {report.baseline}")
+    elif any(finding.verdict == "improved" for finding in report.findings):
+        tell(f"to make the improvement the baseline: {report.rewrite}")
+    return report.exit_code

@@ -1,0 +1,212 @@
+"""`gate`: run the stages in order, hold them against a baseline or make one of them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fastwan.bundle import open_bundle
+from fastwan.errors import BadInput, EnvironmentLacks, FastWanError, VerificationFailed
+from fastwan.progress import Progress, Quiet
+from fastwan.quality.bench import bench, check_runs
+from fastwan.quality.bench_report import BenchReport
+from fastwan.quality.findings import Finding, GateReport, Verdict
+from fastwan.quality.gate import stages as untimed
+from fastwan.quality.gate.baseline_file import Baseline, baseline_output
+from fastwan.quality.gate.cohort import bundle_cohort, differing, rates_cohort
+from fastwan.quality.gate.context import Context
+from fastwan.quality.gate.goldens_stage import goldens
+from fastwan.quality.gate.history import append_record, read_history
+from fastwan.quality.gate.limits import parse_limits
+from fastwan.quality.gate.times import times
+from fastwan.quality.gate.update import rewritten
+from fastwan.quality.goldens.run import check_limit
+
+Stage = Callable[[Context], list[Finding]]
+
+STAGES: dict[str, Stage] = {
+    "static": untimed.static,
+    "verify": untimed.verify,
+    "schedule": untimed.schedule,
+    "predicted": untimed.predicted,
+    "times": times,
+    "goldens": goldens,
+}
+"""In the order in which they run."""
+
+HELD = ("static", "schedule", "predicted", "times")
+"""Stages whose figures are held against the baseline; there are limits for them."""
+
+
+def gate(
+    path: Path,
+    against: Path,
+    *,
+    stages: Sequence[str] = (),
+    update: bool = False,
+    limits: Sequence[str] = (),
+    goldens: Path | None = None,
+    golden_limit: float = 0.0,
+    history: Path | None = None,
+    runs: int = 5,
+    warmup: int = 2,
+    measure: Callable[[], BenchReport] | None = None,
+    progress: Progress | None = None,
+) -> GateReport:
+    """Everything ``gate --json`` prints.
+
+    A stage that fails does not raise.
+
+    Args:
+        path: an engine bundle.
+        against: file of the baseline.
+        stages: names of `STAGES`; by default all that can be had: ``times`` on a GPU, where the
+            baseline has any, and ``goldens`` where a folder is given.
+        update: write the baseline from this run; stages that do not run keep their figures.
+        limits: see `parse_limits`; written into a baseline that is made.
+        goldens: folder that ``goldens make`` wrote.
+        golden_limit: largest good relative L2 difference to them; 0 is equal to the byte.
+        history: file of earlier times, to which those of this run are added.
+        runs: measured videos of the stage ``times``.
+        warmup: videos before them.
+        measure: times a video, in place of ``bench`` on the first GPU.
+
+    Raises:
+        BadInput: no bundle, no baseline, a stage or number that is none of its option.
+        EnvironmentLacks: a stage that was asked for by name lacks a GPU or a package.
+    """
+    progress = progress or Quiet()
+    chosen = _chosen(stages, goldens)
+    check_runs(runs, warmup)
+    check_limit(golden_limit, "--golden-limit")
+    given = parse_limits(limits, HELD)
+    known = _known(against, update)
+    records = None if history is None else read_history(history)
+    bundle = open_bundle(path, sizes=False)
+    context = Context(
+        bundle=bundle,
+        baseline=known,
+        update=update,
+        limits={**({} if known is None else known.limits), **given},
+        stages=chosen,
+        asked=tuple(stages),
+        measure=measure
+        or (lambda: bench(path, device="cuda", runs=runs, warmup=warmup, progress=progress)),
+        progress=progress,
+        goldens=goldens,
+        golden_limit=golden_limit,
+        history=records,
+    )
+    findings = _run(context)
+    if history is not None and context.measured is not None:
+        append_record(history, context.measured)
+    refused = any(finding.verdict == "refused" for finding in findings)
+    if update and not refused:
+        rewritten(context, findings).write(baseline_output(against))
+    return GateReport(
+        bundle=context.facts,
+        baseline=str(against),
+        stages=chosen,
+        cohort={**bundle_cohort(context.facts), **context.gpu},
+        findings=tuple(findings),
+        rewritten=update and not refused,
+        rewrite=_command(path, against, stages, goldens),
+    )
+
+
+def _chosen(stages: Sequence[str], goldens: Path | None) -> tuple[str, ...]:
+    if unknown := [name for name in stages if name not in STAGES]:
+        raise BadInput(
+            f"unknown stage {unknown[0]!r}", where="--stage", fix=f"of {', '.join(STAGES)}"
+        )
+    if "goldens" in stages and goldens is None:
+        raise BadInput("goldens of which folder", where="--stage", fix="name it with --goldens")
+    if stages:
+        return tuple(name for name in STAGES if name in stages)
+    return tuple(name for name in STAGES if name != "goldens" or goldens is not None)
+
+
+def _known(against: Path, update: bool) -> Baseline | None:
+    """The baseline; None where it is made for the first time."""
+    if update:
+        baseline_output(against)
+        if not against.exists():
+            return None
+    return Baseline.read(against)
+
+
+def _run(context: Context) -> list[Finding]:
+    findings, other = _cohort(context)
+    why = ""
+    if "verify" in context.stages:
+        intact = untimed.integrity(context)
+        findings.append(intact)
+        why = "" if intact.verdict == "passed" else "files differ from the manifest"
+    for name in context.stages:
+        skip = why
+        if not skip and name in HELD:
+            skip = other.get(name, "")
+        if not skip and name == "goldens":
+            failed = [each.check for each in findings if each.stage == "verify" and each.failed]
+            skip = f"verify failed at {failed[0]}" if failed else ""
+        if skip:
+            findings.append(Finding(stage=name, check="all", verdict="skipped", text=skip))
+        else:
+            findings += _stage(context, name)
+    return _with_red(context, findings)
+
+
+def _stage(context: Context, name: str) -> list[Finding]:
+    """Findings of a stage; what it raises is one of them."""
+    try:
+        return STAGES[name](context)
+    except EnvironmentLacks:
+        raise
+    except FastWanError as error:
+        wrong = isinstance(error, VerificationFailed)
+        verdict: Verdict = "wrong" if wrong else "refused"
+        return [Finding(stage=name, check="all", verdict=verdict, text=str(error))]
+
+
+def _cohort(context: Context) -> tuple[list[Finding], dict[str, str]]:
+    """Whether the baseline is of this cohort; why stages are not compared, by stage."""
+    baseline, found, other = context.baseline, [], {}
+    if baseline is None or context.update:
+        return [], {}
+    differences = differing(baseline.cohort, bundle_cohort(context.facts))
+    if differences:
+        other = dict.fromkeys(HELD, f"baseline of another cohort: {', '.join(differences)}")
+    elif "predicted" in context.stages:
+        rates = differing(baseline.rates, rates_cohort(context.bundle.manifest.target))
+        if rates:
+            differences, other = rates, {"predicted": "other rates of the GPU"}
+    for key, said in differences.items():
+        found.append(Finding(stage="baseline", check=key, verdict="refused", text=said))
+    if not differences:
+        found.append(Finding(stage="baseline", check="cohort", verdict="passed"))
+    return found, other
+
+
+def _with_red(context: Context, findings: list[Finding]) -> list[Finding]:
+    """The findings, with what was red when the baseline was made said at each."""
+    if context.baseline is None or context.update:
+        return findings
+    red = set(context.baseline.red)
+    told = []
+    for finding in findings:
+        if f"{finding.stage} {finding.check}" in red and finding.verdict != "skipped":
+            said = "the baseline was already red here"
+            text = f"{finding.text}; {said}" if finding.text else said
+            better = {} if finding.failed else {"verdict": "improved"}
+            finding = finding.model_copy(update={"text": text, **better})
+        told.append(finding)
+    return told
+
+
+def _command(path: Path, against: Path, stages: Sequence[str], goldens: Path | None) -> str:
+    """Command that rewrites the baseline from such a run."""
+    words = ["fastwan-export", "gate", str(path), "--against", str(against)]
+    words += ["--stage", ",".join(stages)] if stages else []
+    words += ["--goldens", str(goldens)] if goldens else []
+    return shlex.join([*words, "--update-baseline"])

@@ -1,0 +1,87 @@
+"""The stages that need no GPU: static facts, ``verify``, counts of a video, predicted times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastwan.progress import stage
+from fastwan.quality.bench import counts
+from fastwan.quality.findings import Finding
+from fastwan.quality.gate.context import Context
+from fastwan.quality.gate.figures import predicted_figures, schedule_figures, static_figures
+from fastwan.quality.verify import linears
+from fastwan.quality.verify.files import check_integrity
+from fastwan.quality.verify.report import Check, Planned, run_planned
+from fastwan.quality.verify.run import plan
+from fastwan.quality.verify.subject import Subject
+from fastwan.runtime.model.samplers import schedule_of
+
+
+def static(context: Context) -> list[Finding]:
+    """What the engines hold: linears in their format, kernels, bytes, scratch, device memory."""
+    formats = [each for planned in _formats(context.subject) for each in run_planned(planned)]
+    findings = [found("static", check) for check in formats]
+    return findings + context.hold("static", static_figures(context.inspected))
+
+
+def verify(context: Context) -> list[Finding]:
+    """The checks of ``verify`` by their own limits; none of the baseline's may be gone.
+
+    Where `static` runs, too, the engines' formats are its to hold.
+    """
+    elsewhere = {name for each in _formats(context.subject) for name in each.names}
+    elsewhere = elsewhere if "static" in context.stages else set()
+    checks: list[Check] = []
+    for planned in plan(context.subject):
+        if not elsewhere.issuperset(planned.names):
+            with stage(context.progress, f"verify {planned.names[0]}"):
+                checks += run_planned(planned)
+    context.checks = ("integrity", *(check.name for check in checks))
+    findings = [found("verify", check) for check in checks]
+    known = context.baseline.checks if context.baseline and not context.update else ()
+    for name in known:
+        if name not in context.checks and name not in elsewhere:
+            text = "a check of the baseline that this bundle has no more"
+            findings.append(Finding(stage="verify", check=name, verdict="wrong", text=text))
+    return findings
+
+
+def integrity(context: Context) -> Finding:
+    """Every file against its hash, before anything else is read."""
+    with stage(context.progress, "verify integrity"):
+        return found("verify", check_integrity(context.bundle))
+
+
+def schedule(context: Context) -> list[Finding]:
+    """Counts of one video on the recording device, and that nothing races in it."""
+    report = counts(context.bundle, schedule_of(context.bundle.manifest.sampler_spec()))
+    races = Finding(
+        stage="schedule", check="races", verdict="wrong" if report.races else "passed",
+        value=report.races, limit=0,
+        text="accesses to the same bytes that nothing puts in order" if report.races else "",
+    )  # fmt: skip
+    return [*context.hold("schedule", schedule_figures(report)), races]
+
+
+def predicted(context: Context) -> list[Finding]:
+    """Predicted times by stage of a video."""
+    report = context.inspected
+    if report.prediction is None or report.prediction.gpu is None:
+        text = report.note if report.prediction is None else "no rates of the target are known"
+        return [Finding(stage="predicted", check="video", verdict="skipped", text=text)]
+    return context.hold("predicted", predicted_figures(report))
+
+
+def found(stage_name: str, check: Check) -> Finding:
+    """A check of ``verify`` as a finding."""
+    text = check.metric if check.passed else f"{check.metric}: {check.note}"
+    return Finding(
+        stage=stage_name, check=check.name, verdict="passed" if check.passed else "wrong",
+        value=check.value, limit=check.limit, text=" ".join(text.split()), label=check.label,
+    )  # fmt: skip
+
+
+def _formats(subject: Subject) -> Sequence[Planned]:
+    """The checks that no linear has lost its format in the engines."""
+    names = {(linears.engines_check(gate),) for gate in linears.gates(subject)}
+    return [planned for planned in plan(subject) if planned.names in names]

@@ -1,0 +1,1 @@
+"""Goldens: what the CPU reference makes of an accuracy set, kept to be compared with later."""
