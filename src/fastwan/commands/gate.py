@@ -58,6 +58,6 @@ def gate(bundle: Path, against: Path, stages: str, as_json: bool, **options: Any
     tell(render(report.findings))
     if report.rewritten:
         tell(f"baseline written: {report.baseline}")
-    elif any(finding.verdict == "improved" for finding in report.findings):
-        tell(f"to make the improvement the baseline: {report.rewrite}")
+    elif any(finding.verdict in ("improved", "refused") for finding in report.findings):
+        tell(f"to write the baseline anew: {report.rewrite}")
     return report.exit_code

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastwan.build import BuildSpec, build_engine
 from fastwan.bundle import open_bundle
-from fastwan.progress import Quiet
 from testkit.once import Once
+from testkit.tiny_bundles import FP8_MODEL, fp8_bundle
 
 pytestmark = pytest.mark.trt
 
-MODEL, LINEAR = "FastWan-QAD-FP8-1.3B", "blocks.0.ffn.fc1"
+LINEAR = "blocks.0.ffn.fc1"
 CHECKS = (
     "fp8_graph", "fp8_engines", "weights_bit_exact", "engine_plan", "attention_engines",
     "packing_bit_exact", "quantizer_recipe",
@@ -27,15 +26,7 @@ QUANTISER = "quantizer_bit_exact"
 def make(once: Once, checkpoint: Path, activation: str) -> Path:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
     pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
-
-    def build(folder: Path) -> None:
-        spec = BuildSpec(
-            str(checkpoint), folder, model=MODEL, target="rtx4090", components=("dit",),
-            activation_scale=activation, use_cache=False,
-        )  # fmt: skip
-        build_engine(spec, Quiet())
-
-    return once(f"fp8-{activation}", build)
+    return fp8_bundle(once, checkpoint, activation)
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +39,7 @@ def bundle_dir(once: Once, tiny_checkpoint: Path) -> Path:
 def fp8_checkpoint(tiny_checkpoint: Path) -> Any:
     from fastwan.export.checkpoint.reader import open_checkpoint
 
-    return open_checkpoint(tiny_checkpoint, model=MODEL)
+    return open_checkpoint(tiny_checkpoint, model=FP8_MODEL)
 
 
 def test_an_untouched_copy_passes(mutant: Any, fp8_checkpoint: Any) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastwan.build import BuildSpec, build_engine
 from fastwan.bundle import open_bundle
 from fastwan.config import SAMPLERS
-from fastwan.progress import Quiet
 from fastwan.quality.bench import counts
 from fastwan.quality.report import inspect_bundle
 from fastwan.quality.verify.run import run_checks
@@ -19,10 +17,10 @@ from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.pipeline import FastWanPipeline
 from testkit.once import Once
+from testkit.tiny_bundles import guided_bundle
 
 pytestmark = pytest.mark.trt
 
-MODEL = "Wan2.1-T2V-1.3B"
 STEPS = ("step_0", "step_1", "step_2")
 
 
@@ -30,15 +28,7 @@ STEPS = ("step_0", "step_1", "step_2")
 def bundle_dir(once: Once, tiny_checkpoint: Path) -> Path:
     """Transformer and decoder of the tiny model, unquantised, for an Ada GPU."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
-
-    def build(folder: Path) -> None:
-        spec = BuildSpec(
-            str(tiny_checkpoint), folder, model=MODEL, target="rtx4090",
-            components=("dit", "decoder"), use_cache=False,
-        )  # fmt: skip
-        build_engine(spec, Quiet())
-
-    return once("guided", build)
+    return guided_bundle(once, tiny_checkpoint)
 
 
 def test_a_guided_bundle_passes_and_plays_its_steps_twice(bundle_dir: Path) -> None:

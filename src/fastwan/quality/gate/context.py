@@ -81,7 +81,8 @@ class Context:
         Where the baseline is rewritten they are held against themselves, which leaves what is
         wrong with them alone.
         """
-        self.collected[stage] = figures
+        if figures:
+            self.collected[stage] = figures
         old: Collected = {}
         if self.baseline is not None:
             old.update(self.baseline.figures(stage))

@@ -54,6 +54,8 @@ def integrity(context: Context) -> Finding:
 
 def schedule(context: Context) -> list[Finding]:
     """Counts of one video on the recording device, and that nothing races in it."""
+    if not {"dit", "decoder"} <= set(context.bundle.manifest.components):
+        return _lacking(context, "schedule", "the bundle has no transformer or no decoder")
     report = counts(context.bundle, schedule_of(context.bundle.manifest.sampler_spec()))
     races = Finding(
         stage="schedule", check="races", verdict="wrong" if report.races else "passed",
@@ -68,8 +70,14 @@ def predicted(context: Context) -> list[Finding]:
     report = context.inspected
     if report.prediction is None or report.prediction.gpu is None:
         text = report.note if report.prediction is None else "no rates of the target are known"
-        return [Finding(stage="predicted", check="video", verdict="skipped", text=text)]
+        return _lacking(context, "predicted", text)
     return context.hold("predicted", predicted_figures(report))
+
+
+def _lacking(context: Context, stage_name: str, text: str) -> list[Finding]:
+    """A stage that this bundle has nothing for: skipped, or wrong where the baseline has."""
+    skipped = Finding(stage=stage_name, check="video", verdict="skipped", text=text)
+    return context.hold(stage_name, {}) or [skipped]
 
 
 def found(stage_name: str, check: Check) -> Finding:
