@@ -74,14 +74,16 @@ def schedule_figures(report: BenchReport) -> Collected:
 
 
 def predicted_figures(report: InspectReport) -> Collected:
-    """Predicted milliseconds by stage of a video; none where the bundle makes no video."""
+    """Predicted milliseconds by stage of a video.
+
+    None where the bundle makes no video; without those that the table has no rates for.
+    """
     prediction = report.prediction
     if prediction is None:
         return {}
-    figures: Collected = {
-        name: rounded(stage.predicted_ms) for name, stage in prediction.stages.items()
-    }
-    return {**figures, "step": rounded(prediction.step_ms), "video": rounded(prediction.video_ms)}
+    stages = {name: stage.predicted_ms for name, stage in prediction.stages.items()}
+    figures = {**stages, "step": prediction.step_ms, "video": prediction.video_ms}
+    return {name: rounded(value) for name, value in figures.items() if value is not None}
 
 
 def time_figures(measured: Measurement) -> Collected:

@@ -46,10 +46,10 @@ def judge(
     is the baseline's, the check is ``refused``.
     """
     sign = 1 if kind.better == "lower" else -1
-    worst = margin = None
+    worst = best = None
     if baseline is not None and math.isfinite(baseline):
         margin = limit.margin(baseline)
-        worst = baseline + sign * margin
+        worst, best = baseline + sign * margin, baseline - sign * margin
         worst = int(worst) if isinstance(baseline, int) and worst == int(worst) else worst
     verdict: Verdict = "passed"
     text = ""
@@ -65,12 +65,14 @@ def judge(
     else:
         assert value is not None
         assert baseline is not None
-        assert margin is not None
-        excess = sign * (value - baseline)
-        if not excess <= margin:
-            verdict, text = kind.beyond, f"{_share(excess, baseline)}worse than the baseline"
-        elif excess < -margin:
-            verdict, text = "improved", f"{_share(-excess, baseline)}better than the baseline"
+        assert worst is not None
+        assert best is not None
+        if sign * (value - worst) > 0:
+            verdict = kind.beyond
+            text = f"{_share(sign * (value - baseline), baseline)}worse than the baseline"
+        elif sign * (value - best) < 0:
+            verdict = "improved"
+            text = f"{_share(sign * (baseline - value), baseline)}better than the baseline"
     return Finding(
         stage=stage, check=check, verdict=verdict, value=value, baseline=baseline, limit=worst,
         unit=kind.unit, text=text, label=kind.label,

@@ -177,7 +177,7 @@ def _cohort(context: Context) -> tuple[list[Finding], dict[str, str]]:
     differences = differing(baseline.cohort, bundle_cohort(context.facts))
     if differences:
         other = dict.fromkeys(HELD, f"baseline of another cohort: {', '.join(differences)}")
-    elif "predicted" in context.stages:
+    elif "predicted" in context.stages and baseline.figures("predicted"):
         rates = differing(baseline.rates, rates_cohort(context.bundle.manifest.target))
         if rates:
             differences, other = rates, {"predicted": "other rates of the GPU"}

@@ -67,11 +67,12 @@ def schedule(context: Context) -> list[Finding]:
 
 def predicted(context: Context) -> list[Finding]:
     """Predicted times by stage of a video."""
-    report = context.inspected
-    if report.prediction is None or report.prediction.gpu is None:
-        text = report.note if report.prediction is None else "no rates of the target are known"
+    figures = predicted_figures(context.inspected)
+    if not figures:
+        no_video = context.inspected.prediction is None
+        text = context.inspected.note if no_video else "no rates of the target are known"
         return _lacking(context, "predicted", text)
-    return context.hold("predicted", predicted_figures(report))
+    return context.hold("predicted", figures)
 
 
 def _lacking(context: Context, stage_name: str, text: str) -> list[Finding]:

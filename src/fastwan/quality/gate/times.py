@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from math import isfinite
 
 from fastwan.quality.bench_report import Measurement
 from fastwan.quality.findings import Finding, Verdict
@@ -133,7 +134,7 @@ def _record(context: Context, *, passed: bool) -> HistoryRecord:
         cohort={**bundle_cohort(context.facts), **context.gpu},
         clocks=context.clocks,
         passed=passed,
-        figures={name: value for name, value in figures.items() if value},
+        figures={name: value for name, value in figures.items() if value and isfinite(value)},
     )
 
 

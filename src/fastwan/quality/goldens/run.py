@@ -12,7 +12,7 @@ from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput
 from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress, Quiet
-from fastwan.quality.findings import Finding
+from fastwan.quality.findings import Finding, Verdict
 from fastwan.quality.gate.cohort import differing
 from fastwan.quality.goldens.play import Arrays, graphs_of, made_of, play, runs_on
 from fastwan.quality.goldens.prompts import DEFAULT, read_prompts
@@ -141,16 +141,18 @@ def compared(
     Args:
         notes: what may explain a difference.
     """
+    if not kept:
+        return _finding(check, math.inf, "nothing was kept", limit, "wrong")
     order = [*kept, *(name for name in made if name not in kept)]
     parts = {name: difference(kept.get(name), made.get(name)) for name in order}
     first = next((name for name, value in parts.items() if not value <= limit), None)
     if first is None:
-        worst = max(parts.values(), default=math.inf)
+        worst = max(parts.values())
         text = "equal to the byte" if worst == 0 else "relative L2 difference, the largest"
         return _finding(check, worst, text, limit)
     told = "; ".join(f"{name} {value:.3g}" for name, value in parts.items() if not value <= limit)
     text = "; ".join([f"differs first at {first} (relative L2: {told})", *notes])
-    return _finding(check, parts[first], text, limit).model_copy(update={"verdict": "wrong"})
+    return _finding(check, parts[first], text, limit, "wrong")
 
 
 def difference(kept: Array | None, made: Array | None) -> float:
@@ -191,8 +193,14 @@ def _subject(path: Path) -> Subject:
     return subject
 
 
-def _finding(check: str, value: float, text: str, limit: float | None = None) -> Finding:
+def _finding(
+    check: str,
+    value: float,
+    text: str,
+    limit: float | None = None,
+    verdict: Verdict = "passed",
+) -> Finding:
     return Finding(
-        stage=STAGE, check=check, verdict="passed", value=value, limit=limit, text=text,
+        stage=STAGE, check=check, verdict=verdict, value=value, limit=limit, text=text,
         label="emulated",
     )  # fmt: skip
