@@ -97,9 +97,9 @@ def test_another_cohort_is_named_and_not_compared(root: Path, baseline: Path, ke
 
 
 def test_a_key_that_only_one_has_is_another_cohort(root: Path, baseline: Path) -> None:
-    edit(baseline, "cohort", "weights", value="data")
+    edit(baseline, "cohort", "precision", value="double")
     report = run(root, baseline)
-    assert report.findings[0].text == "baseline data, this run without it"
+    assert report.findings[0].text == "baseline double, this run without it"
     assert report.exit_code == 2
 
 
