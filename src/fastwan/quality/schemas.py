@@ -17,10 +17,9 @@ from fastwan.doctor import DoctorReport
 from fastwan.export.checkpoint.synthetic import CheckpointReport
 from fastwan.plugins.build import PluginReport
 from fastwan.quality.bench_report import BenchReport
-from fastwan.quality.inspection import BuildReport, InspectReport, SwapReport
 from fastwan.quality.findings import GateReport
 from fastwan.quality.goldens.record import GoldensReport
-from fastwan.quality.inspection import BuildReport, InspectReport
+from fastwan.quality.inspection import BuildReport, InspectReport, SwapReport
 from fastwan.quality.selftest.report import SelftestReport
 from fastwan.quality.verify.report import VerifyReport
 from fastwan.runtime.report import GenerateReport
@@ -30,9 +29,7 @@ REPORTS: dict[str, type[Report]] = {
     report.model_fields["kind"].default: report
     for report in (
         CheckpointReport, BuildReport, SwapReport, InspectReport, GenerateReport, BenchReport,
-        VerifyReport, SelftestReport, PluginReport, DoctorReport,
-        CheckpointReport, BuildReport, InspectReport, GenerateReport, BenchReport, VerifyReport,
-        GateReport, GoldensReport, SelftestReport, PluginReport, DoctorReport,
+        VerifyReport, GateReport, GoldensReport, SelftestReport, PluginReport, DoctorReport,
     )
 }  # fmt: skip
 """By command; the name is also the report's ``kind``."""
