@@ -33,8 +33,8 @@ from fastwan.bundle import Bundle, open_bundle
 from fastwan.files import sha256_file
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.progress import Quiet
-from fastwan.quality.emulated.comparison import psnr
 from fastwan.quality.emulated.run import check_full_size, cuda_setting, place_picture
+from fastwan.quality.frames import psnr
 from fastwan.quality.verify.steps import rms
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.session import Session

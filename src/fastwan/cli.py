@@ -24,6 +24,7 @@ COMMANDS = (
     "build-engine",
     "swap-weights",
     "inspect",
+    "compare",
     "generate",
     "bench",
     "verify",

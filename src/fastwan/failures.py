@@ -26,7 +26,6 @@ _EXTRAS = {
     "tensorrt": "tensorrt",
     "tensorrt_lean": "dev",
     "diffusers": "dev",
-    "polygraphy": "dev",
     "transformers": "dev",
 }
 """Extra of this package that brings a module; the others are brought by the package itself."""

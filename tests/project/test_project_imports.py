@@ -15,9 +15,12 @@ from fastwan.cli import COMMANDS
 
 ABSENT = [
     "tensorrt", "tensorrt_rtx", "tensorrt_lean", "modelopt", "av", "transformers", "diffusers",
-    "polygraphy", "taehv",
+    "taehv",
 ]  # fmt: skip
-HEAVY = [*ABSENT, "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "safetensors"]
+HEAVY = [
+    *ABSENT, "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "safetensors",
+    "polygraphy", "skimage",
+]  # fmt: skip
 FOLDERS = ("export", "engines", "runtime", "plugins")
 
 IMPORT_ALL = """

@@ -136,10 +136,11 @@ def region_cost(region: Region, gpu: GpuRates) -> Cost:
 def region_op_cost(op: RegionOp, gpu: GpuRates) -> Cost:
     """Cost of one node's kernels on a GPU, as its kind counts them."""
     launches = op.on(gpu.sms).launches
-    return total(_launch_cost(launch, gpu) for launch in launches)
+    return total(launch_cost(launch, gpu) for launch in launches)
 
 
-def _launch_cost(launch: Launch, gpu: GpuRates) -> Cost:
+def launch_cost(launch: Launch, gpu: GpuRates) -> Cost:
+    """Cost of one kernel of a region."""
     if not launch.operations:
         return memory_cost(launch.bytes_moved, gpu)
     rate = gpu.attention_rate(launch.rate)

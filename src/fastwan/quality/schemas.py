@@ -17,6 +17,7 @@ from fastwan.doctor import DoctorReport
 from fastwan.export.checkpoint.synthetic import CheckpointReport
 from fastwan.plugins.build import PluginReport
 from fastwan.quality.bench_report import BenchReport
+from fastwan.quality.compare.report import CompareReport
 from fastwan.quality.findings import GateReport
 from fastwan.quality.goldens.record import GoldensReport
 from fastwan.quality.inspection import BuildReport, InspectReport, SwapReport
@@ -28,8 +29,9 @@ from fastwan.schema import Report
 REPORTS: dict[str, type[Report]] = {
     report.model_fields["kind"].default: report
     for report in (
-        CheckpointReport, BuildReport, SwapReport, InspectReport, GenerateReport, BenchReport,
-        VerifyReport, GateReport, GoldensReport, SelftestReport, PluginReport, DoctorReport,
+        CheckpointReport, BuildReport, SwapReport, InspectReport, CompareReport, GenerateReport,
+        BenchReport, VerifyReport, GateReport, GoldensReport, SelftestReport, PluginReport,
+        DoctorReport,
     )
 }  # fmt: skip
 """By command; the name is also the report's ``kind``."""

@@ -8,9 +8,9 @@ from itertools import pairwise
 import torch
 
 from fastwan.plugins import nvfp4
-from fastwan.quality.emulated.comparison import psnr, ssim
 from fastwan.quality.emulated.full_size import FullSize
 from fastwan.quality.emulated.region_checks import check_prompt, check_regions, prompt_checks
+from fastwan.quality.frames import psnr, ssim
 from fastwan.quality.verify.graphs import relative_difference
 from fastwan.quality.verify.report import BlockFigure, Check, FP4Comparison, StepFigure
 from fastwan.quality.verify.steps import MARGIN, PIXEL_FLOOR, rms
@@ -194,7 +194,7 @@ def compare(full: FullSize) -> tuple[list[Check], FP4Comparison, list[Array]]:
             blocks=blocks,
             steps=steps,
             psnr=psnr(videos[0], videos[1]) if videos else None,
-            ssim=ssim(videos[0], videos[1], full.device) if videos else None,
+            ssim=ssim(videos[0], videos[1]) if videos else None,
         ),
         videos,
     )

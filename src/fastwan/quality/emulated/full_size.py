@@ -13,7 +13,7 @@ import torch
 from fastwan.export.attentions import Form
 from fastwan.plugins.lifted import TEXT, derived
 from fastwan.quality.emulated.module import Reference
-from fastwan.quality.emulated.watch import watched
+from fastwan.quality.emulated.watch import Watch, watched
 from fastwan.quality.verify.graphs import random_inputs
 from fastwan.quality.verify.steps import checked_sampler
 from fastwan.quality.verify.subject import Subject
@@ -79,40 +79,17 @@ class FullSize:
         session.prepare(self.text)
         for tensor, noise in zip(session.recording.noises, self.noises, strict=True):
             player.memory.write(tensor, noise)
-        first = [stage for stage in session.recording.stages if stage.name == "step_0"]
-        self.watch.launches = [
-            operation for stage in first for operation in stage.operations
-            if isinstance(operation, LaunchRegion)
-        ]  # fmt: skip
-        self.watch.on = True
-        try:
-            player.enqueue(first)
-            player.synchronize()
-        finally:
-            self.watch.on = False
+        run_watched_step(session, self.watch)
         seen: list[tuple[Array, int, Array]] = []
         latents = self.noises[0]
 
         def on_step(index: int, timestep: int, state: Array) -> None:
             nonlocal latents
-            seen.append((latents, timestep, self._velocity(index)))
+            seen.append((latents, timestep, step_velocity(session, self._setting.at, index)))
             latents = state
 
         session.denoise(self.noises, on_step)
         return seen
-
-    def _velocity(self, index: int) -> Array:
-        """What the transformer made in a step that has just run."""
-        session = self._session
-        (stage,) = (s for s in session.recording.stages if s.name == f"step_{index}")
-        made = [
-            operation.outputs["velocity"]
-            for operation in stage.operations
-            if isinstance(operation, RunEngine) and "velocity" in operation.outputs
-        ]
-        player = session.load()
-        player.device.synchronize(player.streams[COMPUTE])
-        return np.asarray(self._content(made[-1]).float().cpu().numpy())
 
     def _content(self, tensor: RecordedTensor) -> torch.Tensor:
         """What lies in a tensor of the recording."""
@@ -161,3 +138,41 @@ class FullSize:
 
     def close(self) -> None:
         self._session.close()
+
+
+def run_watched_step(session: Session, watch: Watch) -> None:
+    """Enqueue the first step of a session and watch what passes in it.
+
+    Noises and the prompt's keys and values have to be there.
+    """
+    player = session.load()
+    first = [stage for stage in session.recording.stages if stage.name == "step_0"]
+    watch.launches = [
+        operation for stage in first for operation in stage.operations
+        if isinstance(operation, LaunchRegion)
+    ]  # fmt: skip
+    watch.on = True
+    try:
+        player.enqueue(first)
+        player.synchronize()
+    finally:
+        watch.on = False
+
+
+def step_velocity(session: Session, at: Torch, index: int) -> Array:
+    """What the transformer made in a step that has just run, fp32.
+
+    Args:
+        at: torch's view of the session's memory.
+    """
+    (stage,) = (s for s in session.recording.stages if s.name == f"step_{index}")
+    made = [
+        operation.outputs["velocity"]
+        for operation in stage.operations
+        if isinstance(operation, RunEngine) and "velocity" in operation.outputs
+    ]
+    player = session.load()
+    player.device.synchronize(player.streams[COMPUTE])
+    tensor = made[-1]
+    content = at.tensor(player.address(tensor), tensor.shape, tensor.dtype)
+    return np.asarray(content.float().cpu().numpy())

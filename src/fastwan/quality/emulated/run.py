@@ -12,9 +12,9 @@ from fastwan.errors import BadInput
 from fastwan.outputs import OutputFile
 from fastwan.progress import Progress, stage
 from fastwan.quality.emulated.checks import UNCHECKED, compare
-from fastwan.quality.emulated.comparison import picture_file, save_picture
 from fastwan.quality.emulated.full_size import FullSize, Setting
 from fastwan.quality.emulated.region_checks import REGIONS_CHECK, kinds, prompt_checks
+from fastwan.quality.frames import picture_file, save_picture
 from fastwan.quality.verify.report import Check, FP4Comparison, Planned, run_planned
 from fastwan.quality.verify.steps import checked_sampler
 from fastwan.quality.verify.subject import Subject

@@ -1,0 +1,70 @@
+"""The command ``compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastwan.commands.options import force_option, json_option
+from fastwan.commands.running import report_errors, shown_progress
+from fastwan.config import SAMPLERS
+from fastwan.console import print_json, print_rich, typed_text
+from fastwan.failures import require_address_space
+
+
+@click.command("compare")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--static", is_flag=True, help="Compare what the engines are made of alone.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "emulated", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cpu: at a small size; the others: at the bundles' own, on a Hopper or a Blackwell GPU.",
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(list(SAMPLERS)),
+    help="Default: the bundles', of two the one with fewer steps.",
+)
+@click.option("--prompt", "prompts", multiple=True, help="May be repeated. Default: one sentence.")
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0, (1 << 64) - 1),
+    multiple=True,
+    help="May be repeated. Default: 1024.",
+)
+@click.option("--by-block", is_flag=True, help="Find the first block and tensor that part.")
+@click.option(
+    "--limit", type=float, help="Relative L2 difference of a step or block that fails: exit 4."
+)
+@click.option(
+    "--tensors",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Keep the tensors of --by-block as files of Polygraphy.",
+)
+@force_option
+@json_option
+@report_errors
+def compare(a: Path, b: Path, prompts: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Show what differs between bundles A and B: kernels, bytes, numbers, frames.
+
+    Exits 4 if a difference is beyond --limit.
+    """
+    require_address_space()
+    from fastwan.quality.compare.run import compare_bundles
+    from fastwan.quality.compare.text import render
+
+    texts = [typed_text(each, "--prompt") for each in prompts]
+    compared = compare_bundles(a, b, prompts=texts, progress=shown_progress(), **options)
+    report = compared.report
+    if as_json:
+        print_json(report)
+    else:
+        print_rich(render(report))
+    return 0 if report.passed else 4

@@ -1,0 +1,172 @@
+"""`compare_bundles`: two bundles side by side, static facts and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastwan.bundle import Bundle, open_bundle
+from fastwan.errors import BadInput
+from fastwan.outputs import OutputFolder
+from fastwan.progress import Progress, Quiet, stage
+from fastwan.quality.compare.numeric import OpenPlayer, compare_numeric, require_comparable
+from fastwan.quality.compare.players import CpuPlayer, DevicePlayer, Player
+from fastwan.quality.compare.report import CompareReport, NumericComparison
+from fastwan.quality.compare.static import compare_static
+from fastwan.quality.emulated.full_size import Setting
+from fastwan.quality.emulated.run import cuda_setting
+from fastwan.quality.findings import Finding
+from fastwan.quality.verify.components import PROMPT
+from fastwan.quality.verify.subject import Subject
+from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.noise import DEFAULT_SEED
+from fastwan.runtime.model.schedule import Schedule
+from fastwan.schema import BundleFacts
+
+
+@dataclass
+class Comparison:
+    """A report, and the frames of the first video by both bundles; none without decoders."""
+
+    report: CompareReport
+    videos: list[Array] = field(default_factory=list)
+
+
+def compare_bundles(
+    a: Path | str,
+    b: Path | str,
+    *,
+    static: bool = False,
+    device: str = "cpu",
+    sampler: str | None = None,
+    prompts: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    by_block: bool = False,
+    limit: float | None = None,
+    tensors: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare two bundles.
+
+    Args:
+        static: compare what the engines are made of, and play nothing.
+        device: "cpu", the CPU reference at a small size; "emulated" or "cuda" at the bundles' own.
+        sampler: name of the sampler; by default the bundles' own, of two the one with fewer steps.
+            At most three steps of one that has no timesteps of its own are played.
+        prompts: by default one sentence.
+        seeds: by default the published one.
+        by_block: look into the first step, block by block; where a block parts, tensor by tensor.
+        limit: largest relative L2 difference of a step that is good. Without one nothing is judged.
+        tensors: folder for the tensors of `by_block` in Polygraphy's files.
+        force: replace what lies there.
+
+    Raises:
+        BadInput: no bundles of this tool, they cannot be played side by side, or a limit or a
+            folder that means nothing.
+        EnvironmentLacks: the device or a package is missing.
+        VerificationFailed: a file differs from its hash.
+    """
+    if limit is not None and not 0 <= limit < float("inf"):
+        raise BadInput(f"{limit:g} is no difference", where="--limit", fix="0.05 is 5 %")
+    if tensors is not None and (static or not by_block):
+        raise BadInput("no tensors are compared", where="--tensors", fix="pass --by-block")
+    paths = tuple(map(Path, (a, b)))
+    place = None
+    if tensors is not None:
+        place = OutputFolder(tensors, "tensors", force, "--tensors", paths)
+    left, right = (Subject(open_bundle(path)) for path in paths)
+    if not static:
+        if device != "cpu":
+            for subject in (left, right):
+                subject.check_shape = subject.shape
+        require_comparable(left, right)
+    progress = progress or Quiet()
+    with stage(progress, "match kernels"):
+        facts = compare_static(left, right)
+    played = None
+    if not static:
+        played = compare_numeric(
+            left,
+            right,
+            open_player=opener(device),
+            device=device,
+            sampler=sampler,
+            prompts=prompts or (PROMPT,),
+            seeds=seeds or (DEFAULT_SEED,),
+            by_block=by_block,
+            limit=limit,
+            tensors=place,
+            progress=progress,
+        )
+    report = CompareReport(
+        a=BundleFacts.of(left.bundle),
+        b=BundleFacts.of(right.bundle),
+        limit=limit,
+        static=facts,
+        numeric=None if played is None else played.figures,
+        findings=() if played is None else judged(played.figures, limit),
+    )
+    return Comparison(report, [] if played is None else played.videos)
+
+
+def opener(device: str) -> OpenPlayer:
+    """What opens a bundle on a device.
+
+    Raises:
+        BadInput: no such device.
+    """
+    settings: dict[str, Callable[[Bundle], Setting]] = {
+        "emulated": cuda_setting,
+        "cuda": _gpu_setting,
+    }
+    if device == "cpu":
+        return CpuPlayer
+    if device not in settings:
+        raise BadInput(f"unknown device {device!r}", where="--device", fix="cpu, emulated or cuda")
+
+    def open_player(subject: Subject, schedule: Schedule) -> Player:
+        return DevicePlayer(subject, schedule, settings[device](subject.bundle))
+
+    return open_player
+
+
+def _gpu_setting(bundle: Bundle) -> Setting:
+    """The first visible GPU, as `generate` plays on it.
+
+    Raises:
+        EnvironmentLacks: see `fastwan.runtime.device.platforms.cuda_platform`.
+    """
+    import torch
+
+    from fastwan.runtime.device.choice import resolve_device
+    from fastwan.runtime.device.platforms import cuda_platform
+    from fastwan.runtime.emulated.engines import Torch
+
+    resolve_device("cuda")
+    attention = Subject(bundle).attention.reference
+    return Setting(cuda_platform(bundle), Torch(torch.device("cuda", 0)), attention)
+
+
+def judged(figures: NumericComparison, limit: float | None) -> tuple[Finding, ...]:
+    """Steps and blocks held to a limit; without one they are told and not judged."""
+    values = {
+        f"prompt_{each.prompt}.seed_{each.seed}.step_{each.step}": each.velocity
+        for each in figures.steps
+    }
+    values |= {f"block_{each.block}": each.drift for each in figures.blocks}
+
+    def finding(check: str, value: float | None) -> Finding:
+        good = value is not None and limit is not None and value <= limit
+        return Finding(
+            stage="numeric",
+            check=check,
+            verdict="skipped" if limit is None else "passed" if good else "wrong",
+            value=value,
+            limit=limit,
+            text="relative L2 difference" + ("; no --limit to hold it to" if limit is None else ""),
+            label="emulated",
+        )
+
+    return tuple(finding(check, value) for check, value in values.items())
