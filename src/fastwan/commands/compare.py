@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastwan.commands.options import force_option, json_option
+from fastwan.commands.options import force_option, json_option, report_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import SAMPLERS
 from fastwan.console import print_json, print_rich, typed_text
@@ -48,10 +48,18 @@ from fastwan.failures import require_address_space
     metavar="FOLDER",
     help="Keep the tensors of --by-block as files of Polygraphy.",
 )
+@report_option
 @force_option
 @json_option
 @report_errors
-def compare(a: Path, b: Path, prompts: tuple[str, ...], as_json: bool, **options: Any) -> int:
+def compare(
+    a: Path,
+    b: Path,
+    prompts: tuple[str, ...],
+    report: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Show what differs between bundles A and B: kernels, bytes, numbers, frames.
 
     Exits 4 if a difference is beyond --limit.
@@ -60,11 +68,21 @@ def compare(a: Path, b: Path, prompts: tuple[str, ...], as_json: bool, **options
     from fastwan.quality.compare.run import compare_bundles
     from fastwan.quality.compare.text import render
 
+    place = None
+    if report is not None:
+        from fastwan.quality.pages.writing import report_folder, write_report
+
+        place = report_folder(report, [a, b])
     texts = [typed_text(each, "--prompt") for each in prompts]
     compared = compare_bundles(a, b, prompts=texts, progress=shown_progress(), **options)
-    report = compared.report
+    made = compared.report
+    if place is not None:
+        from fastwan.quality.pages.compare_page import compare_page
+
+        page = compare_page(made, compared.kernels, compared.videos)
+        write_report(place, page, made, made.findings)
     if as_json:
-        print_json(report)
+        print_json(made)
     else:
-        print_rich(render(report))
-    return 0 if report.passed else 4
+        print_rich(render(made))
+    return 0 if made.passed else 4

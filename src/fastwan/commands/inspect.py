@@ -6,23 +6,38 @@ from pathlib import Path
 
 import click
 
-from fastwan.commands.options import json_option
+from fastwan.commands.options import json_option, report_option
 from fastwan.commands.running import report_errors
 from fastwan.console import print_json, print_rich
 
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@report_option
+@click.option(
+    "--graph",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Draw the kernels and what they hand on, with one block unfolded.",
+)
+@click.option("--block", type=click.IntRange(0), help="The one. Default: one like most others.")
 @json_option
 @report_errors
-def inspect(bundle: Path, as_json: bool) -> None:
+def inspect(
+    bundle: Path, report: Path | None, graph: Path | None, block: int | None, as_json: bool
+) -> None:
     """Show the kernels, dtypes, linears, bytes and predicted time of BUNDLE."""
     from fastwan.bundle import open_bundle
     from fastwan.quality.report import inspect_bundle
     from fastwan.quality.report_text import render
 
-    report = inspect_bundle(open_bundle(bundle))
+    opened = open_bundle(bundle)
+    made = inspect_bundle(opened)
+    if report is not None or graph is not None:
+        from fastwan.quality.pages.inspect_page import write_inspection
+
+        write_inspection(opened, made, report, graph, block)
     if as_json:
-        print_json(report)
+        print_json(made)
     else:
-        print_rich(render(report))
+        print_rich(render(made))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -19,6 +20,12 @@ force_option = click.option(
     "--force", is_flag=True, help="Replace the output whatever it holds; says what it deletes."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+report_option = click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write a page to look at, and it as Markdown, JUnit XML and JSON.",
+)
 lora_option = click.option(
     "--lora",
     multiple=True,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastwan.commands.options import json_option, lora_option
+from fastwan.commands.options import json_option, lora_option, report_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, print_rich
 from fastwan.failures import require_address_space
@@ -27,17 +27,28 @@ from fastwan.failures import require_address_space
 )
 @lora_option
 @click.option("--picture", type=click.Path(path_type=Path), help="PNG of what FP4 changes.")
+@report_option
 @json_option
 @report_errors
-def verify(bundle: Path, as_json: bool, **options: Any) -> int:
+def verify(bundle: Path, report: Path | None, as_json: bool, **options: Any) -> int:
     """Hold BUNDLE against the reference; exit 4 if a limit is passed."""
     require_address_space()
     from fastwan.quality.verify.report import render
     from fastwan.quality.verify.run import verify_bundle
 
-    report = verify_bundle(bundle, progress=shown_progress(), **options)
+    place = None
+    videos: list[Any] = []
+    if report is not None:
+        from fastwan.quality.pages.writing import report_folder, write_report
+
+        place = report_folder(report, [bundle])
+    made = verify_bundle(bundle, progress=shown_progress(), videos=videos, **options)
+    if place is not None:
+        from fastwan.quality.pages.verify_page import verify_findings, verify_page
+
+        write_report(place, verify_page(made, videos), made, verify_findings(made))
     if as_json:
-        print_json(report)
+        print_json(made)
     else:
-        print_rich(render(report))
-    return 0 if report.passed else 4
+        print_rich(render(made))
+    return 0 if made.passed else 4

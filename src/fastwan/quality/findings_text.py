@@ -44,7 +44,7 @@ def markdown(title: str, findings: Sequence[Finding]) -> str:
         title: heading of the page.
     """
     notable = [each for each in findings if each.verdict != "passed"]
-    lines = [f"# {title}", "", f"**{_cell(verdict_line(findings))}**"]
+    lines = [f"# {title}", "", f"**{cell(verdict_line(findings))}**"]
     if notable:
         lines += ["", *_table(notable)]
     lines += ["", f"<details><summary>all {len(findings)} checks</summary>", ""]
@@ -81,11 +81,11 @@ def _table(findings: Sequence[Finding]) -> list[str]:
             for figure in (each.value, each.baseline, each.limit)
         ]
         cells = (each.stage, each.check, FOUND[each.verdict], *figures, each.text)
-        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+        lines.append(f"| {' | '.join(map(cell, cells))} |")
     return lines
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that a table takes as it stands."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
     return " ".join(escaped.split())

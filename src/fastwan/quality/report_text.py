@@ -44,14 +44,11 @@ def render(report: InspectReport) -> RenderableType:
     """Tables of a report; every figure with how it was got."""
     title = f"{report.bundle.model} for {report.bundle.target}"
     table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in report.components:
-        table.add_column(f"{name} ({_RUNS[name]})", justify="right")
-    table.add_column("")
-    labels = dict(labels_of(ComponentFigures))
-    for place, row, unit in _ROWS:
-        cells = [_format(_at(figures, place), unit) for figures in report.components.values()]
-        table.add_row(row, *cells, labels[place])
+    titles, rows = component_table(report)
+    for column, name in enumerate(titles):
+        table.add_column(name, justify="right" if 0 < column < len(titles) - 1 else "left")
+    for row in rows:
+        table.add_row(*row)
     parts: list[RenderableType] = [Text(_headline(report)), table]
     if report.prediction is not None:
         parts.append(_prediction(report.prediction))
@@ -62,6 +59,17 @@ def render(report: InspectReport) -> RenderableType:
     if report.note:
         parts.append(Text(report.note))
     return Group(*parts)
+
+
+def component_table(report: InspectReport) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Titles and rows of what each component holds; how a figure was got stands last."""
+    titles = ["", *(f"{name} ({_RUNS[name]})" for name in report.components), ""]
+    labels = dict(labels_of(ComponentFigures))
+    rows = []
+    for place, row, unit in _ROWS:
+        cells = (_format(_at(figures, place), unit) for figures in report.components.values())
+        rows.append((row, *cells, labels[place]))
+    return titles, rows
 
 
 def _at(figures: ComponentFigures, place: str) -> Any:

@@ -13,10 +13,11 @@ from fastwan.progress import Progress, Quiet, stage
 from fastwan.quality.compare.numeric import OpenPlayer, compare_numeric, require_comparable
 from fastwan.quality.compare.players import CpuPlayer, DevicePlayer, Player
 from fastwan.quality.compare.report import CompareReport, NumericComparison
-from fastwan.quality.compare.static import compare_static
+from fastwan.quality.compare.static import Side, compare_static
 from fastwan.quality.emulated.full_size import Setting
 from fastwan.quality.emulated.run import cuda_setting
 from fastwan.quality.findings import Finding
+from fastwan.quality.kernels import Kernel
 from fastwan.quality.verify.components import PROMPT
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.executor import Array
@@ -27,9 +28,15 @@ from fastwan.schema import BundleFacts
 
 @dataclass
 class Comparison:
-    """A report, and the frames of the first video by both bundles; none without decoders."""
+    """A report, and what its page shows beside it.
+
+    Attributes:
+        kernels: of both bundles.
+        videos: frames of the first video by both bundles; none without decoders.
+    """
 
     report: CompareReport
+    kernels: tuple[Sequence[Kernel], Sequence[Kernel]]
     videos: list[Array] = field(default_factory=list)
 
 
@@ -84,7 +91,8 @@ def compare_bundles(
         require_comparable(left, right)
     progress = progress or Quiet()
     with stage(progress, "match kernels"):
-        facts = compare_static(left, right)
+        sides = Side.of(left), Side.of(right)
+        facts = compare_static(*sides)
     played = None
     if not static:
         played = compare_numeric(
@@ -108,7 +116,8 @@ def compare_bundles(
         numeric=None if played is None else played.figures,
         findings=() if played is None else judged(played.figures, limit),
     )
-    return Comparison(report, [] if played is None else played.videos)
+    kernels = (sides[0].kernels, sides[1].kernels)
+    return Comparison(report, kernels, [] if played is None else played.videos)
 
 
 def opener(device: str) -> OpenPlayer:

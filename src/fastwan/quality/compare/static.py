@@ -31,7 +31,12 @@ class Side:
 
     @classmethod
     def of(cls, subject: Subject) -> Side:
-        """Kernels of a bundle with the nodes that they compute."""
+        """Kernels of a bundle with the nodes that they compute.
+
+        Raises:
+            BadInput: malformed records or graphs.
+            VerificationFailed: a file differs from its hash.
+        """
         kernels = bundle_kernels(subject.bundle)
         found: dict[int, frozenset[str]] = {}
         for component in dict.fromkeys(kernel.component for kernel in kernels):
@@ -42,14 +47,8 @@ class Side:
         return cls(subject.bundle, kernels, [found[id(kernel)] for kernel in kernels])
 
 
-def compare_static(a: Subject, b: Subject) -> StaticComparison:
-    """Match the kernels of two bundles, and compare their components.
-
-    Raises:
-        BadInput: malformed records or graphs.
-        VerificationFailed: a file differs from its hash.
-    """
-    left, right = Side.of(a), Side.of(b)
+def compare_static(left: Side, right: Side) -> StaticComparison:
+    """Match the kernels of two bundles, and compare their components."""
     groups = match(left, right)
     counted: dict[str, int] = {
         name: sum(group.status == name for group in groups) for name in _ORDER

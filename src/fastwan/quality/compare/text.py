@@ -53,7 +53,9 @@ class Pattern:
             return f"{self.count} times" if self.count > 1 else ""
         if len(self.blocks) == 1:
             return f"block {self.blocks[0]}"
-        return f"{len(self.blocks)} blocks, {min(self.blocks)} to {max(self.blocks)}"
+        first, last = min(self.blocks), max(self.blocks)
+        whole = len(self.blocks) == last - first + 1
+        return f"blocks {first} to {last}" if whole else f"{len(self.blocks)} blocks"
 
 
 def patterns(groups: Sequence[KernelGroup]) -> list[Pattern]:

@@ -34,6 +34,7 @@ def verify_bundle(
     lora: Sequence[str] = (),
     device: str = "cpu",
     picture: Path | None = None,
+    videos: list[Array] | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Hold a bundle against the reference, on a CPU and, if asked, at its full size on a GPU.
@@ -52,6 +53,7 @@ def verify_bundle(
         device: "cpu", or "emulated" for the bundle's own size too, on a GPU that emulates FP4.
         picture: with "emulated", a PNG of a frame beside the same one without FP4 beside their
             difference.
+        videos: takes the two videos of "emulated", [F, H, W, 3] uint8: without FP4 and with it.
 
     Raises:
         BadInput: no bundle there, its manifest is not one of this tool, or the checkpoint cannot
@@ -100,6 +102,8 @@ def verify_bundle(
     from fastwan.quality.emulated.run import check_full_size
 
     full = check_full_size(subject, setting, picture=place, progress=progress or Quiet())
+    if videos is not None:
+        videos += full.videos
     return report.model_copy(
         update={
             "checks": (*report.checks, *full.checks),

@@ -1,0 +1,188 @@
+"""Report pages: the verdict first, all text escaped, nothing from outside; their other forms."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from fastwan.cli import main
+from fastwan.errors import BadInput
+from fastwan.quality.cost import Cost
+from fastwan.quality.inspection import InspectReport
+from fastwan.quality.kernels import Kernel
+from fastwan.quality.pages import html, markdown, writing
+from fastwan.quality.pages.charts import Bar, Line, Point, bars, grouped, lines, roofline
+from fastwan.quality.pages.document import Chart, Document, Section, Table
+from fastwan.quality.pages.drawing import SERIES
+from fastwan.quality.pages.graph import graph_chart, links, merged, rows, typical_block
+from fastwan.quality.pages.writing import report_folder, write_report
+
+FROM_OUTSIDE = re.compile(
+    r"""(?:src|href)="(?!data:|#)|url\((?!#|data:)|@import|<script|<link rel="stylesheet""", re.I
+)
+DOCUMENT = Document("verify", "bad", "2 < 3 & <b>more</b>", [("bundle", "<i>x</i>|y")])
+
+
+def test_nothing_on_a_page_is_from_outside(documents: dict[str, tuple[Document, Any]]) -> None:
+    for name, (document, _) in documents.items():
+        page = html.render(document)
+        assert not FROM_OUTSIDE.search(page), name
+        assert len(page) < html.MAX_BYTES / 3
+        assert page.index(document.facts[0][1]) > page.index("<h1>")  # the verdict is first
+    assert FROM_OUTSIDE.search('<img src="http://x/y.png">')
+    assert FROM_OUTSIDE.search("background: url(x.png)")
+
+
+def test_text_of_a_report_is_no_markup() -> None:
+    page = html.render(DOCUMENT)
+    assert "2 &lt; 3 &amp; &lt;b&gt;more&lt;/b&gt;" in page
+    assert "<i>x</i>" not in page
+    text = markdown.render(DOCUMENT)
+    assert "&lt;i>x&lt;/i>\\|y" in text
+    assert text.startswith("# ❌ verify: ")
+
+
+def test_charts_draw_with_the_colours_of_the_page() -> None:
+    chart = bars([Bar("a", 2.0, SERIES[0], "2 ms"), Bar("b", 1.0, SERIES[1], "1 ms")], "ms", "x")
+    assert chart.svg.startswith("<svg")
+    assert "var(--series-1)" in chart.svg
+    assert "var(--ink)" in chart.svg
+    assert not re.search(r"#[0-9a-f]{6}", chart.svg)
+    assert ">2 ms</text>" in chart.svg  # text stays text
+    again = bars([Bar("a", 2.0, SERIES[0], "2 ms"), Bar("b", 1.0, SERIES[1], "1 ms")], "ms", "x")
+    assert again == chart  # to the byte
+    assert chart.table.rows == [("a", "2 ms"), ("b", "1 ms")]
+
+
+def test_a_roofline_spreads_its_points_over_both_axes() -> None:
+    points = [
+        Point("a", 2.0, 1e12, SERIES[0]),
+        Point("b", 2e4, 9e14, SERIES[1]),
+    ]
+    chart = roofline(points, 1.8e12, {"FP4": 1.6e15, "BF16": 2e14}, "x", {SERIES[0]: "GEMM"})
+    marks = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*fill: var\(--series', chart.svg)
+    (x1, y1), (x2, y2) = (tuple(map(float, each)) for each in marks)
+    assert x2 - x1 > 200
+    assert y1 - y2 > 100
+
+
+def test_a_name_of_a_kernel_is_text_in_a_chart() -> None:
+    svg = bars([Bar("<script>$x$", 1.0, SERIES[0], "1")], "ms", "x").svg
+    assert "<script>" not in svg
+    assert "$x$" in svg  # no formula
+
+
+@pytest.mark.parametrize("values", [[None, None], [1.0, None], []])
+def test_charts_of_nothing_are_drawn(values: list[float | None]) -> None:
+    places = [str(index) for index in range(len(values))]
+    for draw in (grouped, lines):
+        assert draw(places, [Line("a", values)], "MB", "x").svg.startswith("<svg")
+    assert bars([], "ms", "x").svg.startswith("<svg")
+
+
+def test_long_tables_are_cut_in_markdown_only() -> None:
+    table = Table(("a",), [(f"row {index}",) for index in range(100)])
+    document = replace(DOCUMENT, sections=[Section("s", [table, Chart("<svg/>", "c", table)])])
+    assert "row 99" in html.render(document)
+    text = markdown.render(document)
+    assert "row 99" not in text
+    assert text.count("and 60 more") == 2
+
+
+def test_a_folder_has_the_page_and_its_other_forms(
+    documents: dict[str, tuple[Document, Any]], tmp_path: Path
+) -> None:
+    document, report = documents["inspect"]
+    for _ in range(2):  # an earlier report is replaced
+        write_report(report_folder(tmp_path / "r"), document, report, ())
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {
+        "index.html", "summary.md", "junit.xml", "report.json", "fastwan-export.json",
+    }  # fmt: skip
+    read = InspectReport.model_validate_json((tmp_path / "r" / "report.json").read_text())
+    assert read == report
+    (tmp_path / "r" / "mine.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"mine\.txt"):
+        report_folder(tmp_path / "r")
+
+
+def test_a_page_that_is_too_large_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: dict[str, tuple[Document, Any]]
+) -> None:
+    monkeypatch.setattr(html, "MAX_BYTES", 1000)
+    document, report = documents["inspect"]
+    with pytest.raises(BadInput, match="MB"):
+        write_report(writing.report_folder(tmp_path / "r"), document, report, ())
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.trt
+def test_inspect_writes_its_report_and_the_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    folders = {option: tmp_path / option for option in ("report", "graph")}
+    options = [text for name, path in folders.items() for text in (f"--{name}", str(path))]
+    done = CliRunner().invoke(main, ["inspect", str(tiny_bundle), *options, "--block", "1"])
+    assert done.exit_code == 0, done.output
+    for folder in folders.values():
+        assert "blocks.1.attn1.qkv" in (folder / "index.html").read_text()
+    suite = ElementTree.parse(folders["report"] / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "0")
+    done = CliRunner().invoke(main, ["inspect", str(tiny_bundle), *options, "--block", "2"])
+    assert done.exit_code == 2
+    assert "no block 2" in done.output
+
+
+def kernel(
+    title: str, block: int | None, reads: str = "", writes: str = "", place: str = "e"
+) -> Kernel:
+    return Kernel(
+        name=title, place=place, component="dit", runs="step", kind="memory", dtype="bf16",
+        nodes=(), reads=tuple(reads.split()), writes=tuple(writes.split()), weight_bytes=0,
+        cost=Cost(1, 10, 10, 0, 1e-6), block=block,
+    )  # fmt: skip
+
+
+KERNELS = [
+    kernel("embed", None, "x", "h0"),
+    *(
+        each
+        for block in range(4)
+        for each in (
+            kernel("norm", block, f"h{block}", "t"),
+            kernel("add", block, f"t h{block}", f"h{block + 1}"),
+        )
+    ),
+    kernel("head", None, "h4", "y"),
+]
+
+
+def test_the_picture_folds_all_blocks_but_one() -> None:
+    shown = merged(rows(KERNELS, 1))
+    titles = [row.title for row in shown]
+    assert titles == ["embed", "block 0", "norm", "add", "blocks 2 to 3", "head"]
+    assert [row.unfolded for row in shown] == [False, False, True, True, False, False]
+    assert shown[4].cost.bytes_moved == 40
+    # The residual goes past the norm.
+    assert set(links(shown)) == {(0, 1), (1, 2), (1, 3), (2, 3), (3, 4), (4, 5)}
+    with pytest.raises(BadInput, match="no block 4"):
+        rows(KERNELS, 4)
+
+
+def test_the_unfolded_block_is_one_like_most() -> None:
+    assert typical_block(KERNELS) == 0
+    assert typical_block([kernel("first", 0), *KERNELS]) == 1
+    assert typical_block(KERNELS[:1]) is None
+    assert graph_chart(KERNELS[:1]).table.rows == [
+        ("embed", "glue, the builder's", "bf16", "0.00", "0.0010")
+    ]
+
+
+def test_names_of_other_engines_do_not_link() -> None:
+    one = [kernel("a", None, "", "t", "one"), kernel("b", None, "", "t", "two")]
+    reader = kernel("c", None, "t", "", "one")
+    assert links(rows([*one, reader], None)) == [(0, 2)]
+    assert links(rows([*one, replace(reader, place="two")], None)) == [(1, 2)]
