@@ -55,7 +55,7 @@ def test_the_wheel_holds_only_the_package(wheel: set[str]) -> None:
         "fastwan_export.dist-info",
     }
     for name in wheel:
-        if name.startswith("fastwan/") and not name.endswith((".py", "/py.typed")):
+        if name.startswith("fastwan/") and not name.endswith((".py", "/py.typed", ".j2")):
             assert name.startswith("fastwan/plugins/"), name
             assert Path(name).suffix in NATIVE, name
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in wheel)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastwan.commands.options import json_option
+from fastwan.commands.options import json_option, report_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.failures import require_address_space
@@ -38,9 +38,12 @@ from fastwan.failures import require_address_space
 )
 @click.option("--runs", type=int, default=5, show_default=True, help="Measured videos.")
 @click.option("--warmup", type=int, default=2, show_default=True, help="Videos before them.")
+@report_option
 @json_option
 @report_errors
-def gate(bundle: Path, against: Path, stages: str, as_json: bool, **options: Any) -> int:
+def gate(
+    bundle: Path, against: Path, stages: str, report: Path | None, as_json: bool, **options: Any
+) -> int:
     """Hold BUNDLE against a baseline, in stages.
 
     Exits 4 if a result is wrong, 5 if a figure is worse than the baseline's by more than its
@@ -51,13 +54,22 @@ def gate(bundle: Path, against: Path, stages: str, as_json: bool, **options: Any
     from fastwan.quality.gate.run import gate as run
 
     names = [name.strip() for name in stages.split(",") if name.strip()]
-    report = run(bundle, against, stages=names, progress=shown_progress(), **options)
+    place = None
+    if report is not None:
+        from fastwan.quality.pages.writing import report_folder
+
+        place = report_folder(report, [bundle])
+    made = run(bundle, against, stages=names, progress=shown_progress(), **options)
+    if place is not None:
+        from fastwan.quality.pages.gate_page import write_gate
+
+        write_gate(place, made, bundle, options["history"])
     if as_json:
-        print_json(report)
-        return report.exit_code
-    tell(render(report.findings))
-    if report.rewritten:
-        tell(f"baseline written: {report.baseline}")
-    elif any(finding.verdict in ("improved", "refused") for finding in report.findings):
-        tell(f"to write the baseline anew: {report.rewrite}")
-    return report.exit_code
+        print_json(made)
+        return made.exit_code
+    tell(render(made.findings))
+    if made.rewritten:
+        tell(f"baseline written: {made.baseline}")
+    elif any(finding.verdict in ("improved", "refused") for finding in made.findings):
+        tell(f"to write the baseline anew: {made.rewrite}")
+    return made.exit_code

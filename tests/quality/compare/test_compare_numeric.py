@@ -127,12 +127,18 @@ def test_a_bundle_does_not_part_from_itself(
     validator("compare").validate(json.loads(report_of_itself.to_json()))
 
 
-def test_the_command_fails_beyond_a_limit_only(tiny_bundle: Path, unquantised_bundle: Path) -> None:
-    arguments = ["compare", str(unquantised_bundle), str(tiny_bundle)]
+def test_the_command_fails_beyond_a_limit_only(
+    tiny_bundle: Path, unquantised_bundle: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    arguments = ["compare", str(unquantised_bundle), str(tiny_bundle), "--report", str(report)]
     for limit, code in ((["--limit", "0.01"], 4), (["--limit", "0.9"], 0)):
         done = CliRunner().invoke(main, [*arguments, *limit])
         assert done.exit_code == code, done.output
         assert "blocks.*.attn1.qkv" in done.stdout
+        page = (report / "index.html").read_text()
+        assert ('<header class="bad">' in page) == (code == 4)
+        assert page.count("data:image/jpeg") == 3 * 3
 
 
 def test_static_facts_alone_play_nothing(tiny_bundle: Path, lifted_bundle: Path) -> None:

@@ -19,9 +19,12 @@ from fastwan.quality.compare.report import (
 )
 from fastwan.quality.compare.run import judged
 from fastwan.quality.compare.static import Side, compare_static
+from fastwan.quality.findings import Finding, GateReport, Verdict
+from fastwan.quality.gate.history import HistoryRecord
 from fastwan.quality.kernels import bundle_kernels
 from fastwan.quality.pages.compare_page import compare_page
 from fastwan.quality.pages.document import Document
+from fastwan.quality.pages.gate_page import gate_page
 from fastwan.quality.pages.graph import graph_page
 from fastwan.quality.pages.inspect_page import inspect_page
 from fastwan.quality.pages.verify_page import verify_page
@@ -39,6 +42,12 @@ from fastwan.schema import BundleFacts
 RANDOM = np.random.default_rng(5)
 VIDEO = RANDOM.integers(0, 256, (9, 96, 160, 3), np.uint8)
 MOVED = np.clip(VIDEO.astype(int) + RANDOM.integers(-20, 21, VIDEO.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def videos() -> list[np.ndarray]:
+    """Frames without FP4 and with it."""
+    return [VIDEO, MOVED]
 
 
 def verify_report(facts: BundleFacts, *, value: float = 0.1) -> VerifyReport:
@@ -87,6 +96,36 @@ def numeric() -> NumericComparison:
     )  # fmt: skip
 
 
+def gate_report(facts: BundleFacts) -> tuple[GateReport, list[HistoryRecord]]:
+    """A gate with one figure worse and one better, and a history of its cohort and of another."""
+
+    def found(check: str, verdict: Verdict, value: float, baseline: float) -> Finding:
+        return Finding(
+            stage="predicted", check=check, verdict=verdict, value=value, baseline=baseline,
+            limit=baseline, unit="ms", label="predicted",
+        )  # fmt: skip
+
+    cohort = {"target": "rtx5090"}
+    report = GateReport(
+        bundle=facts, baseline="baseline.json", stages=("predicted", "verify"), cohort=cohort,
+        findings=(
+            found("step", "worse", 0.12, 0.1), found("decode", "improved", 0.3, 0.4),
+            found("text", "passed", 0.1, 0.1),
+            Finding(stage="verify", check="step_0", verdict="passed", value=0.1, limit=0.2),
+        ),
+        rewrite="fastwan-export gate bundle --update-baseline",
+    )  # fmt: skip
+    history = [
+        HistoryRecord(
+            time=f"2026-11-{day:02}T10:00:00Z", tool="0.1.0",
+            cohort={"target": "rtx5090" if day % 4 else "rtx4090", "gpu": "x"}, clocks={},
+            passed=True, figures={"total": 1200.0 + day, "step_0": 400.0},
+        )
+        for day in range(1, 29)
+    ]  # fmt: skip
+    return report, history
+
+
 @pytest.fixture(scope="session")
 def documents(tiny_bundle: Path, lifted_bundle: Path) -> dict[str, tuple[Document, Any]]:
     """A page and the report that it shows, by name."""
@@ -102,7 +141,9 @@ def documents(tiny_bundle: Path, lifted_bundle: Path) -> dict[str, tuple[Documen
     )  # fmt: skip
     both = (sides[0].kernels, sides[1].kernels)
     verified, failed = verify_report(facts), verify_report(facts, value=0.3)
+    gated, history = gate_report(facts)
     return {
+        "gate": (gate_page(gated, history, kernels), gated),
         "inspect": (inspect_page(inspected, kernels), inspected),
         "graph": (graph_page(facts, kernels, 1), inspected),
         "compare": (compare_page(compared, both, (VIDEO, MOVED)), compared),

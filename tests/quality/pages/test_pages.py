@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,58 @@ def test_inspect_writes_its_report_and_the_picture(tiny_bundle: Path, tmp_path: 
     done = CliRunner().invoke(main, ["inspect", str(tiny_bundle), *options, "--block", "2"])
     assert done.exit_code == 2
     assert "no block 2" in done.output
+
+
+@pytest.mark.trt
+def test_a_gate_writes_its_report_whatever_it_finds(tiny_bundle: Path, tmp_path: Path) -> None:
+    baseline, folder = tmp_path / "baseline.json", tmp_path / "report"
+    line = ["gate", str(tiny_bundle), "--against", str(baseline), "--stage", "static"]
+    line += ["--report", str(folder)]
+    done = CliRunner().invoke(main, [*line, "--update-baseline"])
+    assert done.exit_code == 0, done.output
+    for kernels, code in ((0, 0), (-1, 5)):
+        fields = json.loads(baseline.read_text())
+        fields["stages"]["static"]["dit.kernels"] += kernels
+        baseline.write_text(json.dumps(fields))
+        assert CliRunner().invoke(main, line).exit_code == code
+        page = (folder / "index.html").read_text()
+        assert ('<header class="bad">' in page) == (code == 5)
+        suite = ElementTree.parse(folder / "junit.xml").getroot()
+        assert suite.get("failures") == str(int(code == 5))
+
+
+def test_verify_writes_its_report_and_the_frames_that_it_made(
+    documents: dict[str, tuple[Document, Any]],
+    videos: list[Any],
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = videos
+    for name, code in (("verify", 0), ("verify-failed", 4)):
+        report = documents[name][1]
+
+        def verify(path: Path, *, videos: list[Any], report: Any = report, **_: Any) -> Any:
+            videos += made
+            return report
+
+        monkeypatch.setattr("fastwan.quality.verify.run.verify_bundle", verify)
+        line = ["verify", str(tiny_bundle), "--report", str(tmp_path / "report")]
+        assert CliRunner().invoke(main, line).exit_code == code
+        page = (tmp_path / "report" / "index.html").read_text()
+        assert ('<header class="bad">' in page) == (code == 4)
+        assert page.count("data:image/jpeg") == 9
+        suite = ElementTree.parse(tmp_path / "report" / "junit.xml").getroot()
+        assert suite.get("failures") == str(int(code == 4))
+
+
+def test_a_history_shows_its_own_cohort_alone(documents: dict[str, tuple[Document, Any]]) -> None:
+    document, _ = documents["gate"]
+    section = next(each for each in document.sections if each.title == "History of the cohort")
+    (chart,) = section.blocks
+    assert isinstance(chart, Chart)
+    assert len(chart.table.rows) == 21
+    assert [*chart.table.titles] == ["", "total", "step_0"]
 
 
 def kernel(

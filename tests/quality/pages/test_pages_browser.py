@@ -14,7 +14,7 @@ from testkit.browser import browser, see
 
 PAPER = {False: "rgb(255, 255, 255)", True: "rgb(20, 23, 28)"}
 SERIES = {False: "rgb(47, 109, 181)", True: "rgb(106, 169, 238)"}
-CHARTS = {"inspect": 6, "graph": 1, "compare": 8, "verify": 3, "verify-failed": 3}
+CHARTS = {"gate": 5, "inspect": 6, "graph": 1, "compare": 8, "verify": 3, "verify-failed": 3}
 IMAGES = {"compare": 9, "verify": 9}
 
 

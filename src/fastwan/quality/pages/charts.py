@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastwan.quality.pages.document import Chart, Table
-from fastwan.quality.pages.drawing import BAD, FAINT, GOOD, INK, PAPER, SERIES, drawing
+from fastwan.quality.pages.drawing import BAD, GOOD, INK, PAPER, SERIES, drawing
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,35 @@ def limits(items: Sequence[tuple[str, float | None, float | None]], label: str) 
         axes.grid(visible=False, axis="y")
     rows = [(name, _number(value), _number(limit)) for name, value, limit in items]
     return Chart(drawn.svg, label, Table(("", "value", "limit"), rows, frozenset({1, 2})))
+
+
+def changes(items: Sequence[Bar], label: str, legend: Mapping[str, str]) -> Chart:
+    """Shares by which figures changed, to the left of zero or to the right.
+
+    Args:
+        legend: names of colours; those that no bar has are left out.
+    """
+    with drawing(0.9 + 0.26 * len(items)) as drawn:
+        axes = drawn.axes
+        farthest = max((abs(item.value) for item in items), default=0.0) or 1.0
+        places = range(len(items))
+        axes.barh(places, [b.value for b in items], color=[b.color for b in items], height=0.7)
+        for place, item in zip(places, items, strict=True):
+            axes.annotate(
+                item.shown, (max(item.value, 0), place), xytext=(4, 0),
+                textcoords="offset points", va="center", fontsize=9,
+            )  # fmt: skip
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(places, [shortened(item.name) for item in items])
+        axes.set_ylim(len(items) - 0.4, -0.6)
+        axes.set_xlim(-1.1 * farthest, 2.6 * farthest)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.1%}" if value else "0")
+        axes.set_xlabel("change")
+        axes.grid(visible=False, axis="y")
+        used = {item.color for item in items}
+        _legend(axes, {color: name for color, name in legend.items() if color in used})
+    table = Table(("", "change"), [(item.name, item.shown) for item in items], frozenset({1}))
+    return Chart(drawn.svg, label, table)
 
 
 @dataclass(frozen=True)
@@ -240,8 +269,3 @@ def _series_table(places: Sequence[str], series: Sequence[Line]) -> Table:
         for index, place in enumerate(places)
     ]
     return Table(("", *(line.name for line in series)), rows, frozenset(range(1, len(series) + 1)))
-
-
-__all__ = [
-    "FAINT", "Bar", "Line", "Point", "bars", "grouped", "limits", "lines", "roofline", "shortened",
-]  # fmt: skip
