@@ -25,6 +25,7 @@ COMMANDS = (
     "swap-weights",
     "inspect",
     "compare",
+    "plan",
     "generate",
     "bench",
     "verify",

@@ -20,7 +20,8 @@ from fastwan.quality.schemas import REPORTS, schema_files
 Validate = Callable[[str, Any], None]
 GIVEN = {
     "schema_version", "seed", "bundle.shape.height", "bundle.shape.width",
-    "bundle.shape.num_frames", "prediction.published_step_ms", "prediction.published_video_ms",
+    "bundle.shape.num_frames", "rows.*.shape", "rows.*.tokens", "rows.*.padded_tokens", "steps",
+    "built_shape", "prediction.published_step_ms", "prediction.published_video_ms",
     "videos.*.seed", "videos.*.height", "videos.*.width", "videos.*.fps",
     "measurement.compute_capability", "measurement.runs", "measurement.warmup",
 }  # fmt: skip
@@ -80,6 +81,7 @@ def outputs(
         "build-engine": ["--checkpoint", "unused", "-o", path],
         "swap-weights": ["unused", "--checkpoint", "unused", "-o", path],
         "inspect": [path],
+        "plan": ["--model", "FastWan-QAD-FP8-1.3B", "--target", "rtx4090", "--shape", "832x480x1"],
         "bench": [path, "--device", "null"],
         "verify": [path],
         "gate": [

@@ -17,14 +17,22 @@ def memory_note(manifest: Manifest) -> str:
 
     A bundle without a transformer, or for a target of unknown memory, is taken to fit.
     """
-    memory = rates_of(manifest.target).memory_bytes
-    if not memory or not any(each.component == "dit" for each in manifest.engines.values()):
+    if not any(each.component == "dit" for each in manifest.engines.values()):
         return ""
     planned = plan(record(manifest, schedule_of(manifest.sampler_spec()))).total
-    if planned + RESERVED_BYTES <= memory:
+    return misfit(planned, manifest.target)
+
+
+def misfit(planned: int, target: str) -> str:
+    """Why `planned` bytes of device memory do not fit a target, as a clause; empty where they do.
+
+    They are taken to fit a target of unknown memory.
+    """
+    memory = rates_of(target).memory_bytes
+    if not memory or planned + RESERVED_BYTES <= memory:
         return ""
     return (
         f"a video needs {planned / 1e9:.1f} GB and about {RESERVED_BYTES / 1e9:.1f} GB beside that "
-        f"(predicted), and {manifest.target} has {memory / 1e9:.1f} GB: build a smaller or shorter "
+        f"(predicted), and {target} has {memory / 1e9:.1f} GB: build a smaller or shorter "
         "video, or the text encoder in FP8 or FP4"
     )

@@ -21,6 +21,7 @@ from fastwan.quality.compare.report import CompareReport
 from fastwan.quality.findings import GateReport
 from fastwan.quality.goldens.record import GoldensReport
 from fastwan.quality.inspection import BuildReport, InspectReport, SwapReport
+from fastwan.quality.plan_report import PlanReport
 from fastwan.quality.selftest.report import SelftestReport
 from fastwan.quality.verify.report import VerifyReport
 from fastwan.runtime.report import GenerateReport
@@ -29,9 +30,9 @@ from fastwan.schema import Report
 REPORTS: dict[str, type[Report]] = {
     report.model_fields["kind"].default: report
     for report in (
-        CheckpointReport, BuildReport, SwapReport, InspectReport, CompareReport, GenerateReport,
-        BenchReport, VerifyReport, GateReport, GoldensReport, SelftestReport, PluginReport,
-        DoctorReport,
+        CheckpointReport, BuildReport, SwapReport, InspectReport, CompareReport, PlanReport,
+        GenerateReport, BenchReport, VerifyReport, GateReport, GoldensReport, SelftestReport,
+        PluginReport, DoctorReport,
     )
 }  # fmt: skip
 """By command; the name is also the report's ``kind``."""

@@ -1,0 +1,34 @@
+"""The command ``plan``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fastwan.commands.options import json_option, of_table
+from fastwan.commands.running import report_errors
+from fastwan.config import ATTENTIONS, FUSIONS, MODELS, RECIPES, SAMPLERS, TARGETS
+from fastwan.console import print_json, print_rich
+
+
+@click.command("plan")
+@of_table("--model", MODELS, default="FastWan-QAD-1.3B")
+@of_table("--target", TARGETS, default="rtx5090")
+@of_table("--attention", ATTENTIONS, help="Default: the model's own.")
+@of_table("--fusion", ["auto", *FUSIONS], default="auto", help="auto: the fastest on record.")
+@of_table("--sampler", SAMPLERS, help="Default: the model's first.")
+@click.option("--shape", "shapes", multiple=True, metavar="WxHxF", help="Default: a table of them.")
+@of_table("--text-encoder-recipe", [*RECIPES, "none"], default="bf16")
+@json_option
+@report_errors
+def plan(as_json: bool, shapes: tuple[str, ...], **options: Any) -> None:
+    """Predict time and memory of a model by shape, and what does not fit; builds nothing."""
+    from fastwan.quality.plan_report import render
+    from fastwan.quality.video_plan import PlanSpec, parse_shape, plan_shapes
+
+    report = plan_shapes(PlanSpec(shapes=tuple(map(parse_shape, shapes)), **options))
+    if as_json:
+        print_json(report)
+    else:
+        print_rich(render(report))

@@ -1,0 +1,243 @@
+"""`plan`: shapes that nobody built, priced by the records of one that was."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator
+
+from fastwan.bundle import Bundle, open_bundle
+from fastwan.cli import main
+from fastwan.config import FUSIONS, MODELS, VideoShape
+from fastwan.errors import BadInput
+from fastwan.quality.built_records import BuiltRecords, shipped, shipped_records, unpacked
+from fastwan.quality.cost import kernel_cost
+from fastwan.quality.gpus import UNKNOWN
+from fastwan.quality.report import inspect_bundle
+from fastwan.quality.reshape import reshaped
+from fastwan.quality.video_plan import (
+    USUAL_SHAPES,
+    PlanSpec,
+    parse_shape,
+    plan_shapes,
+    planned,
+    report_of,
+)
+
+PUBLISHED = VideoShape(480, 832, 81)
+ONE_FRAME = VideoShape(480, 832, 1)
+LARGE = VideoShape(720, 1280, 121)
+LONG = VideoShape(720, 1280, 161)
+SHIPPED = sorted(shipped())
+FP8 = PlanSpec(
+    model="FastWan-QAD-FP8-1.3B", target="rtx4090", text_encoder_recipe="fp8", shapes=(PUBLISHED,)
+)
+
+
+@pytest.fixture(scope="module")
+def nvfp4() -> BuiltRecords:
+    return shipped_records("FastWan-QAD-1.3B", "sage3", "all")
+
+
+def same_as_inspected(bundle: Bundle) -> None:
+    records = BuiltRecords.of(bundle)
+    records = unpacked(records.packed(), "here")
+    spec = PlanSpec(target=bundle.manifest.target)
+    row = planned(records, bundle.manifest.onnx.model.shape, spec)
+    seen = inspect_bundle(bundle)
+    assert seen.prediction is not None
+    steps = [name for name in seen.prediction.stages if name.startswith("step")]
+    launched = [each for name, each in seen.prediction.stages.items() if name != "tables"]
+    assert len(steps) == 3
+    assert row.video_ms == seen.prediction.video_ms
+    assert row.step_ms == seen.prediction.step_ms
+    assert row.sober_video_ms == seen.prediction.sober_video_ms
+    assert row.decode_ms == seen.prediction.stages["decode"].predicted_ms
+    assert row.kernels == sum(each.kernels for each in launched)
+    assert row.bytes_moved == sum(each.bytes_moved for each in launched)
+    assert row.device_bytes == seen.device_bytes
+
+
+def test_the_row_of_the_built_shape_is_what_inspect_says(
+    make_bundle: Callable[..., Bundle],
+) -> None:
+    same_as_inspected(make_bundle())
+
+
+@pytest.mark.trt
+def test_and_that_of_a_real_build(tiny_bundle: Path) -> None:
+    same_as_inspected(open_bundle(tiny_bundle))
+
+
+@pytest.mark.parametrize("key", SHIPPED, ids=".".join)
+def test_shipped_records_are_of_the_published_shape(key: tuple[str, str, str]) -> None:
+    records = shipped_records(*key)
+    manifest = records.manifest
+    assert (manifest.onnx.model.name, manifest.attention, manifest.fusion) == key
+    assert manifest.onnx.model.shape == PUBLISHED
+    assert set(manifest.components) == {"dit", "decoder"}
+    assert set(records.layers) == set(manifest.engines)
+    assert all(records.layers.values())
+
+
+def test_every_published_fastwan_model_is_on_record() -> None:
+    kept = {(model, attention) for model, attention, _ in SHIPPED}
+    wanted = {(m.name, m.attention) for m in MODELS.values() if m.name.startswith("FastWan")}
+    assert wanted
+    assert wanted <= kept
+
+
+@pytest.mark.parametrize("key", SHIPPED, ids=".".join)
+@pytest.mark.parametrize("shape", [LARGE, ONE_FRAME, VideoShape(832, 480, 17)], ids=str)
+def test_no_size_of_the_built_shape_is_left(key: tuple[str, str, str], shape: VideoShape) -> None:
+    """Not in a kernel of a step, not in what lies between engines, not in an attribute."""
+    there = reshaped(shipped_records(*key), shape)
+    old = {PUBLISHED.num_tokens, PUBLISHED.padded_tokens}
+    engines = there.manifest.engines
+    steps = [name for name, engine in engines.items() if engine.runs == "step"]
+    sizes = {
+        size
+        for name in steps
+        for record in there.layers[name]
+        for tensor in record.tensors
+        for size in tensor.shape
+    }
+    for region in there.manifest.regions.values():
+        sizes |= {size for spec in region.tensors for size in spec.shape if isinstance(size, int)}
+        sizes |= {node.attributes.get("num_tokens", 1) for node in region.nodes}  # type: ignore[misc]
+    assert steps
+    assert shape.padded_tokens in sizes
+    assert not old & sizes
+
+
+def test_arithmetic_at_another_shape_is_that_of_its_tokens(nvfp4: BuiltRecords) -> None:
+    there = reshaped(nvfp4, LARGE)
+    tokens, width, ffn = LARGE.padded_tokens, 1536, 8960
+    assert (LARGE.num_tokens, tokens) == (111_600, 111_616)
+    steps = [name for name, each in there.manifest.engines.items() if each.runs == "step"]
+    gemms = [
+        kernel_cost(record, UNKNOWN).flops
+        for name in steps
+        for record in there.layers[name]
+        if record.kind == "gemm" and record.precision == "FP4E2M1"
+    ]
+    block = 3 * width * width + 3 * width * width + 2 * width * ffn  # qkv; to_out, to_q, to_out
+    assert sum(gemms) == 30 * 2 * tokens * block
+    row = planned(nvfp4, LARGE, PlanSpec())
+    attention = 4 * 12 * 128 * LARGE.num_tokens**2
+    assert row.flops > 3 * (30 * attention + sum(gemms))
+
+
+def test_time_grows_with_the_square_of_the_tokens_in_the_end(nvfp4: BuiltRecords) -> None:
+    """Attention takes most of a long video, and next to nothing of one frame."""
+    rows = {
+        shape.num_tokens: planned(nvfp4, shape, PlanSpec())
+        for shape in (ONE_FRAME, PUBLISHED, LARGE)
+    }
+    steps = {tokens: row.step_ms for tokens, row in rows.items()}
+    assert all(steps.values())
+    small, middle, large = (steps[tokens] or math.nan for tokens in sorted(steps))
+    assert 1.0 < math.log(middle / small) / math.log(32_760 / 1_560) < 1.5
+    assert 1.7 < math.log(large / middle) / math.log(111_600 / 32_760) < 2.0
+
+
+def test_an_upright_video_costs_what_a_wide_one_does() -> None:
+    wide, upright = plan_shapes(replace(FP8, shapes=(PUBLISHED, VideoShape(832, 480, 81)))).rows
+    assert (wide.shape.width, upright.shape.width) == (832, 480)
+    different = {"shape"}
+    assert wide.model_dump(exclude=different) == upright.model_dump(exclude=different)
+
+
+def test_the_usual_shapes() -> None:
+    sizes = {(shape.width, shape.height) for shape in USUAL_SHAPES}
+    assert sizes == {(832, 480), (480, 832), (1280, 720), (720, 1280)}
+    assert {shape.num_frames for shape in USUAL_SHAPES} == {1, 17, 49, 81, 121}
+    assert len(USUAL_SHAPES) == 20
+
+
+@pytest.mark.parametrize(("recipe", "fits"), [("bf16", False), ("none", True)])
+def test_what_does_not_fit_says_why(recipe: str, fits: bool) -> None:
+    """720p for 10 s (16 a second) with the text encoder in bf16 on 16 GB, and without it."""
+    spec = replace(FP8, target="rtx4080", text_encoder_recipe=recipe, shapes=(LONG,))
+    report = plan_shapes(spec)
+    (row,) = report.rows
+    assert row.fits is fits
+    assert bool(row.why) is not fits
+    if row.why:
+        assert "rtx4080 has 17.2 GB" in row.why
+        assert "text encoder 9.3 GB, scratch" in row.why
+
+
+def test_a_target_without_rates_has_no_times() -> None:
+    records = shipped_records("FastWan-QAD-FP8-1.3B", "fp8", "none")
+    (row,) = report_of(records, PlanSpec(target="a100"), [PUBLISHED]).rows
+    assert (row.step_ms, row.video_ms, row.fits, row.why) == (None, None, None, "")
+    assert row.device_bytes.total > 3e9
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"target": "rtx4090"}, "--target"),
+        ({"attention": "fp8", "target": "a100", "model": "Wan2.1-T2V-1.3B"}, "--attention"),
+        ({"attention": "native", "fusion": "gelu"}, "--model, --attention, --fusion"),
+    ],
+)
+def test_a_pair_that_cannot_be_built_is_refused(changes: dict[str, Any], where: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        plan_shapes(replace(PlanSpec(shapes=(PUBLISHED,)), **changes))
+    assert refused.value.where == where
+    assert "one of" in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["832x480", "832x480x80", "832x481x81", "axbxc", "8x8x1", ""])
+def test_a_text_that_is_no_shape_is_refused(text: str) -> None:
+    assert parse_shape("832x480x81") == PUBLISHED
+    with pytest.raises(BadInput):
+        parse_shape(text)
+
+
+@pytest.mark.trt
+def test_records_whose_sizes_are_the_models_too_are_refused(tiny_bundle: Path) -> None:
+    records = BuiltRecords.of(open_bundle(tiny_bundle))
+    built = records.manifest.onnx.model.shape
+    assert reshaped(records, built) is records
+    with pytest.raises(BadInput, match="is a size of the model too"):
+        reshaped(records, PUBLISHED)
+
+
+@pytest.mark.parametrize("cut", [0, 10, 2000])
+def test_damaged_records_are_refused(nvfp4: BuiltRecords, cut: int) -> None:
+    whole = nvfp4.packed()
+    assert unpacked(whole, "file") == nvfp4
+    with pytest.raises(BadInput, match="cannot be read"):
+        unpacked(whole[:cut], "file")
+
+
+def test_auto_takes_the_last_fusion_on_record() -> None:
+    report = plan_shapes(replace(PlanSpec(), shapes=(PUBLISHED,)))
+    kept = [f for m, a, f in SHIPPED if (m, a) == ("FastWan-QAD-1.3B", "sage3")]
+    assert report.fusion == max(kept, key=list(FUSIONS).index)
+
+
+def test_the_command_prints_a_table_and_its_json(
+    validator: Callable[[str], Draft202012Validator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    line = ["plan", "--model", FP8.model, "--target", "rtx4080", "--shape", "1280x720x161"]
+    table = CliRunner().invoke(main, line)
+    assert table.exit_code == 0, table.output
+    assert "1280x720x161" in table.output
+    assert "…" not in table.output
+    printed = CliRunner().invoke(main, [*line, "--json"])
+    report = json.loads(printed.output)
+    validator("plan").validate(report)
+    assert report["rows"][0]["fits"] is False
+    assert CliRunner().invoke(main, ["plan", "--shape", "1x1x1"]).exit_code == 2
