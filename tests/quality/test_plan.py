@@ -17,6 +17,7 @@ from fastwan.bundle import Bundle, open_bundle
 from fastwan.cli import main
 from fastwan.config import FUSIONS, MODELS, VideoShape
 from fastwan.errors import BadInput
+from fastwan.plugins.loader import checkout_root
 from fastwan.quality.built_records import BuiltRecords, shipped, shipped_records, unpacked
 from fastwan.quality.cost import kernel_cost
 from fastwan.quality.gpus import UNKNOWN
@@ -241,3 +242,23 @@ def test_the_command_prints_a_table_and_its_json(
     validator("plan").validate(report)
     assert report["rows"][0]["fits"] is False
     assert CliRunner().invoke(main, ["plan", "--shape", "1x1x1"]).exit_code == 2
+
+
+def test_the_page_shows_what_the_command_says(nvfp4: BuiltRecords) -> None:
+    root = checkout_root()
+    if root is None:
+        pytest.skip("not a source checkout")
+    text = Path(root, "docs", "shapes.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "x720x" in line]
+    shown = {parse_shape(row[0]): row[1:] for row in rows if len(row) == 7}
+    assert len(shown) == 5
+
+    def time(value: float | None) -> str:
+        assert value is not None
+        return f"{value / 1e3:.2f} s" if value >= 1000 else f"{value:.0f} ms"
+
+    for shape in (LARGE, VideoShape(720, 1280, 17)):
+        (row,) = plan_shapes(PlanSpec(shapes=(shape,))).rows
+        times = map(time, (row.step_ms, row.video_ms, row.sober_video_ms))
+        sizes = (f"{each / 1e9:.2f} GB" for each in (row.device_bytes.total, row.needed_bytes))
+        assert shown[shape] == [f"{row.tokens:,}", *times, *sizes]
