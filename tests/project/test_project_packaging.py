@@ -23,6 +23,8 @@ MAX_LINES = 400
 CODE = {".py", ".cu", ".cuh", ".cpp", ".h"}
 MACHINE_PATH = re.compile(r"(?:^|[^A-Za-z0-9_.:/])/(?:work|farm|root)/(?!\*)\w")
 NATIVE = {".txt", ".cmake", ".cu", ".cuh", ".cpp", ".h", ".map"}
+RECORDS = "fastwan/quality/built/"
+"""What `plan` prices shapes by."""
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +58,12 @@ def test_the_wheel_holds_only_the_package(wheel: set[str]) -> None:
     }
     for name in wheel:
         if name.startswith("fastwan/") and not name.endswith((".py", "/py.typed", ".j2")):
+            if name.startswith(RECORDS):
+                assert name.endswith(".json.gz"), name
+                continue
             assert name.startswith("fastwan/plugins/"), name
             assert Path(name).suffix in NATIVE, name
+    assert any(name.startswith(RECORDS) and name.endswith(".json.gz") for name in wheel)
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in wheel)
 
 
