@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from fastwan.bundle import Bundle
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
@@ -173,19 +175,19 @@ def _scratch(recording: Recording) -> tuple[int, int]:
 
 def _place(lives: Mapping[Buffer, Lifetime]) -> dict[Buffer, int]:
     """Lowest free place for each buffer, largest first."""
-    offsets: dict[Buffer, int] = {}
-    for buffer in sorted(lives, key=lambda b: (-b.size, lives[b].first)):
-        taken = sorted(
-            (offset, offset + aligned(other.size))
-            for other, offset in offsets.items()
-            if _together(lives[other], lives[buffer])
-        )
-        offsets[buffer] = _first_gap(taken, aligned(buffer.size))
-    return offsets
-
-
-def _together(left: Lifetime, right: Lifetime) -> bool:
-    return left.first <= right.last and right.first <= left.last
+    order = sorted(lives, key=lambda b: (-b.size, lives[b].first))
+    first, last = (np.array([getattr(lives[b], end) for b in order]) for end in ("first", "last"))
+    begins = np.zeros(len(order), np.int64)
+    ends = np.zeros(len(order), np.int64)
+    for number, buffer in enumerate(order):
+        placed = slice(number)
+        together = (first[placed] <= last[number]) & (first[number] <= last[placed])
+        low, high = begins[placed][together], ends[placed][together]
+        by_place = np.lexsort((high, low))
+        taken = zip(low[by_place].tolist(), high[by_place].tolist(), strict=True)
+        begins[number] = _first_gap(taken, aligned(buffer.size))
+        ends[number] = begins[number] + aligned(buffer.size)
+    return dict(zip(order, begins.tolist(), strict=True))
 
 
 def _first_gap(taken: Iterable[tuple[int, int]], size: int) -> int:

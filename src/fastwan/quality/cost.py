@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -46,11 +46,24 @@ class Cost:
     floor_seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return Cost(*(left + right for left, right in pairs))
+        return Cost(
+            self.kernels + other.kernels,
+            self.bytes_moved + other.bytes_moved,
+            self.memory_bound_bytes + other.memory_bound_bytes,
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+            self.floor_seconds + other.floor_seconds,
+        )
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(*(each * times for each in astuple(self)))
+        return Cost(
+            self.kernels * times,
+            self.bytes_moved * times,
+            self.memory_bound_bytes * times,
+            self.flops * times,
+            self.seconds * times,
+            self.floor_seconds * times,
+        )
 
 
 def total(costs: Iterable[Cost]) -> Cost:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fastwan.engines.layers import LayerRecord
 from fastwan.errors import BadInput
 from fastwan.manifest import Manifest
+from fastwan.plugins.regions import RegionOp
 from fastwan.quality.cost import (
     USUAL_TEXT_LENGTH,
     Cost,
@@ -93,11 +94,27 @@ def price(recording: Recording, layers: Layers, gpu: GpuRates) -> VideoCost:
         BadInput: no records of an engine, or one of an unknown dtype.
     """
     launch = tuple(stage.name for stage in recording.video)
+    manifest = recording.manifest
+    regions: dict[RegionOp, Cost] = {}
+    runs: dict[tuple[str, int, int], Cost] = {}
+
+    def cost_of(operation: Operation) -> Cost:
+        """Steps repeat themselves, and so do blocks."""
+        match operation:
+            case RunEngine():
+                run = operation.engine, operation.profile, _size(operation, manifest)
+                if run not in runs:
+                    runs[run] = operation_cost(operation, manifest, layers, gpu)
+                return runs[run]
+            case LaunchRegion():
+                if operation.region not in regions:
+                    regions[operation.region] = operation_cost(operation, manifest, layers, gpu)
+                return regions[operation.region]
+        return operation_cost(operation, manifest, layers, gpu)
+
     return VideoCost(
         {
-            stage.name: StageCost(
-                _stage_cost(stage, recording.manifest, layers, gpu), enqueues([stage])
-            )
+            stage.name: StageCost(_stage_cost(stage, cost_of), enqueues([stage]))
             for stage in usual_stages(recording)
         },
         steps=launch[: len(recording.schedule.steps)],
@@ -127,9 +144,9 @@ def enqueues(stages: Iterable[Stage]) -> Counter[str]:
     return Counter({kind: found[kind] for kind in ENQUEUES})
 
 
-def _stage_cost(stage: Stage, manifest: Manifest, layers: Layers, gpu: GpuRates) -> Cost:
+def _stage_cost(stage: Stage, cost_of: Callable[[Operation], Cost]) -> Cost:
     """Sum over a stage; its time is that of its longest stream, behind the recorded waits."""
-    costs = [operation_cost(each, manifest, layers, gpu) for each in stage.operations]
+    costs = [cost_of(each) for each in stage.operations]
     summed = total(costs)
     if math.isnan(summed.seconds):
         return summed
@@ -169,7 +186,14 @@ def operation_cost(operation: Operation, manifest: Manifest, layers: Layers, gpu
 def _run_cost(run: RunEngine, manifest: Manifest, layers: Layers, gpu: GpuRates) -> Cost:
     if run.engine not in layers:
         raise BadInput(f"no layer records of engine {run.engine}", where="layers.json")
-    size = max(
+    size = _size(run, manifest)
+    records = layers[run.engine]
+    return total(kernel_cost(each, gpu, size) for each in records if each.profile == run.profile)
+
+
+def _size(run: RunEngine, manifest: Manifest) -> int:
+    """The largest of the sizes that an engine's named axes have in a run, 1 without any."""
+    return max(
         [1]
         + [
             run.inputs[spec.name].shape[axis]
@@ -178,8 +202,6 @@ def _run_cost(run: RunEngine, manifest: Manifest, layers: Layers, gpu: GpuRates)
             if isinstance(named, str)
         ]
     )
-    records = layers[run.engine]
-    return total(kernel_cost(each, gpu, size) for each in records if each.profile == run.profile)
 
 
 def _copy_cost(copy: Copy, gpu: GpuRates) -> Cost:
