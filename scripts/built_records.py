@@ -29,10 +29,14 @@ def main(paths: list[str]) -> int:
         data = records.packed()
         (FOLDER / records.file).write_bytes(data)
         shape = bundle.manifest.onnx.model.shape
-        row = planned(records, shape, PlanSpec(target=bundle.manifest.target))
+        target = bundle.manifest.target
+        row = planned(records, shape, PlanSpec(targets=(target,)))
         seen = inspect_bundle(bundle)
         assert seen.prediction is not None
-        pair = (row.video_ms, row.device_bytes), (seen.prediction.video_ms, seen.device_bytes)
+        pair = (
+            (row.targets[target].video_ms, row.device_bytes),
+            (seen.prediction.video_ms, seen.device_bytes),
+        )
         same = same and pair[0] == pair[1]
         print(f"{records.file}: {len(data):,} bytes; plan {pair[0]}, inspect {pair[1]}")
     return int(not same)

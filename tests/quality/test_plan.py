@@ -37,9 +37,11 @@ ONE_FRAME = VideoShape(480, 832, 1)
 LARGE = VideoShape(720, 1280, 121)
 LONG = VideoShape(720, 1280, 161)
 SHIPPED = sorted(shipped())
+ALONE = PlanSpec(targets=("rtx5090",))
 FP8 = PlanSpec(
-    model="FastWan-QAD-FP8-1.3B", target="rtx4090", text_encoder_recipe="fp8", shapes=(PUBLISHED,)
-)
+    model="FastWan-QAD-FP8-1.3B", targets=("rtx4090",), text_encoder_recipe="fp8",
+    shapes=(PUBLISHED,),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +52,20 @@ def nvfp4() -> BuiltRecords:
 def same_as_inspected(bundle: Bundle) -> None:
     records = BuiltRecords.of(bundle)
     records = unpacked(records.packed(), "here")
-    spec = PlanSpec(target=bundle.manifest.target)
-    row = planned(records, bundle.manifest.onnx.model.shape, spec)
+    target = bundle.manifest.target
+    row = planned(records, bundle.manifest.onnx.model.shape, PlanSpec(targets=(target,)))
+    video = row.targets[target]
     seen = inspect_bundle(bundle)
     assert seen.prediction is not None
     steps = [name for name in seen.prediction.stages if name.startswith("step")]
     launched = [each for name, each in seen.prediction.stages.items() if name != "tables"]
     assert len(steps) == 3
-    assert row.video_ms == seen.prediction.video_ms
-    assert row.step_ms == seen.prediction.step_ms
-    assert row.sober_video_ms == seen.prediction.sober_video_ms
-    assert row.decode_ms == seen.prediction.stages["decode"].predicted_ms
-    assert row.kernels == sum(each.kernels for each in launched)
-    assert row.bytes_moved == sum(each.bytes_moved for each in launched)
+    assert video.video_ms == seen.prediction.video_ms
+    assert video.step_ms == seen.prediction.step_ms
+    assert video.sober_video_ms == seen.prediction.sober_video_ms
+    assert video.decode_ms == seen.prediction.stages["decode"].predicted_ms
+    assert video.kernels == sum(each.kernels for each in launched)
+    assert video.bytes_moved == sum(each.bytes_moved for each in launched)
     assert row.device_bytes == seen.device_bytes
 
 
@@ -131,18 +134,17 @@ def test_arithmetic_at_another_shape_is_that_of_its_tokens(nvfp4: BuiltRecords) 
     ]
     block = 3 * width * width + 3 * width * width + 2 * width * ffn  # qkv; to_out, to_q, to_out
     assert sum(gemms) == 30 * 2 * tokens * block
-    row = planned(nvfp4, LARGE, PlanSpec())
+    video = planned(nvfp4, LARGE, ALONE).targets["rtx5090"]
     attention = 4 * 12 * 128 * LARGE.num_tokens**2
-    assert row.flops > 3 * (30 * attention + sum(gemms))
+    assert video.flops > 3 * (30 * attention + sum(gemms))
 
 
 def test_time_grows_with_the_square_of_the_tokens_in_the_end(nvfp4: BuiltRecords) -> None:
     """Attention takes most of a long video, and next to nothing of one frame."""
-    rows = {
-        shape.num_tokens: planned(nvfp4, shape, PlanSpec())
+    steps = {
+        shape.num_tokens: planned(nvfp4, shape, ALONE).targets["rtx5090"].step_ms
         for shape in (ONE_FRAME, PUBLISHED, LARGE)
     }
-    steps = {tokens: row.step_ms for tokens, row in rows.items()}
     assert all(steps.values())
     small, middle, large = (steps[tokens] or math.nan for tokens in sorted(steps))
     assert 1.0 < math.log(middle / small) / math.log(32_760 / 1_560) < 1.5
@@ -166,28 +168,30 @@ def test_the_usual_shapes() -> None:
 @pytest.mark.parametrize(("recipe", "fits"), [("bf16", False), ("none", True)])
 def test_what_does_not_fit_says_why(recipe: str, fits: bool) -> None:
     """720p for 10 s (16 a second) with the text encoder in bf16 on 16 GB, and without it."""
-    spec = replace(FP8, target="rtx4080", text_encoder_recipe=recipe, shapes=(LONG,))
+    spec = replace(FP8, targets=("rtx4080",), text_encoder_recipe=recipe, shapes=(LONG,))
     report = plan_shapes(spec)
     (row,) = report.rows
-    assert row.fits is fits
-    assert bool(row.why) is not fits
-    if row.why:
-        assert "rtx4080 has 17.2 GB" in row.why
-        assert "text encoder 9.3 GB, scratch" in row.why
+    video = row.targets["rtx4080"]
+    assert video.fits is fits
+    assert bool(video.why) is not fits
+    if video.why:
+        assert "rtx4080 has 17.2 GB" in video.why
+        assert "text encoder 9.3 GB, scratch" in video.why
 
 
 def test_a_target_without_rates_has_no_times() -> None:
     records = shipped_records("FastWan-QAD-FP8-1.3B", "fp8", "none")
-    (row,) = report_of(records, PlanSpec(target="a100"), [PUBLISHED]).rows
-    assert (row.step_ms, row.video_ms, row.fits, row.why) == (None, None, None, "")
+    (row,) = report_of(records, PlanSpec(targets=("a100",), shapes=(PUBLISHED,))).rows
+    video = row.targets["a100"]
+    assert (video.step_ms, video.video_ms, video.fits, video.why) == (None, None, None, "")
     assert row.device_bytes.total > 3e9
 
 
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
-        ({"target": "rtx4090"}, "--target"),
-        ({"attention": "fp8", "target": "a100", "model": "Wan2.1-T2V-1.3B"}, "--attention"),
+        ({"targets": ("rtx5090", "rtx4090")}, "--target"),
+        ({"attention": "fp8", "targets": ("a100",), "model": "Wan2.1-T2V-1.3B"}, "--attention"),
         ({"attention": "native", "fusion": "gelu"}, "--model, --attention, --fusion"),
     ],
 )
@@ -240,7 +244,7 @@ def test_the_command_prints_a_table_and_its_json(
     printed = CliRunner().invoke(main, [*line, "--json"])
     report = json.loads(printed.output)
     validator("plan").validate(report)
-    assert report["rows"][0]["fits"] is False
+    assert report["rows"][0]["targets"]["rtx4080"]["fits"] is False
     assert CliRunner().invoke(main, ["plan", "--shape", "1x1x1"]).exit_code == 2
 
 

@@ -14,7 +14,7 @@ from fastwan.console import print_json, print_rich
 
 @click.command("plan")
 @of_table("--model", MODELS, default="FastWan-QAD-1.3B")
-@of_table("--target", TARGETS, default="rtx5090")
+@of_table("--target", TARGETS, multiple=True, help="Default: all that run the model.")
 @of_table("--attention", ATTENTIONS, help="Default: the model's own.")
 @of_table("--fusion", ["auto", *FUSIONS], default="auto", help="auto: the fastest on record.")
 @of_table("--sampler", SAMPLERS, help="Default: the model's first.")
@@ -22,13 +22,15 @@ from fastwan.console import print_json, print_rich
 @of_table("--text-encoder-recipe", [*RECIPES, "none"], default="bf16")
 @json_option
 @report_errors
-def plan(as_json: bool, shapes: tuple[str, ...], **options: Any) -> None:
+def plan(as_json: bool, shapes: tuple[str, ...], target: tuple[str, ...], **options: Any) -> None:
     """Predict time and memory of a model by shape, and what does not fit; builds nothing."""
-    from fastwan.quality.plan_report import render
+    from fastwan.quality.plan_text import PlanText
     from fastwan.quality.video_plan import PlanSpec, parse_shape, plan_shapes
 
-    report = plan_shapes(PlanSpec(shapes=tuple(map(parse_shape, shapes)), **options))
+    report = plan_shapes(
+        PlanSpec(targets=target, shapes=tuple(map(parse_shape, shapes)), **options)
+    )
     if as_json:
         print_json(report)
     else:
-        print_rich(render(report))
+        print_rich(PlanText(report))

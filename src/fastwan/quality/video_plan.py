@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fastwan.config import FUSIONS, MODELS, TARGETS, TextEncoderConfig, VideoShape
+from fastwan.config import (
+    FUSIONS,
+    MODELS,
+    TARGETS,
+    ModelPreset,
+    Target,
+    TextEncoderConfig,
+    VideoShape,
+)
 from fastwan.errors import BadInput
 from fastwan.quality.built_records import BuiltRecords, shipped, shipped_records
 from fastwan.quality.cost import memory_cost
 from fastwan.quality.fit import RESERVED_BYTES, misfit
-from fastwan.quality.gpus import UNKNOWN, GpuRates, rates_of
+from fastwan.quality.gpus import UNKNOWN, rates_of
 from fastwan.quality.inspection import milliseconds
-from fastwan.quality.plan_report import PlannedShape, PlannedText, PlanReport
-from fastwan.quality.price import price
+from fastwan.quality.plan_report import (
+    PlannedShape,
+    PlannedTarget,
+    PlannedText,
+    PlannedVideo,
+    PlanReport,
+)
+from fastwan.quality.price import VideoCost, price
 from fastwan.quality.reshape import reshaped
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.memory_plan import DeviceBytes, plan
-from fastwan.runtime.recording.record import record
+from fastwan.runtime.recording.record import Recording, record
 from fastwan.tables import known, lookup
 
 AUTO = "auto"
@@ -48,7 +61,7 @@ class PlanSpec:
 
     Attributes:
         model: row of `fastwan.config.MODELS`.
-        target: row of `fastwan.config.TARGETS`.
+        targets: rows of `fastwan.config.TARGETS`; all that run the model where there are none.
         attention: the model's own where None.
         fusion: row of `fastwan.config.FUSIONS`; "auto" takes the last of them on record.
         sampler: one of the model's; its first where None.
@@ -57,7 +70,7 @@ class PlanSpec:
     """
 
     model: str = "FastWan-QAD-1.3B"
-    target: str = "rtx5090"
+    targets: tuple[str, ...] = ()
     attention: str | None = None
     fusion: str = AUTO
     sampler: str | None = None
@@ -84,12 +97,110 @@ def plan_shapes(spec: PlanSpec) -> PlanReport:
     """Plan a model at several shapes from the shipped records of its build.
 
     Raises:
-        BadInput: a pair of model, target and attention that `build-engine` refuses, or one without
-            records.
+        BadInput: a model, target and attention that `build-engine` refuses together, or a model
+            and attention without records.
     """
     preset = lookup(MODELS, spec.model, "model")
-    target = lookup(TARGETS, spec.target, "target")
     attention = spec.attention or preset.attention
+    for name in spec.targets:
+        _require_target(lookup(TARGETS, name, "target"), preset, attention)
+    named = spec.targets or tuple(n for n in preset.targets if attention in TARGETS[n].attentions)
+    records = shipped_records(preset.name, attention, _fusion(spec, attention))
+    return report_of(records, replace(spec, targets=named))
+
+
+def report_of(records: BuiltRecords, spec: PlanSpec) -> PlanReport:
+    """The report of a build's records, for the targets, the sampler and the shapes of `spec`."""
+    manifest = records.manifest
+    sampler = manifest.sampler_spec(spec.sampler)
+    text = _text_encoder(spec.text_encoder_recipe)
+    return PlanReport(
+        model=manifest.onnx.model.name,
+        recipe=manifest.onnx.model.recipe,
+        attention=manifest.attention,
+        fusion=manifest.fusion,
+        sampler=sampler.name,
+        steps=sampler.steps,
+        guided=sampler.guidance != 1,
+        built_for=manifest.target,
+        built_shape=manifest.onnx.model.shape,
+        versions=manifest.versions,
+        text_encoder=text,
+        targets={name: _target(name, text) for name in dict.fromkeys(spec.targets)},
+        rows=tuple(
+            planned(records, shape, spec, 0 if text is None else text.bytes)
+            for shape in spec.shapes or USUAL_SHAPES
+        ),
+    )
+
+
+def planned(
+    records: BuiltRecords, shape: VideoShape, spec: PlanSpec, text_encoder: int = 0
+) -> PlannedShape:
+    """A row: the recorded video of a shape, priced and laid out in memory as a bundle's is.
+
+    Args:
+        text_encoder: bytes of the text encoder beside it.
+    """
+    there = reshaped(records, shape)
+    recording = record(there.manifest, schedule_of(there.manifest.sampler_spec(spec.sampler)))
+    memory = plan(recording).device_bytes
+    return PlannedShape(
+        shape=shape,
+        tokens=shape.num_tokens,
+        padded_tokens=shape.padded_tokens,
+        device_bytes=memory,
+        needed_bytes=memory.total + text_encoder + RESERVED_BYTES,
+        targets={
+            name: _video(recording, there, name, memory, text_encoder)
+            for name in dict.fromkeys(spec.targets)
+        },
+    )
+
+
+def _video(
+    recording: Recording, there: BuiltRecords, target: str, memory: DeviceBytes, text_encoder: int
+) -> PlannedVideo:
+    gpu = rates_of(target)
+    peak = price(recording, there.layers, gpu)
+    sober = price(recording, there.layers, gpu.sober or UNKNOWN)
+    why = misfit(memory.total + text_encoder, target)
+    return PlannedVideo(
+        kernels=peak.video.kernels,
+        bytes_moved=peak.video.bytes_moved,
+        flops=peak.video.flops,
+        step_ms=milliseconds(_step(peak)),
+        decode_ms=milliseconds(_decode(peak)),
+        video_ms=milliseconds(peak.video.seconds),
+        sober_step_ms=milliseconds(_step(sober)),
+        sober_decode_ms=milliseconds(_decode(sober)),
+        sober_video_ms=milliseconds(sober.video.seconds),
+        fits=None if not gpu.memory_bytes else not why,
+        why=f"{why}; {_uses(memory, text_encoder)}" if why else "",
+    )
+
+
+def _step(cost: VideoCost) -> float:
+    return cost.of(cost.steps).seconds / len(cost.steps)
+
+
+def _decode(cost: VideoCost) -> float:
+    return cost.of(each for each in cost.stages if each == "decode").seconds
+
+
+def _target(name: str, text: PlannedText | None) -> PlannedTarget:
+    gpu = rates_of(name)
+    return PlannedTarget(
+        gpu=TARGETS[name].gpu,
+        memory_bytes=gpu.memory_bytes or None,
+        rates=f"{gpu.date}: {gpu.source}" if gpu.name else None,
+        sober_rates=None if gpu.sober is None else f"{gpu.sober.date}: {gpu.sober.source}",
+        text_encoder_ms=text and milliseconds(memory_cost(text.bytes, gpu).seconds),
+    )
+
+
+def _require_target(target: Target, preset: ModelPreset, attention: str) -> None:
+    """Refuse a target that cannot run a model with an attention."""
     if preset.recipe not in target.recipes:
         raise BadInput(
             f"{target.gpu} has no {preset.recipe} GEMM, which {preset.name} needs",
@@ -102,69 +213,6 @@ def plan_shapes(spec: PlanSpec) -> PlanReport:
             where="--attention",
             fix="one of " + ", ".join(target.attentions),
         )
-    fusion = _fusion(spec, attention)
-    records = shipped_records(preset.name, attention, fusion)
-    return report_of(records, spec, spec.shapes or USUAL_SHAPES)
-
-
-def report_of(records: BuiltRecords, spec: PlanSpec, shapes: Sequence[VideoShape]) -> PlanReport:
-    """The report of a build's records, for the target and the sampler of `spec`."""
-    manifest = records.manifest
-    sampler = manifest.sampler_spec(spec.sampler)
-    gpu = rates_of(spec.target)
-    text = _text_encoder(spec.text_encoder_recipe, gpu)
-    beside = RESERVED_BYTES + (0 if text is None else text.bytes)
-    return PlanReport(
-        model=manifest.onnx.model.name,
-        recipe=manifest.onnx.model.recipe,
-        target=spec.target,
-        attention=manifest.attention,
-        fusion=manifest.fusion,
-        sampler=sampler.name,
-        steps=sampler.steps,
-        built_for=manifest.target,
-        built_shape=manifest.onnx.model.shape,
-        versions=manifest.versions,
-        rates=f"{gpu.date}: {gpu.source}" if gpu.name else None,
-        sober_rates=None if gpu.sober is None else f"{gpu.sober.date}: {gpu.sober.source}",
-        text_encoder=text,
-        rows=tuple(planned(records, shape, spec, beside) for shape in shapes),
-    )
-
-
-def planned(
-    records: BuiltRecords, shape: VideoShape, spec: PlanSpec, beside: int = RESERVED_BYTES
-) -> PlannedShape:
-    """A row: the recorded video of a shape, priced and laid out in memory as a bundle's is.
-
-    Args:
-        beside: bytes that the target needs for anything but the video.
-    """
-    there = reshaped(records, shape)
-    schedule = schedule_of(there.manifest.sampler_spec(spec.sampler))
-    recording = record(there.manifest, schedule)
-    gpu = rates_of(spec.target)
-    cost = price(recording, there.layers, gpu)
-    sober = price(recording, there.layers, gpu.sober or UNKNOWN)
-    memory = plan(recording).device_bytes
-    why = misfit(memory.total + beside - RESERVED_BYTES, spec.target)
-    return PlannedShape(
-        shape=shape,
-        tokens=shape.num_tokens,
-        padded_tokens=shape.padded_tokens,
-        kernels=cost.video.kernels,
-        bytes_moved=cost.video.bytes_moved,
-        flops=cost.video.flops,
-        step_ms=milliseconds(cost.of(cost.steps).seconds / len(cost.steps)),
-        decode_ms=milliseconds(cost.of(each for each in cost.stages if each == "decode").seconds),
-        video_ms=milliseconds(cost.video.seconds),
-        sober_step_ms=milliseconds(sober.of(sober.steps).seconds / len(sober.steps)),
-        sober_video_ms=milliseconds(sober.video.seconds),
-        device_bytes=memory,
-        needed_bytes=memory.total + beside,
-        fits=None if not gpu.memory_bytes else not why,
-        why=f"{why}; {_uses(memory, beside - RESERVED_BYTES)}" if why else "",
-    )
 
 
 def _uses(memory: DeviceBytes, text_encoder: int) -> str:
@@ -186,10 +234,9 @@ def _fusion(spec: PlanSpec, attention: str) -> str:
     return next((each for each in reversed(FUSIONS) if each in kept), next(iter(FUSIONS)))
 
 
-def _text_encoder(recipe: str, gpu: GpuRates) -> PlannedText | None:
+def _text_encoder(recipe: str) -> PlannedText | None:
     if recipe == NO_TEXT:
         return None
-    size = lookup(TEXT_BYTES, recipe, "recipe of the text encoder")
     return PlannedText(
-        recipe=recipe, bytes=size, predicted_ms=milliseconds(memory_cost(size, gpu).seconds)
+        recipe=recipe, bytes=lookup(TEXT_BYTES, recipe, "recipe of the text encoder")
     )
