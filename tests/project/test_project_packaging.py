@@ -9,12 +9,16 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 """SHA-256 of https://www.apache.org/licenses/LICENSE-2.0.txt."""
@@ -122,6 +126,41 @@ def test_pins_satisfy_the_declared_ranges(root: Path, project: dict[str, Any]) -
 )
 def test_an_unmet_range_is_seen(pinned: dict[str, str], missing: bool) -> None:
     assert bool(unmet(["a_b>=1,<2"], pinned)) is missing
+
+
+def excluding(
+    python: str, distributions: Iterable[Distribution], pinned: dict[str, str]
+) -> set[str]:
+    """Pinned distributions that ask for another Python, of those installed at their pins."""
+    return {
+        f"{each.name} asks for {wanted}"
+        for each in distributions
+        if pinned.get(canonicalize_name(each.name)) == Version(each.version).public
+        and (wanted := each.metadata["Requires-Python"])
+        and python not in SpecifierSet(wanted)
+    }
+
+
+def test_pins_are_for_every_python_of_the_project(root: Path, project: dict[str, Any]) -> None:
+    """From the first release of the oldest: Debian's 3.11 is 3.11.2."""
+    oldest = project["project"]["requires-python"].removeprefix(">=")
+    pinned = pins((root / "constraints.txt").read_text())
+    installed = list(distributions())
+    at_pins = [d for d in installed if pinned.get(canonicalize_name(d.name)) == d.version]
+    assert len(at_pins) > 50
+    assert oldest.count(".") == 1
+    assert excluding(f"{oldest}.0", installed, pinned) == set()
+
+
+@pytest.mark.parametrize(("wanted", "seen"), [(">=3.11", False), (">=3.11.5", True)])
+def test_a_pin_for_a_later_python_is_seen(tmp_path: Path, wanted: str, seen: bool) -> None:
+    info = tmp_path / "sample-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: sample\nVersion: 1.0\nRequires-Python: {wanted}\n"
+    )
+    found = excluding("3.11.0", distributions(path=[str(tmp_path)]), {"sample": "1.0"})
+    assert bool(found) is seen
 
 
 def test_the_license_is_apache_2(root: Path, project: dict[str, Any]) -> None:

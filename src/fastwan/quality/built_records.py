@@ -31,7 +31,8 @@ class BuiltRecords:
     """A bundle without weights, graphs and names.
 
     Attributes:
-        manifest: of the built bundle; engines without linears, files without hashes.
+        manifest: of the built bundle; engines without linears, but for those that are given
+            weights, and files without hashes.
         layers: records by engine, of every optimization profile.
     """
 
@@ -52,7 +53,7 @@ class BuiltRecords:
             update={"graphs": {}, "tensor_digests": {}, "extra_files": ()}
         )
         engines = {
-            name: engine.model_copy(update={"linears": ()})
+            name: engine if engine.constants else engine.model_copy(update={"linears": ()})
             for name, engine in manifest.engines.items()
         }
         sizes = {

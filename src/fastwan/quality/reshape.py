@@ -52,10 +52,10 @@ def reshaped(records: BuiltRecords, shape: VideoShape) -> BuiltRecords:
         table = sizes[engine.component]
         layers[name] = tuple(_record(each, table) for each in records.layers[name])
         engines[name] = _engine(engine, table, records.layers[name], layers[name])
+        # Engines of one plan have one file and the same constants in it.
         grown = _bytes(layers[name], "constants") - _bytes(records.layers[name], "constants")
-        files[engine.file] = FileRecord(
-            sha256=files[engine.file].sha256, bytes=files[engine.file].bytes + grown
-        )
+        before = manifest.engine_record(engine)
+        files[engine.file] = FileRecord(sha256=before.sha256, bytes=before.bytes + grown)
     regions = {name: _region(each, sizes["dit"]) for name, each in manifest.regions.items()}
     model = manifest.onnx.model.model_copy(update={"shape": shape})
     onnx = manifest.onnx.model_copy(update={"model": model})
