@@ -150,8 +150,7 @@ def main() -> int:
         "machine": about,
         "warmup": warmup,
         "rows": [
-            {**row.to_json(), "published": [vars(each) for each in published(row.system)]}
-            for row in rows
+            {**row.to_json(), "published": [vars(each) for each in published(row)]} for row in rows
         ],
     }
     arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

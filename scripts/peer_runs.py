@@ -220,7 +220,7 @@ def medians(
         "decode": statistics.median(sum(video["decode"]) for video in last),
         "copy": statistics.median(copies) if len(copies) == runs else None,
         "total": statistics.median(totals[-runs:] if whole else parts),
-        "total_is": "printed by the program" if whole else "sum of its parts",
+        "total_is": "what the program prints" if whole else "the sum of its parts",
     }
 
 

@@ -18,11 +18,13 @@ class Published:
     """A published time of a whole run, in seconds.
 
     Attributes:
+        decoder: of the row that it stands beside, ``own`` or ``taehv``.
         covers: what the time is of, in the publisher's terms.
     """
 
     seconds: float
     gpu: str
+    decoder: str
     covers: str
     source: str
     date: str = READ
@@ -100,7 +102,9 @@ SYSTEMS: dict[str, System] = {
             "FASTVIDEO_ATTENTION_BACKEND": "ATTN_QAT_INFER",
         },
         needs=("model", "taehv_checkpoint"),
-        published=(Published(1.78, "RTX 5090", _WHOLE, "card of FastVideo/FastWan-QAD-1.3B"),),
+        published=(
+            Published(1.78, "RTX 5090", "taehv", _WHOLE, "card of FastVideo/FastWan-QAD-1.3B"),
+        ),
     ),
     "fastvideo-sa2": System(
         title="FastVideo, FastWan-QAD-1.3B-SA2",
@@ -113,7 +117,7 @@ SYSTEMS: dict[str, System] = {
         hooks=_FASTVIDEO,
         taehv_hooks={"copy": _FASTVIDEO_DECODE, "decode": TAEHV_DECODE},
         needs=("taehv_checkpoint",),
-        published=(Published(2.01, "RTX 5090", _WHOLE, _CHART),),
+        published=(Published(2.01, "RTX 5090", "taehv", _WHOLE, _CHART),),
     ),
     "fastvideo-fp8": System(
         title="FastVideo, FastWan-QAD-FP8-1.3B",
@@ -126,7 +130,9 @@ SYSTEMS: dict[str, System] = {
         hooks=_FASTVIDEO,
         taehv_hooks={"copy": _FASTVIDEO_DECODE, "decode": TAEHV_DECODE},
         needs=("taehv_checkpoint",),
-        published=(Published(3.4, "RTX 4090", _WHOLE, "card of FastVideo/FastWan-QAD-FP8-1.3B"),),
+        published=(
+            Published(3.4, "RTX 4090", "taehv", _WHOLE, "card of FastVideo/FastWan-QAD-FP8-1.3B"),
+        ),
     ),
     "turbodiffusion": System(
         title="TurboDiffusion, TurboWan2.1-T2V-1.3B-480P",
@@ -146,8 +152,8 @@ SYSTEMS: dict[str, System] = {
         environment={"PYTHONPATH": "turbodiffusion"},
         needs=("dit_path", "vae_path", "text_encoder_path"),
         published=(
-            Published(1.9, "RTX 5090", "diffusion alone", "README of TurboDiffusion"),
-            Published(6.10, "RTX 5090", "a whole video, with the full Wan VAE", _CHART),
+            Published(1.9, "RTX 5090", "own", "diffusion alone", "README of TurboDiffusion"),
+            Published(6.10, "RTX 5090", "own", "a whole video, with the full Wan VAE", _CHART),
         ),
     ),
     "lightx2v": System(
@@ -176,7 +182,7 @@ SYSTEMS: dict[str, System] = {
         environment={"PYTHONPATH": "."},
         needs=("model_path", "dit_quantized_ckpt"),
         published=(
-            Published(6.91, "RTX 5090", "a whole video, with the full Wan VAE", _CHART),
+            Published(6.91, "RTX 5090", "own", "a whole video, with the full Wan VAE", _CHART),
         ),
     ),
 }  # fmt: skip

@@ -19,7 +19,7 @@ def with_taehv(row: Row, decode: float) -> Row:
         decode=decode,
         copy=None,
         total=row.text + sum(row.each_step) + decode,
-        total_is="sum of its parts; TAEHV was timed alone",
+        total_is="the sum of its parts; TAEHV was timed alone",
     )
 
 
@@ -43,14 +43,15 @@ def ours(report: Mapping[str, Any], steps: int) -> Row:
         steps_are="each",
         decode=times.get("decode"),
         total=times["total"],
-        total_is=f"measured; {report['covers']}; frames are copied while others are decoded",
+        total_is=f"a whole video; {report['covers']}; frames are copied while others are decoded",
         gpu_states=tuple(measured["gpu_states"]),
     )
 
 
-def published(system: str) -> tuple[Published, ...]:
-    """Published figures of a system."""
-    return SYSTEMS[system].published if system in SYSTEMS else PUBLISHED_OURS
+def published(row: Row) -> tuple[Published, ...]:
+    """Published figures of a row's system with its decoder."""
+    known = SYSTEMS[row.system].published if row.system in SYSTEMS else PUBLISHED_OURS
+    return tuple(each for each in known if each.decoder == row.decoder)
 
 
 def markdown(rows: Sequence[Row], machine: Mapping[str, Any], warmup: int) -> str:
@@ -58,8 +59,8 @@ def markdown(rows: Sequence[Row], machine: Mapping[str, Any], warmup: int) -> st
     lines = [
         f"# {WIDTH}x{HEIGHT}x{FRAMES} on {machine['gpu'] or 'no GPU'}",
         "",
-        f"Medians in milliseconds (measured) after {warmup} videos at this shape, weights "
-        "resident while a stage is timed, one process a system, files outside of the times. "
+        f"Medians in milliseconds (measured). Warm-up videos at this shape: {warmup}. Weights are "
+        "resident while a stage is timed; one process a system; files outside of the times. "
         f"Driver {machine['driver'] or 'not known'}. Published figures were not measured here.",
         "",
         "| system | decoder | videos | text | steps | decode | copy | total | published |",
@@ -68,14 +69,14 @@ def markdown(rows: Sequence[Row], machine: Mapping[str, Any], warmup: int) -> st
     notes: list[str] = []
     for row in rows:
         said = "; ".join(
-            f"{each.seconds:g} s on an {each.gpu}, {each.covers}" for each in published(row.system)
+            f"{each.seconds:g} s on an {each.gpu}, {each.covers}" for each in published(row)
         )
         lines.append("| " + " | ".join([*_cells(row), said or "-"]) + " |")
         if row.total_is:
-            notes.append(f"- {row.title}, {row.decoder}: total is {row.total_is}.")
+            notes.append(f"- {row.title}, {row.decoder}: the total is {row.total_is}.")
     lines += ["", *notes, ""]
-    for system in dict.fromkeys(row.system for row in rows):
-        for each in published(system):
+    for row in rows:
+        for each in published(row):
             lines.append(f"- {each.seconds:g} s: {each.source}, read {each.date}.")
     return "\n".join(lines).rstrip() + "\n"
 

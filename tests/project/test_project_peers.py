@@ -132,19 +132,60 @@ VALUES = {
 }
 
 
+PULL_REQUEST = {
+    **{name: text for name, text in FASTVIDEO.items() if name.startswith("fastvideo/")},
+    "examples/inference/optimizations/taehv.py": FASTVIDEO[
+        "examples/inference/optimizations/taehv.py"
+    ],
+    "examples/inference/optimizations/benchmark_qad_wan2_1_1_3b.py": ARGUMENTS
+    + """
+import runpy, sys
+sys.path.insert(0, ".")
+from taehv import TAEHV
+parser.add_argument("--mode", choices=["nvfp4_sa2", "fp8"], required=True)
+parser.add_argument("--taehv-checkpoint", required=True)
+args = parser.parse_args()
+for i in range(5 + 20):
+    runpy.run_module("fastvideo.worker", run_name="__main__")
+    TAEHV().decode_video(None)
+""",
+}
+ALONE = {
+    "taehv.py": """
+class TAEHV:
+    def __init__(self, checkpoint_path): assert checkpoint_path.endswith("taew2_1.pth")
+    def to(self, *places): return self
+    def eval(self): return self
+    def decode_video(self, latents, parallel, show_progress_bar):
+        assert latents == (1, 21, 16, 60, 104) and parallel and not show_progress_bar
+""",
+    "torch.py": """
+import contextlib
+no_grad, float16 = contextlib.nullcontext, "float16"
+class cuda:
+    is_initialized = staticmethod(lambda: False)
+def randn(*shape, **settings): return shape
+""",
+}
+
+
 @pytest.fixture
 def peers(tmp_path: Path) -> Path:
     """A peers file of three stand-ins; SA2 and FP8 of FastVideo and TAEHV alone are missing."""
     table = {}
     for name, tree in TREES.items():
-        for file, text in tree.items():
-            path = tmp_path / name / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+        plant(tmp_path / name, tree)
         table[name] = {"folder": name, "python": sys.executable, **VALUES[name]}
     path = tmp_path / "peers.json"
     path.write_text(json.dumps(table))
     return path
+
+
+def plant(folder: Path, tree: dict[str, str]) -> None:
+    for file, text in tree.items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def compare(root: Path, peers: Path, *more: str) -> tuple[int, str]:
@@ -190,6 +231,40 @@ def test_what_is_installed_is_timed_and_what_is_not_is_a_gap(root: Path, peers: 
         assert rows[key]["each_step"] == []
 
 
+def test_rows_with_taehv_alone_and_of_the_pull_request_are_timed(
+    root: Path, peers: Path, tmp_path: Path
+) -> None:
+    """The programs that FastVideo's main has not, and TAEHV beside another system's steps."""
+    plant(tmp_path / "pull", PULL_REQUEST)
+    plant(tmp_path / "alone", ALONE)
+    python = tmp_path / "alone" / "python"
+    python.write_text(
+        f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{python.parent}" exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "taew2_1.pth").touch()
+    table = {
+        name: {"folder": "pull", "python": sys.executable, "taehv_checkpoint": "taew2_1.pth"}
+        for name in ("fastvideo-sa2", "fastvideo-fp8")
+    }
+    table["turbodiffusion"] = json.loads(peers.read_text())["turbodiffusion"]
+    table["taehv"] = {"python": "alone/python", "checkpoint": "taew2_1.pth"}
+    peers.write_text(json.dumps(table))
+    code, said = compare(root, peers)
+    assert code == 0, said
+    rows = rows_of(tmp_path)
+    for name in ("fastvideo-sa2", "fastvideo-fp8"):
+        row = rows[name, "taehv"]
+        assert not row["gap"]
+        assert min(row["text"], row["decode"], row["copy"], *row["each_step"]) > 0
+    own, tiny = (rows["turbodiffusion", decoder] for decoder in ("own", "taehv"))
+    assert not tiny["gap"]
+    assert (tiny["text"], tiny["each_step"]) == (own["text"], own["each_step"])
+    assert tiny["decode"] != own["decode"]
+    assert tiny["total"] == pytest.approx(tiny["text"] + sum(tiny["each_step"]) + tiny["decode"])
+    assert "TAEHV was timed alone" in tiny["total_is"]
+
+
 def test_the_table_has_published_figures_apart(root: Path, peers: Path) -> None:
     assert compare(root, peers)[0] == 0
     page = (peers.parent / "table.md").read_text()
@@ -197,7 +272,9 @@ def test_the_table_has_published_figures_apart(root: Path, peers: Path) -> None:
     assert lines[0].endswith("| total | published |")
     assert {line.count("|") for line in lines} == {10}
     (own,) = (each for each in lines if each.startswith("| FastVideo, FastWan-QAD-1.3B | own"))
-    assert "| 1,780.0 | 1.78 s on an RTX 5090" in own
+    assert own.endswith("| 1,780.0 | - |")
+    (tiny,) = (each for each in lines if each.startswith("| FastVideo, FastWan-QAD-1.3B | taehv"))
+    assert "| 1,780.0 | 1.78 s on an RTX 5090" in tiny
     (gap,) = (each for each in lines if "FastWan-QAD-FP8-1.3B" in each)
     assert "| gap: not installed" in gap
     assert " | - | - | - | - | - | " in gap
@@ -271,7 +348,7 @@ def test_medians_are_of_the_last_videos(modules: Any) -> None:
     ]
     fields = runs.medians(made, [], 2, 3)
     assert (fields["text"], fields["each_step"], fields["decode"]) == (6.0, (100.0, 91.0), 20.0)
-    assert (fields["total"], fields["total_is"]) == (217.0, "sum of its parts")
+    assert (fields["total"], fields["total_is"]) == (217.0, "the sum of its parts")
     row = runs.Row("x", "x", "own", 2, **fields)
     composed = table.with_taehv(row, 7.5)
     assert (composed.decoder, composed.decode, composed.total) == ("taehv", 7.5, 204.5)
