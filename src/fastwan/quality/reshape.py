@@ -26,6 +26,9 @@ _COUNTED = ("num_tokens",)
 _SCALES = (SCALE_TILE // 32, 32)
 """Sizes that follow the number of row tiles in the layout of FP4 block scales."""
 
+_GEMM_WORKSPACE = 8 << 20
+"""Scratch that the builder gives an engine with GEMMs at every shape (measured)."""
+
 Sizes = Mapping[int, int]
 """What becomes of a size."""
 
@@ -152,11 +155,13 @@ def _engine(
 ) -> Engine:
     before = _bytes(old, "inputs") + _bytes(old, "outputs")
     after = _bytes(new, "inputs") + _bytes(new, "outputs")
+    has_gemm = any(record.kind == "gemm" for record in old)
+    kept = min(_GEMM_WORKSPACE, engine.scratch_bytes) if has_gemm else 0
     return engine.model_copy(
         update={
             "inputs": tuple(_spec(each, table) for each in engine.inputs),
             "outputs": tuple(_spec(each, table) for each in engine.outputs),
-            "scratch_bytes": engine.scratch_bytes * after // max(before, 1),
+            "scratch_bytes": kept + (engine.scratch_bytes - kept) * after // max(before, 1),
         }
     )
 
