@@ -51,8 +51,8 @@ class PlannedTarget(Record):
     """A target, and the rates that videos are priced at there."""
 
     gpu: str
-    memory_bytes: int | None
-    """Null where not known."""
+    memory_bytes: Predicted[int | None]
+    """By the table of rates; null where not known."""
     rates: str | None
     """Date and source of the peaks."""
     sober_rates: str | None

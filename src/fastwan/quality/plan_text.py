@@ -109,7 +109,7 @@ def _seconds(video: PlannedVideo) -> str:
 
 
 def _digits(seconds: float) -> int:
-    return 2 if seconds < 10 else 1 if seconds < 100 else 0
+    return 3 if seconds < 0.1 else 2 if seconds < 10 else 1 if seconds < 100 else 0
 
 
 def _below(report: PlanReport) -> Iterator[str]:

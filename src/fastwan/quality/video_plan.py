@@ -195,7 +195,9 @@ def _target(name: str, text: PlannedText | None) -> PlannedTarget:
         memory_bytes=gpu.memory_bytes or None,
         rates=f"{gpu.date}: {gpu.source}" if gpu.name else None,
         sober_rates=None if gpu.sober is None else f"{gpu.sober.date}: {gpu.sober.source}",
-        text_encoder_ms=text and milliseconds(memory_cost(text.bytes, gpu).seconds),
+        text_encoder_ms=(
+            None if text is None else milliseconds(memory_cost(text.bytes, gpu).seconds)
+        ),
     )
 
 
