@@ -276,7 +276,7 @@ def test_the_emulated_attention_fits_its_registers(compiled_emulated: list[Kerne
     )
     assert attention.registers == second.registers == 168
     assert attention.stack_bytes <= 8  # one word
-    assert second.stack_bytes <= 256  # only here: with the GPU's own MMA its loop has none
+    assert second.stack_bytes <= 512  # only here: with the GPU's own MMA its loop has none
     others = [kernel for kernel in compiled_emulated if kernel not in (attention, second)]
     assert others
     assert {kernel.stack_bytes for kernel in others} == {0}
