@@ -33,7 +33,7 @@ DIVIDED, PROCESSORS = (1, 1930, 1, 2048), 15
 def on_gpu(tensor: Tensor) -> Tensor:
     """A copy without the rows that hold nothing but NaN."""
     copy = torch.empty_like(tensor, device="cuda")
-    rows = tensor.reshape(-1, tensor.shape[-1])
+    rows = tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
     at = 0
     for read, run in _runs((~rows.isnan().all(-1)).tolist()):
         if read:
