@@ -25,7 +25,7 @@ def report_of(*checks: Check) -> VerifyReport:
     facts = BundleFacts(
         path="bundle", model="tiny", recipe="nvfp4",
         shape=VideoShape(16, 16, 1), target="rtx5090", backend="tensorrt-rtx",
-        attention="native", fusion="none", sampler="unipc", versions={},
+        attention="native", fusion="none", weights="inline", sampler="unipc", versions={},
     )  # fmt: skip
     return VerifyReport(bundle=facts, checks=checks)
 
