@@ -55,11 +55,16 @@ from fastwan.tables import described
 @click.option("--calibration", type=click.Path(path_type=Path), help="Prompts, one a line.")
 @lora_option
 @click.option("--no-cache", is_flag=True, help="Build every engine anew.")
+@click.option(
+    "--cache-key", is_flag=True, help="Print the key to keep this build's cache under; no build."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")
 @force_option
 @json_option
 @report_errors
-def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any) -> None:
+def build_engine(
+    as_json: bool, components: str, no_cache: bool, cache_key: bool, **options: Any
+) -> None:
     """Build an engine bundle from a checkpoint."""
     require_address_space()
     from fastwan.parallel import collector_paused
@@ -71,6 +76,11 @@ def build_engine(as_json: bool, components: str, no_cache: bool, **options: Any)
         from fastwan.quality.report import build_report, inspect_bundle
 
     spec = BuildSpec(components=parse_components(components), use_cache=not no_cache, **options)
+    if cache_key:
+        from fastwan.cache_key import cache_key as key_of
+
+        tell(key_of(spec))
+        return
     manifest = build(spec, shown_progress())
     inspected = inspect_bundle(open_bundle(spec.output))
     if inspected.note and inspected.device_bytes is not None:
