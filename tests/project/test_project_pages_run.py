@@ -1,9 +1,9 @@
-"""README's and the tutorial's commands, run for real in one folder, and what the pages show of it.
+"""The commands of the pages, run for real in one folder, and what the pages show of it.
 
 A block of shell is run line by line. `<!-- not run: why -->` before it leaves it out, and
-`<!-- exits with N -->` says what its last line exits with. A block of Python is the file of its
-title. A block of text is output: each of its lines has to be printed by a command before it, but
-for numbers with a decimal point, which differ from run to run and between processors.
+`<!-- exits with N -->` says what its last line exits with. A block of Python or YAML is the file of
+its title. A block of text is output: each of its lines has to be printed by a command before it,
+but for numbers with a decimal point, which differ from run to run and between processors.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import pytest
 pytestmark = pytest.mark.trt
 
 # The tutorial first: what README shows of it has been run by then.
-PAGES = ("docs/tutorial.md", "README.md")
+PAGES = ("docs/tutorial.md", "docs/ci.md", "README.md")
 BLOCK = re.compile(
-    r'(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<kind>\w*)(?: title="(?P<title>[\w.]+)")?\n'
+    r'(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<kind>\w*)(?: title="(?P<title>[\w./-]+)")?\n'
     r"(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+FILES = ("python", "yaml")
+"""Kinds of blocks that are files."""
 NOT_RUN = re.compile(r"not run: \w.*")
 EXITS = re.compile(r"exits with (\d+)")
 
@@ -68,12 +70,12 @@ def blocks(page: str) -> list[Block]:
     if 2 * len(found) != len(re.findall(r"^[ \t]*```", page, re.MULTILINE)):
         raise ValueError("a fence is not the beginning or the end of a block")
     for block in found:
-        if block.kind not in ("bash", "python", "text"):
+        if block.kind not in ("bash", "python", "text", "yaml"):
             raise ValueError(f"a block of kind {block.kind!r}")
         if block.note and not (NOT_RUN.fullmatch(block.note) or EXITS.fullmatch(block.note)):
             raise ValueError(f"comment {block.note!r} before a block")
-        if bool(block.title) != (block.kind == "python"):
-            raise ValueError("every block of Python has a title, and no other")
+        if bool(block.title) != (block.kind in FILES):
+            raise ValueError("every block of Python or YAML has a title, and no other")
     return found
 
 
@@ -119,8 +121,10 @@ class Scratch:
     def play(self, page: str) -> None:
         """Write, run and compare every block of a page in order."""
         for block in blocks(page):
-            if block.kind == "python":
-                (self.folder / block.title).write_text(block.body)
+            if block.kind in FILES:
+                file = self.folder / block.title
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(block.body)
             elif block.kind == "text":
                 for line in block.lines:
                     assert shown(line, self.output), f"never printed: {line}"
@@ -142,8 +146,9 @@ def test_the_commands_of_the_pages_run(root: Path, tmp_path: Path) -> None:
     assert (scratch.folder / "fox.mp4").is_file()
     assert (scratch.folder / "frames" / "frame_0000.png").is_file()
     assert not (scratch.folder / "broken").exists()
-    # Every file that a page writes is run, and both ways to exit code 4 were gone.
-    titles = [block.title for page in pages for block in blocks(page) if block.title]
+    # Every program that a page writes is run, and both ways to exit code 4 were gone.
+    found = [block for page in pages for block in blocks(page)]
+    titles = [block.title for block in found if block.kind == "python"]
     assert titles
     assert {f"python {title}" for title in titles} <= scratch.ran.keys()
     assert list(scratch.ran.values()).count(4) == 2
