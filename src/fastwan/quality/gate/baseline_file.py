@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -49,7 +50,10 @@ class Baseline(Record):
         Raises:
             BadInput: no baseline of this version is there.
         """
-        fix = "make it with gate --update-baseline"
+        if not os.path.exists(path):
+            fix = "the same command with --update-baseline makes one"
+            raise BadInput("there is no baseline", where=str(path), fix=fix)
+        fix = "take the committed file back, or give one that gate --update-baseline made"
         try:
             return validated(cls, read_json(path, max_bytes=MAX_BYTES))
         except BadInput as error:
