@@ -48,6 +48,9 @@ def test_a_terminal_sees_what_did_not_plainly_pass() -> None:
         "failed: static scratch_bytes",
     ]
     assert render([found("passed")]).splitlines()[-1] == "1 passed"
+    assert render([found("passed"), found("improved")]).splitlines()[0] == (
+        "static: 2 of 2 checks passed"
+    )
     assert "kernels" in render([found("passed", "kernels")], all_of_them=True)
     assert render([]) == "failed: nothing was checked"
 

@@ -29,7 +29,7 @@ def render(findings: Sequence[Finding], *, all_of_them: bool = False) -> str:
     lines = []
     for stage in dict.fromkeys(each.stage for each in findings):
         of_stage = [each for each in findings if each.stage == stage]
-        passed = sum(each.verdict == "passed" for each in of_stage)
+        passed = sum(each.verdict in ("passed", "improved") for each in of_stage)
         lines.append(f"{stage}: {passed} of {len(of_stage)} checks passed")
         for each in of_stage:
             if all_of_them or each.verdict != "passed":
