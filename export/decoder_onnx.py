@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from fastwan.config import DecoderConfig, VideoShape
+from fastwan.export.cache import ExportCache, content_key
 from fastwan.export.models.taehv import StreamingStep, TAEHVDecoder
 from fastwan.export.onnx_io import TensorSource, save_model
 from fastwan.export.tracing import trace
@@ -16,6 +18,7 @@ from fastwan.tables import lookup
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _ONNX_NAMES = {"fp16": "float16", "fp32": "float32"}
+_GRAPH, _DATA = "decoder.onnx", "decoder.data"
 _QUIET = Quiet()
 
 
@@ -43,6 +46,7 @@ def export_decoder(
     folder: Path,
     *,
     dtype: str = "fp16",
+    cache: ExportCache | None = None,
     progress: Progress = _QUIET,
 ) -> Graph:
     """Write the streaming decoder for one video size.
@@ -57,6 +61,7 @@ def export_decoder(
         shape: size of the video.
         folder: existing folder for ``decoder.onnx`` and ``decoder.data``.
         dtype: ``fp16`` (as published) or ``fp32``.
+        cache: where a finished decoder of these weights is taken from and left.
         progress: told when the stage begins and ends.
 
     Raises:
@@ -69,22 +74,27 @@ def export_decoder(
         latent = torch.zeros(1, config.latent_channels, height, width, dtype=kind)
         memories = decoder.zero_memories(height, width)
         names = [f"memory_{index}" for index in range(len(memories))]
-        model = trace(
-            StreamingStep(decoder),
-            (latent, *memories),
-            name="decoder",
-            inputs=["latent", *names],
-            outputs=["frames", *(f"{name}_out" for name in names)],
-        )
-        save_model(model, folder / "decoder.onnx", data=folder / "decoder.data")
+        facts = {"config": asdict(config), "shape": asdict(shape), "dtype": dtype}
+        key = content_key("decoder", facts, decoder.state_dict().items())
+        if cache is None or cache.copy(key, folder) is None:
+            model = trace(
+                StreamingStep(decoder),
+                (latent, *memories),
+                name="decoder",
+                inputs=["latent", *names],
+                outputs=["frames", *(f"{name}_out" for name in names)],
+            )
+            save_model(model, folder / _GRAPH, data=folder / _DATA)
+            if cache is not None:
+                cache.put(key, {name: folder / name for name in (_GRAPH, _DATA)}, {})
 
     number = _ONNX_NAMES[dtype]
     frames = (config.frames_per_latent, shape.height, shape.width, config.image_channels)
     shapes = [tuple(memory.shape) for memory in memories]
     return Graph(
-        file="decoder.onnx",
-        data=("decoder.data",),
-        cpu_file="decoder.onnx",  # ONNX Runtime computes fp16 itself
+        file=_GRAPH,
+        data=(_DATA,),
+        cpu_file=_GRAPH,  # ONNX Runtime computes fp16 itself
         inputs=(
             TensorSpec(name="latent", dtype=number, shape=tuple(latent.shape)),
             *(

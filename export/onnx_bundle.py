@@ -70,7 +70,12 @@ def export_onnx_bundle(
         if checkpoint.decoder is None or checkpoint.decoder_config is None:
             raise _lacks(checkpoint, "decoder", "pass --taehv")
         graphs["decoder"] = export_decoder(
-            checkpoint.decoder, checkpoint.decoder_config, shape, folder, progress=progress
+            checkpoint.decoder,
+            checkpoint.decoder_config,
+            shape,
+            folder,
+            cache=cache,
+            progress=progress,
         )
     if "text_encoder" in components:
         if (
@@ -86,6 +91,7 @@ def export_onnx_bundle(
             tokenizer=checkpoint.tokenizer,
             text_length=checkpoint.dit_config.text_length,
             recipe=text_encoder_recipe,
+            cache=cache,
             progress=progress,
         )
         digests |= text_digests

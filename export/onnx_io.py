@@ -112,6 +112,8 @@ class DataWriter:
 def attach(value: ir.Value, tensor: torch.Tensor, writer: DataWriter) -> ir.ExternalTensor:
     """Give an initializer its data: type and shape are the graph's, the bytes the tensor's.
 
+    That of a finished graph, which refers to its data, is written where the graph says.
+
     Raises:
         BadInput: the tensor is not of that type and size; values of less than a byte are uint8.
     """
@@ -128,6 +130,10 @@ def attach(value: ir.Value, tensor: torch.Tensor, writer: DataWriter) -> ir.Exte
             fix="a recipe stores what its buffers say",
         )
     written = writer.add(str(value.name), tensor, dtype=value.dtype, shape=shape)
+    known = value.const_value
+    if isinstance(known, ir.ExternalTensor):
+        # The order in which the tensors are added decides where each lies.
+        assert (known.offset, known.length) == (written.offset, written.length), value.name
     value.const_value = written
     return written
 

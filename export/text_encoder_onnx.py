@@ -9,6 +9,7 @@ A recipe is for six of a block's seven linears (not ``wo``, see
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ import torch
 
 from fastwan.config import TextEncoderConfig
 from fastwan.export import ops, schemas
+from fastwan.export.cache import ExportCache, content_key
 from fastwan.export.checkpoint import safetensors_io
 from fastwan.export.composer import Composer
 from fastwan.export.linear_names import linear_node, name_linears
@@ -34,6 +36,8 @@ from fastwan.staging import atomic_file
 
 EMBEDDINGS, HIDDEN_STATES = "embeddings", "hidden_states"
 EMBEDDING_FILE = "embedding.safetensors"
+_GRAPH, _CPU_GRAPH = "text_encoder.onnx", "text_encoder.cpu.onnx"
+_DATA = "text_encoder.data"
 CPU_REFERENCE_BYTES = 2 << 30
 """Largest encoder that the CPU reference is written for: ONNX Runtime holds its weights in fp32."""
 
@@ -130,6 +134,7 @@ def export_text_encoder(
     tokenizer: Mapping[str, bytes],
     text_length: int = 512,
     recipe: Recipe = _BF16,
+    cache: ExportCache | None = None,
     progress: Progress = _QUIET,
 ) -> tuple[Graph, tuple[str, ...], dict[str, str]]:
     """Write the text encoder and what stands around it.
@@ -143,6 +148,7 @@ def export_text_encoder(
         tokenizer: its files by name, ``tokenizer.json`` among them.
         text_length: greatest number of tokens.
         recipe: of the linears; weights are quantised as its reference does.
+        cache: where a finished graph is taken from and left.
         progress: told the bytes as they are written.
 
     Returns:
@@ -154,33 +160,60 @@ def export_text_encoder(
     Raises:
         VerificationFailed: a recipe without a gate changes a weight.
     """
-    model = build_text_encoder_graph(config, text_length, recipe)
+    facts = {"config": asdict(config), "length": text_length, "recipe": asdict(recipe)}
+    key = content_key("text_encoder", facts)
+    record = None if cache is None else cache.copy(key, folder)
+    if record is not None:
+        model = ir.load(folder / _GRAPH)
+    else:
+        model = build_text_encoder_graph(config, text_length, recipe)
     buckets = umt5.relative_buckets(config, text_length)
-    with data_file(folder / "text_encoder.data") as writer:
+    with data_file(folder / _DATA) as writer:
         attach(model.graph.initializers[_BUCKETS], buckets, writer)
         digests = {_BUCKETS: tensor_digest(buckets)}
         targets = set(_targets(config))
         digests |= _attach_weights(model.graph, source, recipe, targets, writer, progress)
-    save_model(model, folder / "text_encoder.onnx")
-    cpu_file = None
-    if sum(map(nbytes, model.graph.initializers.values())) <= CPU_REFERENCE_BYTES:
-        lowered, _ = lower_for_onnxruntime(clone(model))
-        cpu_file = "text_encoder.cpu.onnx"
-        save_model(lowered, folder / cpu_file)
+    has_cpu_file = sum(map(nbytes, model.graph.initializers.values())) <= CPU_REFERENCE_BYTES
+    if record is None:
+        save_model(model, folder / _GRAPH)
+        if has_cpu_file:
+            lowered, _ = lower_for_onnxruntime(clone(model))
+            save_model(lowered, folder / _CPU_GRAPH)
+        if cache is not None:
+            names = (_GRAPH, _CPU_GRAPH) if has_cpu_file else (_GRAPH,)
+            cache.put(key, {name: folder / name for name in names}, {})
     extra = (
         _copy_embedding(source, config, folder / EMBEDDING_FILE, progress),
         *_write_tokenizer(tokenizer, folder / "tokenizer"),
     )
     shape = (1, "length", config.d_model)
     graph = Graph(
-        file="text_encoder.onnx",
-        data=("text_encoder.data",),
-        cpu_file=cpu_file,
+        file=_GRAPH,
+        data=(_DATA,),
+        cpu_file=_CPU_GRAPH if has_cpu_file else None,
         inputs=(TensorSpec(name=EMBEDDINGS, dtype="bfloat16", shape=shape),),
         outputs=(TensorSpec(name=HIDDEN_STATES, dtype="bfloat16", shape=shape),),
         linears=targeted_linears(config, recipe),
     )
     return graph, extra, digests
+
+
+def _stored_beside(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Weights that are to be written, by initializer, in the order of the data file.
+
+    A finished graph, whose initializers are sorted by name, says where each lies.
+    """
+
+    def offset(value: ir.Value) -> int:
+        known = value.const_value
+        return (known.offset or 0) if isinstance(known, ir.ExternalTensor) else 0
+
+    values = [
+        value
+        for name, value in graph.initializers.items()
+        if name != _BUCKETS and isinstance(value.const_value, ir.ExternalTensor | None)
+    ]
+    return {str(value.name): value for value in sorted(values, key=offset)}
 
 
 def _attach_weights(
@@ -196,7 +229,7 @@ def _attach_weights(
     Args:
         targets: linears that the recipe is for.
     """
-    missing = {n: v for n, v in graph.initializers.items() if v.const_value is None}
+    missing = _stored_beside(graph)
 
     def linear_of(name: str) -> str:
         return name.rpartition(".")[0]

@@ -11,6 +11,8 @@ import torch
 
 from fastwan.config import DecoderConfig, VideoShape
 from fastwan.errors import BadInput
+from fastwan.export import decoder_onnx
+from fastwan.export.cache import ExportCache
 from fastwan.export.decoder_onnx import export_decoder, load_decoder
 from fastwan.export.models.taehv import TAEHVDecoder, to_uint8
 from fastwan.manifest import Graph
@@ -146,3 +148,24 @@ def test_tensorrt_rtx_builds_it(exported: tuple[str, Path, Graph], contiguous: b
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM120, 0)
     assert builder.build_serialized_network(network, config) is not None
+
+
+def test_a_finished_decoder_comes_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, weights = ExportCache(tmp_path / "cache"), Weights()
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    made = export_decoder(weights, TINY, SHAPE, first, cache=cache)
+
+    def trace(*_: object, **__: object) -> None:
+        raise RuntimeError("traced again")
+
+    monkeypatch.setattr(decoder_onnx, "trace", trace)
+    assert export_decoder(weights, TINY, SHAPE, second, cache=cache) == made
+    for file in (made.file, *made.data):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    weights.read("decoder.1.weight").add_(1)
+    with pytest.raises(RuntimeError, match="traced again"):
+        export_decoder(weights, TINY, SHAPE, second, cache=cache)

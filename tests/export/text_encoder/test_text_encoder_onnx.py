@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from fastwan.engines.plan import TEXT_BUCKETS, plan_sources
 from fastwan.engines.tensorrt_rtx import TensorRTRTX
 from fastwan.export import text_encoder_onnx
 from fastwan.export.attentions.native import Native
+from fastwan.export.cache import ExportCache
 from fastwan.export.checkpoint.names import expected_text_encoder_tensors
 from fastwan.export.checkpoint.synthetic_files import tokenizer_files
 from fastwan.export.models.layers import Linear
@@ -123,6 +125,27 @@ def test_files_and_record(exported: Exported) -> None:
         assert value.shape is not None
         assert spec.shape == tuple(d if isinstance(d, int) else str(d) for d in value.shape.dims)
         assert spec.shape == (1, "length", TINY.d_model)
+
+
+def test_a_finished_graph_comes_from_the_cache(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the weights are written where it says, whatever their values."""
+    cache, given = ExportCache(tmp_path / "cache"), {"tokenizer": _tokenizer()}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        made = export_text_encoder(
+            Weights(), TINY, tmp_path / name, recipe=exported.recipe, cache=cache, **given
+        )
+        assert made == (exported.graph, exported.extra_files, exported.digests)
+        for file in (made[0].file, made[0].cpu_file, *made[0].data):
+            assert (tmp_path / name / file).read_bytes() == (exported.folder / file).read_bytes()
+        monkeypatch.setattr(text_encoder_onnx, "trace", None)
+    with pytest.raises(TypeError):
+        export_text_encoder(
+            Weights(), replace(TINY, num_layers=2), tmp_path / "second",
+            recipe=exported.recipe, cache=cache, **given,
+        )  # fmt: skip
 
 
 def test_data_holds_the_checkpoint(exported: Exported) -> None:
