@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastwan.console import say
 from fastwan.errors import BadInput
-from fastwan.progress import Progress
+from fastwan.progress import Progress, Quiet
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.noise import DEFAULT_SEED, seed_of
 from fastwan.runtime.pipeline import FastWanPipeline
@@ -105,8 +105,8 @@ def generate(
     inputs = [bundle] if prompt_cache is None else [bundle, prompt_cache]
     check_outputs([output for each in places for output in each], force=force, inputs=inputs)
     with FastWanPipeline.from_bundle(bundle, device, prompt_cache=prompt_cache) as pipeline:
-        if pipeline.choice.note:
-            print(pipeline.choice.note, file=sys.stderr)
+        if pipeline.choice.note or not isinstance(progress or Quiet(), Quiet):
+            say(f"device: {_running_on(pipeline)}")
         memory = None
         if pipeline.bundle.manifest.engines:
             memory = bundle_memory(pipeline.bundle, sampler)
@@ -125,6 +125,16 @@ def generate(
                 _made(pipeline, job, seed, runs) for job, runs in zip(jobs, made, strict=True)
             ),
         )
+
+
+def _running_on(pipeline: FastWanPipeline) -> str:
+    """What makes the videos, and why, in a line."""
+    choice = pipeline.choice
+    if choice.note:
+        return choice.note
+    if choice.name == "cpu":
+        return "the CPU reference, as asked for: slow, for small videos"
+    return str(pipeline.components.runs_on)
 
 
 @dataclass(frozen=True)

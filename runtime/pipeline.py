@@ -88,7 +88,7 @@ class FastWanPipeline(LikeDiffusers):
 
         Args:
             path: folder that ``build-engine`` wrote.
-            device: "auto" takes a GPU that can run the engines, and the CPU without one;
+            device: "auto" takes the GPU where one is visible, and the CPU without one;
                 "emulated" computes a Blackwell GPU's numbers on a Hopper GPU.
             threads: CPU threads inside an operator; another number may change the last bits.
             prompt_cache: folder that keeps the embeddings of prompts.

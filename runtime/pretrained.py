@@ -13,7 +13,13 @@ from fastwan.hub.ids import is_repo_id
 from fastwan.runtime.batch import UnknownArgument
 from fastwan.runtime.components import Components
 from fastwan.runtime.cpu.components import CpuComponents
-from fastwan.runtime.device.choice import DEVICES, DeviceChoice, require_emulable, resolve_device
+from fastwan.runtime.device.choice import (
+    DEVICES,
+    DeviceChoice,
+    or_the_cpu,
+    require_emulable,
+    resolve_device,
+)
 from fastwan.runtime.like_diffusers import check_dtype
 from fastwan.runtime.model.checks import shown
 
@@ -87,7 +93,7 @@ def open_components(bundle: Bundle, device: str, threads: int) -> tuple[DeviceCh
     """Components of a bundle on a device, and why it is that one.
 
     Args:
-        device: "cpu", "cuda", "emulated", or "auto" for a GPU that can run the engines, else the
+        device: "cpu", "cuda", "emulated", or "auto" for the GPU where one is visible, else the
             CPU.
         threads: see `fastwan.runtime.cpu.executor.OnnxRuntimeExecutor`.
 
@@ -111,5 +117,6 @@ def open_components(bundle: Bundle, device: str, threads: int) -> tuple[DeviceCh
         except EnvironmentLacks as error:
             if device == "cuda":
                 raise
-            choice = DeviceChoice("cpu", f"{error.what}: running the CPU reference")
+            fix = f"{error.fix}{or_the_cpu(device)}".removeprefix(", or ")
+            raise EnvironmentLacks(error.what, where=error.where, fix=fix) from error
     return choice, CpuComponents(bundle, threads=threads)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastwan.bundle import Bundle
-from fastwan.cuda_driver import cuda_device_count
+from fastwan.cuda_driver import cuda_device_count, driver_fault
 from fastwan.errors import BadInput, EnvironmentLacks
 
 DEVICES = ("auto", "cpu", "cuda", "emulated")
@@ -31,9 +31,12 @@ class DeviceChoice:
 def resolve_device(requested: str) -> DeviceChoice:
     """Resolve "auto", "cpu", "cuda" or "emulated"; "auto" is never the last.
 
+    A GPU that is there is used or refused: "auto" takes the CPU only where there is none.
+
     Raises:
         BadInput: another name.
-        EnvironmentLacks: "cuda" or "emulated" where no CUDA device is visible.
+        EnvironmentLacks: a GPU whose driver cannot be used, or "cuda" or "emulated" where no CUDA
+            device is visible.
     """
     if requested not in DEVICES:
         raise BadInput(
@@ -41,6 +44,12 @@ def resolve_device(requested: str) -> DeviceChoice:
         )
     if requested == "cpu":
         return DeviceChoice("cpu")
+    if fault := driver_fault():
+        raise EnvironmentLacks(
+            fault,
+            where="device",
+            fix=f"install NVIDIA's driver 580 or newer{or_the_cpu(requested)}",
+        )
     if cuda_device_count():
         if requested == "emulated":
             return DeviceChoice("emulated", EMULATED)
@@ -52,6 +61,11 @@ def resolve_device(requested: str) -> DeviceChoice:
         where="device",
         fix="use device cpu, or install NVIDIA's driver and check CUDA_VISIBLE_DEVICES",
     )
+
+
+def or_the_cpu(requested: str) -> str:
+    """What else a refusal of "auto" can say."""
+    return ", or ask for the CPU reference with --device cpu" if requested == "auto" else ""
 
 
 def require_emulable(bundle: Bundle) -> None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+OLDEST_CUDA = (13, 0)
+"""What the driver has to know: TensorRT-RTX, cuda-bindings and our library are of CUDA 13."""
+
+_DEVICES = Path("/dev")
+_NO_DEVICE = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
@@ -38,6 +45,30 @@ def compute_capability(device: int = 0) -> int | None:
         if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle) != 0:
             return None
     return major.value * 10 + minor.value
+
+
+def driver_fault() -> str:
+    """Why a GPU that is there cannot be used; empty where it can, or where there is none.
+
+    A GPU is there where the driver counts one, or where its device file is; one that
+    ``CUDA_VISIBLE_DEVICES`` hides is not.
+    """
+    try:
+        code = ctypes.CDLL(_LIBRARY).cuInit(0)
+    except (OSError, AttributeError):
+        seen = any(re.fullmatch(r"nvidia\d+", each.name) for each in _DEVICES.glob("nvidia*"))
+        return f"there is a GPU, and the driver's {_LIBRARY} is missing" if seen else ""
+    if code in _NO_DEVICE:
+        return ""
+    if code != 0:
+        return f"NVIDIA's driver does not start: CUDA error {code}"
+    version = driver_cuda_version()
+    if version is None or not cuda_device_count():
+        return ""
+    if tuple(map(int, version.split("."))) < OLDEST_CUDA:
+        oldest = ".".join(map(str, OLDEST_CUDA))
+        return f"NVIDIA's driver knows CUDA {version}, this needs {oldest}"
+    return ""
 
 
 def _driver() -> Any:

@@ -178,17 +178,30 @@ def test_auto_without_a_gpu_runs_on_the_cpu_and_says_so(
     assert FastWanPipeline.from_bundle(bundle.root, "cpu")("a").note == ""
 
 
-@pytest.mark.parametrize(("count", "message"), [(0, "no CUDA device"), (1, "cuda-bindings")])
-def test_cuda_that_cannot_be_used_says_why_and_auto_takes_the_cpu(
-    bundle: Any, monkeypatch: pytest.MonkeyPatch, count: int, message: str
+@pytest.mark.parametrize(
+    ("count", "fault", "message"),
+    [
+        (0, "", "no CUDA device"),
+        (0, "NVIDIA's driver does not start: CUDA error 803", "error 803.*driver 580"),
+        (1, "NVIDIA's driver knows CUDA 12.4, this needs 13.0", "knows CUDA 12.4.*driver 580"),
+        (1, "", "cuda-bindings.*install"),
+    ],
+)
+def test_a_gpu_that_is_there_is_used_or_the_call_fails(
+    bundle: Any, monkeypatch: pytest.MonkeyPatch, count: int, fault: str, message: str
 ) -> None:
     monkeypatch.setattr(device, "cuda_device_count", lambda: count)
+    monkeypatch.setattr(device, "driver_fault", lambda: fault)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    pipe = FastWanPipeline.from_bundle(bundle.root, "auto")
-    assert pipe.choice.name == "cpu"
-    assert message in pipe.choice.note
-    with pytest.raises(EnvironmentLacks, match=message):
+    with pytest.raises(EnvironmentLacks, match=message) as lacks:
         FastWanPipeline.from_bundle(bundle.root, "cuda")
+    assert "ask for the CPU reference" not in str(lacks.value)
+    if count or fault:
+        with pytest.raises(EnvironmentLacks, match=f"{message}.*--device cpu"):
+            FastWanPipeline.from_bundle(bundle.root, "auto")
+    else:
+        assert FastWanPipeline.from_bundle(bundle.root, "auto").choice.name == "cpu"
+    assert FastWanPipeline.from_bundle(bundle.root, "cpu").choice.name == "cpu"
 
 
 def test_a_bundle_of_an_older_schema_is_refused_in_one_line(bundle: Any) -> None:

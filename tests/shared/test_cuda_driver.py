@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fastwan import cuda_driver
-from fastwan.cuda_driver import compute_capability, cuda_device_count, driver_cuda_version
+from fastwan.cuda_driver import (
+    compute_capability,
+    cuda_device_count,
+    driver_cuda_version,
+    driver_fault,
+)
 
 
 def put(pointer: Any, value: int) -> int:
@@ -79,3 +85,32 @@ def test_without_a_driver_there_is_no_device(
 ) -> None:
     monkeypatch.setattr(cuda_driver.ctypes, "CDLL", library)
     assert (cuda_device_count(), compute_capability(), driver_cuda_version()) == (0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "version", "fault"),
+    [
+        (0, 13000, ""),
+        (0, 12080, "knows CUDA 12.8, this needs 13.0"),
+        (100, 12080, ""),
+        (34, 13000, ""),
+        (803, 13000, "does not start: CUDA error 803"),
+    ],
+)
+def test_a_driver_that_cannot_be_used_says_why(
+    driver: SimpleNamespace, code: int, version: int, fault: str
+) -> None:
+    driver.cuInit = lambda flags: code
+    driver.cuDriverGetVersion = lambda pointer: put(pointer, version)
+    assert fault in driver_fault()
+    assert bool(fault) == bool(driver_fault())
+
+
+@pytest.mark.parametrize(("file", "there"), [("nvidia0", True), ("nvidia-modeset", False)])
+def test_a_gpu_without_the_drivers_library_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, there: bool
+) -> None:
+    (tmp_path / file).touch()
+    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", absent)
+    monkeypatch.setattr(cuda_driver, "_DEVICES", tmp_path)
+    assert ("libcuda" in driver_fault()) is there

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastwan.config import TARGETS
+from fastwan.cuda_driver import OLDEST_CUDA
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.quality.selftest.context import Context, Outcome, Skip, StageFailure
 from fastwan.quality.selftest.machine import Library
@@ -18,9 +19,6 @@ from fastwan.runtime.device.memory import check_fit
 from fastwan.runtime.model.loop import combine
 from fastwan.runtime.recording.memory_plan import plan
 from fastwan.tables import lookup
-
-OLDEST_CUDA = (13, 0)
-"""What the driver has to know: TensorRT-RTX, cuda-bindings and our library are of CUDA 13."""
 
 _EM_CUDA = 190
 _ELEMENTS = 1000

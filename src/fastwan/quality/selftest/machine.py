@@ -11,7 +11,12 @@ from typing import NoReturn, Protocol
 
 from fastwan.bundle import Bundle
 from fastwan.config import TARGETS
-from fastwan.cuda_driver import compute_capability, cuda_device_count, driver_cuda_version
+from fastwan.cuda_driver import (
+    compute_capability,
+    cuda_device_count,
+    driver_cuda_version,
+    driver_fault,
+)
 from fastwan.engines.backend import BuiltEngine
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.manifest import Engine
@@ -127,7 +132,7 @@ def machine_of(requested: str) -> Machine:
             f"unknown device {requested!r}", where="--device", fix="one of " + ", ".join(DEVICES)
         )
     if requested == "auto":
-        requested = "cuda" if cuda_device_count() else "host"
+        requested = "cuda" if cuda_device_count() or driver_fault() else "host"
     return {"cuda": _cuda, "emulated": _emulated, "host": _host}[requested]()
 
 
