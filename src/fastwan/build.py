@@ -323,10 +323,3 @@ def plugin_library(attention: Attention, backend: Backend) -> Path | None:
     check_elf(library)
     refuse_emulated(library)
     return library
-
-
-def parse_components(text: str) -> tuple[str, ...]:
-    """Components of a comma-separated list, in the order of `COMPONENTS`."""
-    names: Collection[str] = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = tuple(name for name in names if name not in COMPONENTS)
-    return tuple(name for name in COMPONENTS if name in names) + unknown

@@ -1,7 +1,8 @@
 """``doctor``: what this machine can do, and what to install for the rest.
 
 It looks, it never builds, and a missing or broken piece is a finding, never an exception. Packages
-are really imported: one that is installed and does not load is the case worth finding.
+are really imported, for one that is installed and does not load is worth finding; those that take
+seconds only with ``--load``.
 """
 
 from __future__ import annotations
@@ -75,13 +76,14 @@ class _Package:
     distribution: str
     status_without: Status = "missing"
     fix: str = _INSTALL
+    slow: bool = False
 
 
 _PACKAGES = (
-    _Package("torch", "torch", "torch"),
-    _Package("ModelOpt", "modelopt.torch.quantization", "nvidia-modelopt"),
+    _Package("torch", "torch", "torch", slow=True),
+    _Package("ModelOpt", "modelopt.torch.quantization", "nvidia-modelopt", slow=True),
     _Package("onnx", "onnx", "onnx"),
-    _Package("onnxscript", "onnxscript", "onnxscript"),
+    _Package("onnxscript", "onnxscript", "onnxscript", slow=True),
     _Package("ONNX Runtime", "onnxruntime", "onnxruntime"),
     _Package("tokenizers", "tokenizers", "tokenizers"),
     _Package("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13"),
@@ -102,9 +104,13 @@ _EXPORT = ("Python", "torch", "ModelOpt", "onnx", "onnxscript")
 _CPU_RUN = ("Python", "ONNX Runtime", "tokenizers")
 
 
-def diagnose() -> list[Finding]:
-    """Look at everything; parts first, then the abilities that follow from them."""
-    parts = [_python(), *map(_package, _PACKAGES)]
+def diagnose(load: bool = False) -> list[Finding]:
+    """Look at everything; parts first, then the abilities that follow from them.
+
+    Args:
+        load: import the packages that take seconds, too.
+    """
+    parts = [_python(), *(_package(package, load) for package in _PACKAGES)]
     parts += _guard("gpu", "CUDA device", _devices)
     parts += _guard("plugin", "plugin build", _plugin_build)
     for name, emulated in ((_LIBRARY, False), (_EMULATED_LIBRARY, True)):
@@ -136,7 +142,9 @@ def _python() -> Finding:
     return Finding("package", "Python", "missing", version, f"install Python {wanted} or newer")
 
 
-def _package(package: _Package) -> Finding:
+def _package(package: _Package, load: bool = True) -> Finding:
+    if package.slow and not load:
+        return _installed(package)
     try:
         # ModelOpt prints to stdout, where --json has its one object.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -155,9 +163,25 @@ def _package(package: _Package) -> Finding:
     return Finding("package", package.name, "ok", version)
 
 
-def _devices() -> Iterable[Finding]:
-    from fastwan.cuda_driver import compute_capability, cuda_device_count
+def _installed(package: _Package) -> Finding:
+    """Whether a package is there, without importing it."""
+    try:
+        version = metadata.version(package.distribution)
+    except metadata.PackageNotFoundError:
+        return Finding(
+            "package", package.name, package.status_without, "not installed", package.fix
+        )
+    return Finding("package", package.name, "ok", f"{version}, not loaded (see --load)")
 
+
+def _devices() -> Iterable[Finding]:
+    from fastwan.cuda_driver import compute_capability, cuda_device_count, driver_fault
+
+    if fault := driver_fault():
+        yield Finding(
+            "gpu", "CUDA device", "missing", fault, "install NVIDIA's driver 580 or newer"
+        )
+        return
     count = cuda_device_count()
     if not count:
         fix = "install NVIDIA's driver and check CUDA_VISIBLE_DEVICES; building needs no GPU"

@@ -109,9 +109,9 @@ def test_the_command_line_says_so(
     changes = {row: TOY} if row else {}
     monkeypatch.setitem(config.MODELS, MODEL, replace(config.MODELS[MODEL], **changes))
     arguments = ["build-engine", "--checkpoint", str(tiny.folder), "-o", str(tmp_path / "out")]
-    # Where nothing is wrong with the tables, the height is what the command stops at.
-    done = CliRunner().invoke(main, [*arguments, "--components", "dit", "--height", "17"])
-    message = f"nothing implements the {row} '{TOY}'" if row else "height 17 is no multiple of 16"
+    # Where nothing is wrong with the tables, the sampler is what the command stops at.
+    done = CliRunner().invoke(main, [*arguments, "--components", "dit", "--sampler", "unipc-50"])
+    message = f"nothing implements the {row} '{TOY}'" if row else "unknown sampler 'unipc-50'"
     assert done.exit_code == 2
     assert message in done.stderr
     assert "unexpected" not in done.stderr

@@ -58,6 +58,22 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
+WRONG = """
+import json, sys
+
+from fastwan.cli import main
+
+codes = []
+for words in sys.argv[1:]:
+    try:
+        main(words.split())
+    except SystemExit as stop:
+        codes.append(stop.code)
+print(json.dumps(codes))
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
 def import_all(package: str, *, path: Path | None = None) -> dict[str, object]:
     completed = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL, package, json.dumps(ABSENT)],
@@ -111,6 +127,44 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert text[0].startswith("Usage:")
     assert "click" in json.loads(loaded)
     assert not set(HEAVY) & set(json.loads(loaded))
+
+
+def test_what_is_wrong_with_the_words_is_said_before_anything_heavy_is_imported(
+    tmp_path: Path,
+) -> None:
+    """Each in one process of its own would take as long as the commands."""
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "note.txt").touch()
+    words = (
+        "inspect nowhere", "inspect {there}", "generate nowhere fox -o x.mp4",
+        "generate nowhere fox -o x.mp4 --repeat 0", "bench nowhere", "bench nowhere --runs 0",
+        "verify nowhere", "verify nowhere --lora x", "compare nowhere nowhere",
+        "gate nowhere --against x", "selftest nowhere", "goldens make nowhere x",
+        "swap-weights nowhere --checkpoint nowhere -o x", "build-engine --checkpoint nowhere -o x",
+        "build-engine --checkpoint owner/name -o {there}", "make-checkpoint {there} --size tiny",
+        "build-engine --checkpoint owner/name -o x --height 17",
+        "build-engine --checkpoint owner/name -o x --components dot",
+        "plan --model none",
+    )  # fmt: skip
+    completed = subprocess.run(
+        [sys.executable, "-c", WRONG, *(each.format(there=there) for each in words)],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    codes, loaded = map(json.loads, completed.stdout.splitlines())
+    assert codes == [2] * len(words), completed.stderr
+    assert "click" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_doctor_imports_what_takes_seconds_only_when_asked() -> None:
+    completed = subprocess.run(
+        [sys.executable, "-c", HELP, "doctor", "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = json.loads(completed.stdout.splitlines()[-1])
+    assert "onnx" in loaded
+    assert not {"torch", "modelopt", "onnxscript"} & set(loaded)
 
 
 SHARED = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,7 @@ def outputs(
     """What the commands print that need neither a builder nor a graph."""
     bundle = make_bundle()
     path = str(bundle.root)
+    other = str(shutil.copytree(bundle.root, tmp_path / "other"))
     library = tmp_path / "library.so"
     library.write_bytes(b"library")
     info = SimpleNamespace(build_info={"tensorrt": "none"})
@@ -78,8 +80,8 @@ def outputs(
     monkeypatch.setattr("fastwan.plugins.loader.PluginLibrary", lambda *_, **__: info)
     lines = {
         "make-checkpoint": ["--size", "tiny", "--no-text-encoder", str(tmp_path / "checkpoint")],
-        "build-engine": ["--checkpoint", "unused", "-o", path],
-        "swap-weights": ["unused", "--checkpoint", "unused", "-o", path],
+        "build-engine": ["--checkpoint", "owner/unused", "-o", path, "--force"],
+        "swap-weights": [other, "--checkpoint", "owner/unused", "-o", path, "--force"],
         "inspect": [path],
         "plan": ["--model", "FastWan-QAD-FP8-1.3B", "--target", "rtx4090", "--shape", "832x480x1"],
         "bench": [path, "--device", "null"],

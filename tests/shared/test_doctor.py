@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -43,6 +44,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     here = Machine(
         broken={},
         devices=1,
+        fault="",
         capability=120,
         builds=lambda target: None,
         gpu_run=lambda name: None,
@@ -77,6 +79,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
             here.find_emulated() if emulated else here.find_library()
         ),
         "fastwan.cuda_driver.cuda_device_count": lambda: here.devices,
+        "fastwan.cuda_driver.driver_fault": lambda: here.fault,
         "fastwan.runtime.device.choice.resolve_device": lambda name: here.gpu_run(name),
         "fastwan.doctor.shutil.disk_usage": lambda path: SimpleNamespace(free=here.free),
     }
@@ -121,7 +124,7 @@ def test_a_missing_package_takes_what_rests_on_it(
 ) -> None:
     top = module.partition(".")[0]
     machine.broken[module] = ModuleNotFoundError(f"No module named {top!r}", name=top)
-    found = by_name(diagnose())
+    found = by_name(diagnose(load=True))
     assert (found[name].status, found[name].detail) == (status, "not installed")
     assert "pip install" in found[name].fix
     without = {
@@ -135,11 +138,31 @@ def test_a_missing_package_takes_what_rests_on_it(
 
 def test_a_package_that_does_not_load_is_told_from_one_that_is_absent(machine: Machine) -> None:
     machine.broken["torch"] = OSError("libcudart.so.13: cannot open\nshared object file")
-    assert by_name(diagnose())["torch"].detail == (
+    assert by_name(diagnose(load=True))["torch"].detail == (
         "does not load: OSError: libcudart.so.13: cannot open shared object file"
     )
+    unloaded = by_name(diagnose())["torch"]
+    assert unloaded.status == "ok"
+    assert "not loaded" in unloaded.detail
     machine.broken["torch"] = ModuleNotFoundError("No module named 'sympy'", name="sympy")
-    assert "sympy" in by_name(diagnose())["torch"].detail
+    assert "sympy" in by_name(diagnose(load=True))["torch"].detail
+
+
+def test_a_package_that_takes_seconds_is_looked_for_all_the_same(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "nvidia-modelopt":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    assert by_name(diagnose())["ModelOpt"].status == "ok"
+    monkeypatch.setattr("fastwan.doctor.metadata.version", version)
+    found = by_name(diagnose())
+    assert (found["ModelOpt"].status, found["ModelOpt"].detail) == ("missing", "not installed")
+    assert found[EXPORT].detail == "without ModelOpt"
 
 
 def test_the_python_is_held_against_the_oldest(
@@ -189,6 +212,14 @@ def test_the_gpu_is_held_against_the_targets(
     assert found["CUDA device"].detail == f"{devices} visible"
     assert found["compute capability"].status == status
     assert words in found["compute capability"].detail
+
+
+def test_a_driver_that_cannot_be_used_is_a_fault(machine: Machine) -> None:
+    assert by_name(diagnose())["CUDA device"].status == "ok"
+    machine.fault = "NVIDIA's driver does not start: CUDA error 803"
+    found = by_name(diagnose())["CUDA device"]
+    assert (found.status, found.detail) == ("missing", machine.fault)
+    assert "driver 580" in found.fix
 
 
 def test_no_gpu_is_no_fault(machine: Machine) -> None:
@@ -290,7 +321,7 @@ def test_the_text_shows_fixes_literally(machine: Machine) -> None:
 
     machine.broken["torch"] = ModuleNotFoundError("No module named 'torch'", name="torch")
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render(diagnose()))
+    console.print(render(diagnose(load=True)))
     text = console.export_text()
     assert "pip install -c constraints.txt -e '.[dev]'" in text
     assert text.index("Packages") < text.index("This machine can")

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from fastwan.commands.options import json_option
+from fastwan.commands.early import require_bundle
+from fastwan.commands.options import json_option, videos
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import SAMPLERS
 from fastwan.console import print_json, tell, typed_text
@@ -18,8 +19,8 @@ from fastwan.console import print_json, tell, typed_text
 @click.option(
     "--device", type=click.Choice(["auto", "cuda", "null"]), default="auto", show_default=True
 )
-@click.option("--runs", type=int, default=5, show_default=True, help="Measured videos.")
-@click.option("--warmup", type=int, default=2, show_default=True, help="Videos before them.")
+@videos("--runs", 1, 5, "Measured videos.")
+@videos("--warmup", 0, 2, "Videos before them.")
 @click.option("--prompt", help="Default: one sentence.")
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Default: the bundle's.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Report of an earlier --json.")
@@ -31,6 +32,7 @@ def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> No
 
     Exits 5 if a figure is beyond the baseline's by more than the limit.
     """
+    require_bundle(bundle)
     from fastwan.quality.bench import DEFAULT_PROMPT
     from fastwan.quality.bench import bench as run
     from fastwan.quality.bench_report import render

@@ -7,6 +7,12 @@ from typing import Any
 
 import click
 
+from fastwan.commands.early import (
+    parse_components,
+    require_checkpoint,
+    require_output,
+    require_size,
+)
 from fastwan.commands.options import force_option, json_option, lora_option, of_table
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import (
@@ -66,16 +72,22 @@ def build_engine(
     as_json: bool, components: str, no_cache: bool, cache_key: bool, **options: Any
 ) -> None:
     """Build an engine bundle from a checkpoint."""
+    parts = parse_components(components)
+    require_size(options["height"], options["width"], options["num_frames"])
+    require_checkpoint(options["checkpoint"])
+    if not cache_key:
+        read = Path(options["checkpoint"])
+        require_output(options["output"], "bundle", read, force=options["force"])
     require_address_space()
     from fastwan.parallel import collector_paused
 
     with collector_paused():
-        from fastwan.build import BuildSpec, parse_components
+        from fastwan.build import BuildSpec
         from fastwan.build import build_engine as build
         from fastwan.bundle import open_bundle
         from fastwan.quality.report import build_report, inspect_bundle
 
-    spec = BuildSpec(components=parse_components(components), use_cache=not no_cache, **options)
+    spec = BuildSpec(components=parts, use_cache=not no_cache, **options)
     if cache_key:
         from fastwan.cache_key import cache_key as key_of
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fastwan.commands.early import require_bundle, require_output
 from fastwan.commands.options import force_option, json_option, report_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import SAMPLERS
@@ -64,6 +65,9 @@ def compare(
 
     Exits 4 if a difference is beyond --limit.
     """
+    require_bundle(a, b)
+    require_output(report, "report", a, b, option="--report")
+    require_output(options["tensors"], "tensors", a, b, force=options["force"], option="--tensors")
     require_address_space()
     from fastwan.quality.compare.run import compare_bundles
     from fastwan.quality.compare.text import render

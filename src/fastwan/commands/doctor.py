@@ -10,13 +10,14 @@ from fastwan.console import print_json, print_rich
 
 
 @click.command("doctor")
+@click.option("--load", is_flag=True, help="Import torch, ModelOpt and onnxscript, too: seconds.")
 @json_option
 @report_errors
-def doctor(as_json: bool) -> None:
+def doctor(load: bool, as_json: bool) -> None:
     """Tell what this machine can do, and what to install for the rest."""
     from fastwan.doctor import DoctorReport, diagnose, render
 
-    findings = diagnose()
+    findings = diagnose(load)
     if as_json:
         print_json(DoctorReport(findings=tuple(findings)))
     else:

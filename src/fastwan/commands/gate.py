@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from fastwan.commands.options import json_option, report_option
+from fastwan.commands.early import require_bundle, require_output
+from fastwan.commands.options import json_option, report_option, videos
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.failures import require_address_space
@@ -36,8 +37,8 @@ from fastwan.failures import require_address_space
 @click.option(
     "--history", type=click.Path(path_type=Path), help="File that keeps the times of every run."
 )
-@click.option("--runs", type=int, default=5, show_default=True, help="Measured videos.")
-@click.option("--warmup", type=int, default=2, show_default=True, help="Videos before them.")
+@videos("--runs", 1, 5, "Measured videos.")
+@videos("--warmup", 0, 2, "Videos before them.")
 @report_option
 @json_option
 @report_errors
@@ -49,6 +50,8 @@ def gate(
     Exits 4 if a result is wrong, 5 if a figure is worse than the baseline's by more than its
     limit, 2 if there is nothing sound to compare with.
     """
+    require_bundle(bundle)
+    require_output(report, "report", bundle, option="--report")
     require_address_space()
     from fastwan.quality.findings_text import render
     from fastwan.quality.gate.run import gate as run

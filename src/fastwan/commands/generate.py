@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from fastwan.commands.options import force_option, guidance_options, json_option
+from fastwan.commands.early import require_bundle
+from fastwan.commands.options import (
+    force_option,
+    guidance_options,
+    json_option,
+    seed_option,
+    videos,
+)
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import SAMPLERS
 from fastwan.console import one_line, print_json, tell, typed_text
@@ -19,7 +26,7 @@ from fastwan.failures import require_address_space
 @click.argument("prompt", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="VIDEO")
 @click.option("--frames", type=click.Path(path_type=Path), help="Folder for PNG frames.")
-@click.option("--seed", type=int, default=1024, show_default=True)
+@seed_option
 @guidance_options
 @click.option(
     "--device",
@@ -29,8 +36,8 @@ from fastwan.failures import require_address_space
     help="emulated: a Blackwell GPU's numbers on a Hopper GPU, and not its speed.",
 )
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Default: the bundle's.")
-@click.option("--warmup", type=int, default=0, show_default=True, help="Unmeasured videos before.")
-@click.option("--repeat", type=int, default=1, show_default=True, help="Measured videos.")
+@videos("--warmup", 0, 0, "Unmeasured videos before.")
+@videos("--repeat", 1, 1, "Measured videos.")
 @click.option(
     "--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompt embeddings."
 )
@@ -46,6 +53,7 @@ def generate(
     **options: Any,
 ) -> None:
     """Make a video of PROMPT with BUNDLE; several prompts number their outputs."""
+    require_bundle(bundle)
     require_address_space()
     from fastwan.runtime.generate import generate as run
 

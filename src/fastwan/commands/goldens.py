@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fastwan.commands.early import require_bundle, require_output
 from fastwan.commands.options import force_option, json_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
@@ -42,6 +43,11 @@ def goldens(
     check exits 4 if a video differs, and names its first step that does; 2 if the goldens are of
     other weights or another sampler.
     """
+    require_bundle(bundle)
+    if action == "make":
+        require_output(folder, "goldens", bundle, force=force)
+    elif prompts is not None or force:
+        raise BadInput("an option of goldens make", where="--prompts" if prompts else "--force")
     require_address_space()
     from fastwan.quality.findings_text import render
     from fastwan.quality.goldens.run import check_goldens, make_goldens
@@ -50,8 +56,6 @@ def goldens(
         report = make_goldens(
             bundle, folder, prompts=prompts, force=force, progress=shown_progress()
         )
-    elif prompts is not None or force:
-        raise BadInput("an option of goldens make", where="--prompts" if prompts else "--force")
     else:
         report = check_goldens(bundle, folder, limit=limit, progress=shown_progress())
     if as_json:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fastwan.commands.early import require_bundle
 from fastwan.commands.options import json_option, report_option
 from fastwan.commands.running import report_errors
 from fastwan.console import print_json, print_rich
@@ -27,6 +28,7 @@ def inspect(
     bundle: Path, report: Path | None, graph: Path | None, block: int | None, as_json: bool
 ) -> None:
     """Show the kernels, dtypes, linears, bytes and predicted time of BUNDLE."""
+    require_bundle(bundle)
     from fastwan.bundle import open_bundle
     from fastwan.quality.report import inspect_bundle
     from fastwan.quality.report_text import render

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fastwan.commands.early import require_output
 from fastwan.commands.options import force_option, json_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import one_line, print_json, tell
@@ -16,7 +17,9 @@ from fastwan.failures import require_address_space
 @click.command("make-checkpoint")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--size", type=click.Choice(["tiny", "1.3b"]), required=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, show_default=True, metavar="N"
+)
 @click.option(
     "--text-encoder/--no-text-encoder",
     default=None,
@@ -29,6 +32,7 @@ def make_checkpoint(
     output: Path, size: Any, seed: int, text_encoder: bool | None, force: bool, as_json: bool
 ) -> None:
     """Write synthetic weights in the published file formats to OUTPUT."""
+    require_output(output, "checkpoint", force=force, option="OUTPUT")
     require_address_space()
     from fastwan.export.checkpoint import synthetic
 

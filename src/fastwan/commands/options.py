@@ -16,6 +16,30 @@ def of_table(option: str, names: Iterable[str], **settings: Any) -> Callable[[F]
     return click.option(option, type=click.Choice(list(names)), show_default=True, **settings)
 
 
+MAX_VIDEOS = 100_000
+"""Largest number of videos that can be asked for at once."""
+
+
+def videos(option: str, least: int, default: int, text: str) -> Callable[[F], F]:
+    """An option that takes a number of videos."""
+    return click.option(
+        option,
+        type=click.IntRange(least, MAX_VIDEOS),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help=text,
+    )
+
+
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, (1 << 64) - 1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Of the noise.",
+)
 force_option = click.option(
     "--force", is_flag=True, help="Replace the output whatever it holds; says what it deletes."
 )

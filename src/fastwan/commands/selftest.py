@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fastwan.commands.early import require_bundle, require_output
 from fastwan.commands.options import force_option, json_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
@@ -33,6 +34,8 @@ def selftest(bundle: Path, output: Path, as_json: bool, **options: Any) -> int:
 
     Exits 3 if it stops because the environment lacks something, 4 if a result is wrong.
     """
+    require_bundle(bundle)
+    require_output(output, "selftest", bundle, force=options["force"])
     require_address_space()
     from fastwan.quality.selftest.markdown import render
     from fastwan.quality.selftest.stages import selftest as run

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fastwan.commands.early import require_bundle, require_checkpoint, require_output
 from fastwan.commands.options import force_option, json_option, lora_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import MODELS
@@ -31,6 +32,10 @@ def swap_weights(as_json: bool, no_cache: bool, **options: Any) -> None:
 
     It is the one that build-engine would make of that checkpoint, in less time.
     """
+    require_bundle(options["bundle"])
+    require_checkpoint(options["checkpoint"])
+    read = (Path(options["checkpoint"]), options["bundle"])
+    require_output(options["output"], "bundle", *read, force=options["force"])
     require_address_space()
     from fastwan.parallel import collector_paused
 

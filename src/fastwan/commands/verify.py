@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fastwan.commands.early import require_bundle, require_checkpoint, require_output
 from fastwan.commands.options import json_option, lora_option, report_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, print_rich
@@ -32,6 +33,13 @@ from fastwan.failures import require_address_space
 @report_errors
 def verify(bundle: Path, report: Path | None, as_json: bool, **options: Any) -> int:
     """Hold BUNDLE against the reference; exit 4 if a limit is passed."""
+    from fastwan.quality.verify_options import check_options
+
+    require_bundle(bundle)
+    require_output(report, "report", bundle, option="--report")
+    check_options(options["device"], options["checkpoint"], options["lora"], options["picture"])
+    if options["checkpoint"] is not None:
+        require_checkpoint(options["checkpoint"])
     require_address_space()
     from fastwan.quality.verify.report import render
     from fastwan.quality.verify.run import verify_bundle

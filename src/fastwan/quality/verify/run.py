@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from fastwan.bundle import open_bundle
-from fastwan.errors import BadInput
 from fastwan.export.attentions import find_attention
 from fastwan.progress import Progress, Quiet, stage
 from fastwan.quality.verify import graphs, linears, steps, weights
@@ -21,6 +20,7 @@ from fastwan.quality.verify.recipe_checks import recipe_checks
 from fastwan.quality.verify.report import Check, Planned, VerifyReport, not_run, run_planned
 from fastwan.quality.verify.sampler import check_sampler
 from fastwan.quality.verify.subject import Subject
+from fastwan.quality.verify_options import check_options
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.executor import Array
 from fastwan.schema import BundleFacts
@@ -60,16 +60,7 @@ def verify_bundle(
             be opened.
         EnvironmentLacks: a package or the GPU is missing, or the hub cannot be reached.
     """
-    if device not in ("cpu", "emulated"):
-        raise BadInput(f"unknown device {device!r}", where="--device", fix="cpu or emulated")
-    if lora and checkpoint is None:
-        raise BadInput(
-            "a LoRA is merged into a checkpoint's weights",
-            where="--lora",
-            fix="pass --checkpoint too; without it the recorded digests are compared",
-        )
-    if picture is not None and device == "cpu":
-        raise BadInput("no picture is made on the CPU", where="--picture", fix="--device emulated")
+    check_options(device, checkpoint, lora, picture)
     bundle = open_bundle(path, sizes=False)
     setting = place = None
     if device == "emulated":

@@ -54,7 +54,7 @@ FAULTS = (
     _build("--checkpoint owner/never-fetched", "D", "owner/never-fetched", 3),
     _build("--checkpoint ''", "D", r"model_index\.json"),
     _build(f"--checkpoint {'x' * 5000}", "D", "x"),
-    _play("--seed -1", "M", "seed -1"),
+    _play("--seed -1", "M", "--seed.: -1 is not in"),
     _play("--seed 18446744073709551616", "M", "seed"),
     _play("--seed 1.5", "M", "1.5"),
     _play("--repeat 0", "M", "--repeat"),

@@ -1,0 +1,94 @@
+"""What a command asks of its words before it imports a library: the answer comes at once.
+
+The functions that do the work ask again, and more; they are called from Python, too.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastwan.config import COMPONENTS, VideoShape
+from fastwan.errors import BadInput
+from fastwan.hub.ids import is_repo_id
+from fastwan.outputs import OutputFolder
+
+_MANIFEST = "manifest.json"
+
+
+def require_bundle(*folders: Path) -> None:
+    """Refuse what is no folder of a bundle.
+
+    Raises:
+        BadInput: no folder, or one without a manifest.
+    """
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise BadInput("bundle is not a folder", where=str(folder), fix="see build-engine -o")
+        if not os.path.exists(folder / _MANIFEST):
+            raise BadInput(
+                f"{_MANIFEST} is missing", where=str(folder), fix="is this a bundle's folder?"
+            )
+
+
+def require_checkpoint(source: str) -> None:
+    """Refuse what lies nowhere and is no name on the hub.
+
+    Raises:
+        BadInput: likewise.
+    """
+    if not Path(source).exists() and not is_repo_id(source):
+        raise BadInput(
+            "checkpoint does not exist",
+            where=source,
+            fix="give a folder or a Hugging Face id such as FastVideo/FastWan-QAD-1.3B",
+        )
+
+
+def parse_components(text: str) -> tuple[str, ...]:
+    """Components of a comma-separated list, in the order of `COMPONENTS`.
+
+    Raises:
+        BadInput: an unknown one, or none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in COMPONENTS]
+    if unknown or not names:
+        raise BadInput(
+            f"unknown component {unknown[0]!r}" if unknown else "no component",
+            where="--components",
+            fix="a list of " + ", ".join(COMPONENTS),
+        )
+    return tuple(name for name in COMPONENTS if name in names)
+
+
+def require_size(height: int | None, width: int | None, num_frames: int | None) -> None:
+    """Refuse a size that no video can have, whatever the checkpoint says of the sides not given.
+
+    Raises:
+        BadInput: see `VideoShape`.
+    """
+    VideoShape(
+        height=16 if height is None else height,
+        width=16 if width is None else width,
+        num_frames=1 if num_frames is None else num_frames,
+    )
+
+
+def require_output(
+    folder: Path | None,
+    kind: str,
+    *inputs: Path,
+    force: bool = False,
+    option: str = "-o",
+) -> None:
+    """Refuse a folder that may not be replaced or cannot be made, see `OutputFolder`.
+
+    Args:
+        folder: None where nothing is written.
+
+    Raises:
+        BadInput: likewise.
+    """
+    if folder is not None:
+        OutputFolder(folder, kind, force, option, inputs)
