@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fastwan.bundle import Bundle
 from fastwan.cli import main
+from fastwan.config import VideoShape
 from fastwan.errors import BadInput, SlowerThanBaseline
 from fastwan.quality.baseline import compare, figures, read_baseline
 from fastwan.quality.bench import bench
@@ -130,12 +131,18 @@ def test_more_device_memory_is_seen(report: BenchReport) -> None:
     [
         ({"device": "H200"}, "baseline has device null, this run H200"),
         ({"sampler": "dmd"}, "baseline has sampler unipc, this run dmd"),
+        ({"bundle": {"attention": "native"}}, "baseline has attention .*, this run native"),
+        ({"bundle": {"backend": "tensorrt"}}, "baseline has backend tensorrt-rtx, this run"),
+        ({"bundle": {"recipe": "bf16"}}, "baseline has recipe .*, this run bf16"),
+        ({"bundle": {"shape": VideoShape(480, 832, 81)}}, "baseline has shape "),
         ({}, None),
     ],
 )
 def test_runs_of_different_kinds_are_not_compared(
-    report: BenchReport, fault: dict[str, str], message: str | None
+    report: BenchReport, fault: dict[str, Any], message: str | None
 ) -> None:
+    if "bundle" in fault:
+        fault = {"bundle": report.bundle.model_copy(update=fault["bundle"])}
     other = report.model_copy(update=fault)
     if message is None:
         compare(other, report, 0.05)
@@ -247,6 +254,19 @@ def test_the_command_exits_5_beyond_a_baseline(
     worse = CliRunner().invoke(main, arguments)
     assert worse.exit_code == 5
     assert f"enqueues {report.enqueues} instead of {report.enqueues - 10}" in worse.stderr
+    assert f"{report.enqueues} enqueues" in worse.stdout
+    printed = CliRunner().invoke(main, [*arguments, "--json"])
+    assert printed.exit_code == 5
+    assert BenchReport.model_validate_json(printed.stdout) == report
+    facts = report.bundle.model_copy(update={"attention": "native"})
+    path.write_text(report.model_copy(update={"bundle": facts}).to_json())
+    other = CliRunner().invoke(main, arguments)
+    assert (other.exit_code, other.stdout) == (2, "")
+    assert "baseline has attention native" in other.stderr
+    path.write_text(timed(report, 10.0).to_json())
+    untimed = CliRunner().invoke(main, arguments)
+    assert untimed.exit_code == 2
+    assert "no such figure" in untimed.stderr
     path.write_text("nonsense")
     assert CliRunner().invoke(main, arguments).exit_code == 2
 

@@ -27,19 +27,32 @@ from fastwan.console import print_json, tell, typed_text
 @click.option("--limit", type=float, default=0.05, show_default=True, help="Share beyond it.")
 @json_option
 @report_errors
-def bench(bundle: Path, prompt: str | None, as_json: bool, **options: Any) -> None:
+def bench(
+    bundle: Path,
+    prompt: str | None,
+    baseline: Path | None,
+    limit: float,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Measure a video's stages on a GPU, or count its work on the recording device.
 
-    Exits 5 if a figure is beyond the baseline's by more than the limit.
+    Exits 5 if a figure is beyond the baseline's by more than the limit, after printing them all.
     """
     require_bundle(bundle)
+    from fastwan.quality.baseline import compare, read_baseline
     from fastwan.quality.bench import DEFAULT_PROMPT
     from fastwan.quality.bench import bench as run
     from fastwan.quality.bench_report import render
+    from fastwan.quality.gate.limits import check_share
 
     text = typed_text(DEFAULT_PROMPT if prompt is None else prompt, "--prompt")
-    report = run(bundle, prompt=text, progress=shown_progress(), **options)
+    check_share(limit)
+    before = None if baseline is None else read_baseline(baseline)
+    report = run(bundle, prompt=text, baseline=before, progress=shown_progress(), **options)
     if as_json:
         print_json(report)
     else:
         tell(render(report))
+    if before is not None:
+        compare(report, before, limit)

@@ -10,7 +10,8 @@ import click
 from fastwan.commands.early import require_bundle, require_checkpoint, require_output
 from fastwan.commands.options import json_option, lora_option, report_option
 from fastwan.commands.running import report_errors, shown_progress
-from fastwan.console import print_json, print_rich
+from fastwan.console import print_json, print_rich, tell
+from fastwan.errors import BadInput
 from fastwan.failures import require_address_space
 
 
@@ -26,21 +27,38 @@ from fastwan.failures import require_address_space
     show_default=True,
     help="emulated: the full size too, on a Hopper GPU.",
 )
+@click.option(
+    "--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder of --checkpoint."
+)
 @lora_option
+@click.option(
+    "--check", "checks", multiple=True, metavar="NAME", help="Run only this one. May be repeated."
+)
+@click.option("--list-checks", is_flag=True, help="Print the names of the checks and run none.")
 @click.option("--picture", type=click.Path(path_type=Path), help="PNG of what FP4 changes.")
 @report_option
 @json_option
 @report_errors
-def verify(bundle: Path, report: Path | None, as_json: bool, **options: Any) -> int:
+def verify(
+    bundle: Path, report: Path | None, list_checks: bool, as_json: bool, **options: Any
+) -> int:
     """Hold BUNDLE against the reference; exit 4 if a limit is passed."""
     from fastwan.quality.verify_options import check_options
 
     require_bundle(bundle)
     require_output(report, "report", bundle, option="--report")
-    check_options(options["device"], options["checkpoint"], options["lora"], options["picture"])
+    given = ("device", "checkpoint", "taehv", "lora", "picture", "checks")
+    check_options(**{name: options[name] for name in given})
     if options["checkpoint"] is not None:
         require_checkpoint(options["checkpoint"])
+    if list_checks and as_json:
+        raise BadInput("names are printed as lines alone", where="--json")
     require_address_space()
+    if list_checks:
+        from fastwan.quality.verify.run import list_checks as names
+
+        tell("\n".join(names(bundle)))
+        return 0
     from fastwan.quality.verify.report import render
     from fastwan.quality.verify.run import verify_bundle
 

@@ -62,23 +62,17 @@ def compare(report: BenchReport, baseline: BenchReport, limit: float) -> None:
         limit: share by which a figure may be larger than the baseline's, see `check_share`.
 
     Raises:
-        BadInput: they are of another device, model, shape, target or sampler, one has a figure
+        BadInput: they are of another device or bundle, see `require_same_bundle`, one has a figure
             that the other lacks, a figure is negative or no finite number, or the limit is none.
         SlowerThanBaseline: a figure is larger by more than `limit`.
     """
     check_share(limit)
-    before, now = _kind_of_run(baseline), _kind_of_run(report)
-    for name in now:
-        if now[name] != before[name]:
-            raise BadInput(
-                f"baseline has {name} {before[name]}, this run {now[name]}",
-                where="--baseline",
-                fix="compare runs of one kind",
-            )
-    old, new = figures(baseline), figures(report)
+    require_same_bundle(report, baseline)
+    _require_same("device", report.device, baseline.device)
     for each, whose in ((baseline, "the baseline"), (report, "this run")):
         if each.measurement is not None and not each.measurement.times:
             raise BadInput(f"{whose} measured no stage", where="--baseline")
+    old, new = figures(baseline), figures(report)
     share = Limit(relative=limit)
     findings = [
         judge("bench", name, new.get(name), old.get(name), share)
@@ -106,12 +100,21 @@ def _unsound(finding: Finding) -> BadInput:
     )
 
 
-def _kind_of_run(report: BenchReport) -> dict[str, object]:
-    """What two runs must share to be compared."""
-    return {
-        "device": report.device,
-        "model": report.bundle.model,
-        "shape": report.bundle.shape,
-        "target": report.bundle.target,
-        "sampler": report.sampler,
-    }
+def require_same_bundle(report: BenchReport, baseline: BenchReport) -> None:
+    """Refuse a baseline of another kind of bundle, which can be told before anything is measured.
+
+    Raises:
+        BadInput: names the first difference.
+    """
+    for name in ("model", "recipe", "shape", "target", "backend", "attention"):
+        _require_same(name, getattr(report.bundle, name), getattr(baseline.bundle, name))
+    _require_same("sampler", report.sampler, baseline.sampler)
+
+
+def _require_same(name: str, now: object, before: object) -> None:
+    if now != before:
+        raise BadInput(
+            f"baseline has {name} {before}, this run {now}",
+            where="--baseline",
+            fix="compare runs of one kind",
+        )

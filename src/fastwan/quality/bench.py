@@ -14,9 +14,8 @@ from fastwan.engines.layer_json import bundle_layers
 from fastwan.errors import BadInput
 from fastwan.manifest import LAYERS
 from fastwan.progress import Progress, Quiet
-from fastwan.quality.baseline import compare, read_baseline
+from fastwan.quality.baseline import require_same_bundle
 from fastwan.quality.bench_report import BenchReport, Measurement, StageTimes
-from fastwan.quality.gate.limits import check_share
 from fastwan.quality.gpu_state import environment, gpu_state
 from fastwan.quality.gpus import rates_of
 from fastwan.quality.price import enqueues, price
@@ -49,31 +48,28 @@ def bench(
     warmup: int = 2,
     prompt: str = DEFAULT_PROMPT,
     sampler: str | None = None,
-    baseline: Path | None = None,
-    limit: float = 0.05,
+    baseline: BenchReport | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Everything ``bench --json`` prints.
+    """Everything ``bench --json`` prints. `compare` holds it against the baseline.
 
     Args:
         device: "auto", "cuda", or "null" for counts alone.
         runs: measured videos, after `warmup` videos that are not.
-        baseline: report of an earlier run to compare with.
-        limit: share by which a figure may be larger than the baseline's.
+        baseline: report of an earlier run that it will be compared with.
 
     Raises:
-        BadInput: no bundle, a number that is none of its option, a blank prompt, or a baseline that
-            is no report or of another kind. All but the last is told before anything is measured.
+        BadInput: no bundle, a number that is none of its option, a blank prompt, or a baseline of
+            another kind of bundle; before anything is measured.
         EnvironmentLacks: "cuda" cannot be used.
-        SlowerThanBaseline: names the figures; carries no report.
     """
     check_runs(runs, warmup)
-    check_share(limit)
     check_prompt(prompt)
-    before = None if baseline is None else read_baseline(baseline)
     bundle = open_bundle(path)
     schedule = schedule_of(bundle.manifest.sampler_spec(sampler))
     report = counts(bundle, schedule)
+    if baseline is not None:
+        require_same_bundle(report, baseline)
     if device == "null":
         note = "counts of the recording device; there are no times without a GPU"
         report = report.model_copy(update={"note": note})
@@ -83,8 +79,6 @@ def bench(
     else:
         note = "no CUDA device is visible: exact counts, no times"
         report = report.model_copy(update={"note": note})
-    if before is not None:
-        compare(report, before, limit)
     return report
 
 

@@ -59,6 +59,40 @@ def test_a_checkpoint_replaces_the_digests(bundle_dir: Path, checkpoint: Any) ->
 
 
 @pytest.mark.trt
+def test_checks_are_listed_and_chosen_by_name(bundle_dir: Path) -> None:
+    words = ["verify", str(bundle_dir)]
+    listed = CliRunner().invoke(main, [*words, "--list-checks"])
+    assert listed.exit_code == 0
+    names = listed.stdout.split()
+    assert names[0] == "integrity"
+    assert {"sampler", "decoder", "weights_bit_exact"} <= set(names)
+    chosen = CliRunner().invoke(main, [*words, "--check", "sampler", "--json"])
+    assert chosen.exit_code == 0
+    report = VerifyReport.model_validate_json(chosen.stdout)
+    assert [check.name for check in report.checks] == ["integrity", "sampler"]
+    unknown = CliRunner().invoke(main, [*words, "--check", "samplers"])
+    assert unknown.exit_code == 2
+    assert "unknown check 'samplers': one of integrity, " in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--lora x", "pass --checkpoint too"),
+        ("--taehv x", "pass --checkpoint too"),
+        ("--picture x", "--device emulated"),
+        ("--device emulated --check sampler", "--check"),
+        ("--list-checks --json", "--json"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    bundle_dir: Path, words: str, message: str
+) -> None:
+    done = CliRunner().invoke(main, ["verify", str(bundle_dir), *words.split()])
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
 def test_components_that_a_bundle_lacks_are_not_planned(bundle_dir: Path) -> None:
     bundle = open_bundle(bundle_dir)
     onnx = bundle.manifest.onnx

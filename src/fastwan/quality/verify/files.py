@@ -12,6 +12,9 @@ from fastwan.manifest import LAYERS, MANIFEST, ONNX_MANIFEST, Manifest
 from fastwan.ownership import RECORD
 from fastwan.quality.verify.report import Check
 
+INTEGRITY = "integrity"
+"""Name of the check; it runs first, whatever else was chosen."""
+
 _SHOWN = 4
 
 
@@ -32,7 +35,7 @@ def check_integrity(bundle: Bundle) -> Check:
     note = "; ".join(bad[:_SHOWN]) + more if bad else f"{len(bundle.manifest.files)} files hashed"
     value = float(len(bad)) if bundle.manifest.files else None
     return Check(
-        name="integrity",
+        name=INTEGRITY,
         metric="files that differ from the manifest",
         value=value,
         limit=0.0,

@@ -14,7 +14,7 @@ from fastwan.progress import Progress, Quiet, stage
 from fastwan.quality.verify import graphs, linears, steps, weights
 from fastwan.quality.verify.components import Runtime, check_decoder, check_text_encoder
 from fastwan.quality.verify.engine_plan import check_attention_engines, check_engine_plan
-from fastwan.quality.verify.files import check_integrity
+from fastwan.quality.verify.files import INTEGRITY, check_integrity
 from fastwan.quality.verify.lora import adapted, lora_blocks
 from fastwan.quality.verify.recipe_checks import recipe_checks
 from fastwan.quality.verify.report import Check, Planned, VerifyReport, not_run, run_planned
@@ -24,6 +24,7 @@ from fastwan.quality.verify_options import check_options
 from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.executor import Array
 from fastwan.schema import BundleFacts
+from fastwan.tables import known
 
 
 def verify_bundle(
@@ -34,6 +35,7 @@ def verify_bundle(
     lora: Sequence[str] = (),
     device: str = "cpu",
     picture: Path | None = None,
+    checks: Sequence[str] = (),
     videos: list[Array] | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -53,14 +55,16 @@ def verify_bundle(
         device: "cpu", or "emulated" for the bundle's own size too, on a GPU that emulates FP4.
         picture: with "emulated", a PNG of a frame beside the same one without FP4 beside their
             difference.
+        checks: names of those to run, see `list_checks`; by default all. Files are always held
+            against their hashes first.
         videos: takes the two videos of "emulated", [F, H, W, 3] uint8: without FP4 and with it.
 
     Raises:
-        BadInput: no bundle there, its manifest is not one of this tool, or the checkpoint cannot
-            be opened.
+        BadInput: no bundle there, its manifest is not one of this tool, the checkpoint cannot be
+            opened, or the bundle has no check of a name.
         EnvironmentLacks: a package or the GPU is missing, or the hub cannot be reached.
     """
-    check_options(device, checkpoint, lora, picture)
+    check_options(device, checkpoint, taehv=taehv, lora=lora, picture=picture, checks=checks)
     bundle = open_bundle(path, sizes=False)
     setting = place = None
     if device == "emulated":
@@ -85,7 +89,9 @@ def verify_bundle(
         )
         opened = adapted(opened, bundle.manifest.onnx.model, lora)
     subject = Subject(bundle, opened)
-    report = run_checks(subject, progress=progress)
+    for name in checks:
+        known(names_of(subject), name, "check")
+    report = run_checks(subject, checks or None, progress)
     if report.checks[0].passed:
         report = report.model_copy(update={"lora": lora_blocks(subject)})
     if setting is None or not report.checks[0].passed:
@@ -102,6 +108,20 @@ def verify_bundle(
             "unchecked": full.unchecked,
         }
     )
+
+
+def list_checks(path: Path | str) -> tuple[str, ...]:
+    """Names of the checks of a bundle, in the order in which they run.
+
+    Raises:
+        BadInput: no bundle there, or its manifest is not one of this tool.
+    """
+    return names_of(Subject(open_bundle(path, sizes=False)))
+
+
+def names_of(subject: Subject) -> tuple[str, ...]:
+    """Names of the checks of a bundle, `integrity` first."""
+    return (INTEGRITY, *(name for planned in plan(subject) for name in planned.names))
 
 
 def run_checks(
