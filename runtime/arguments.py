@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fastwan.config import VideoShape
-from fastwan.errors import BadInput
-from fastwan.runtime.model.checks import FLOATS, integer, is_finite, shown
+from fastwan.errors import BadInput, shown
+from fastwan.runtime.model.checks import FLOATS, integer, is_finite
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import pad_rows

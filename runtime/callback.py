@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, shown
 from fastwan.runtime.arguments import latents_like
 from fastwan.runtime.call import Calls
-from fastwan.runtime.model.checks import shown
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.request import StepCallback
 

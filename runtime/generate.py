@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,7 @@ from fastwan.runtime.video import (
     WriteFrame,
     check_outputs,
     open_output,
-    parse_output,
+    places_of,
 )
 from fastwan.schema import BundleFacts
 
@@ -97,11 +98,7 @@ def generate(
         )
         for text in prompts
     ]
-    wanted = [parse_output(output)]
-    if frames_dir is not None:
-        wanted.append(Output("frames", frames_dir))
-    several = len(prompts) > 1
-    places = [[o.numbered(i) for o in wanted] if several else wanted for i in range(len(prompts))]
+    places = places_of(output, frames_dir, len(prompts))
     inputs = [bundle] if prompt_cache is None else [bundle, prompt_cache]
     check_outputs([output for each in places for output in each], force=force, inputs=inputs)
     with FastWanPipeline.from_bundle(bundle, device, prompt_cache=prompt_cache) as pipeline:
@@ -150,7 +147,7 @@ class _Job:
 def _make_all(
     pipeline: FastWanPipeline, jobs: Sequence[_Job], force: bool, progress: Progress | None
 ) -> list[list[Run]]:
-    """Measured runs of each job. A video's files are written while the next one is made."""
+    """Runs of each job, warm-ups first. A video's files are written while the next one is made."""
     made = []
     with ThreadPoolExecutor(1) as pool:
         for job in jobs:
@@ -178,7 +175,7 @@ def _make(
     progress: Progress | None,
     pool: Executor,
 ) -> tuple[list[Run], Future[None]]:
-    """Times, hash and number of the frames of each measured run; the last run's are written.
+    """Times, hash and number of the frames of each run; the last run's are written.
 
     Where a device makes a video at once, its frames are written beside the next video.
     """
@@ -196,6 +193,7 @@ def _make(
         for index in range(job.warmup + job.repeat):
             timings, digest, kept, count = Timings(), hashlib.sha256(), [], 0
             last = index + 1 == job.warmup + job.repeat
+            begin = time.perf_counter()
             for frame in pipeline.frames(job.request, timings=timings, progress=progress):
                 digest.update(frame.tobytes())
                 count += 1
@@ -203,12 +201,16 @@ def _make(
                     kept.append(frame)
                 elif last:
                     _write(writers, [frame], timings)
+            total = time.perf_counter() - begin
+            if beside and last:
+                timings["write"] = 0.0  # measured beside the next video
+            timings["total"] = total
             runs.append((timings, digest.hexdigest(), count))
         if beside:
             written = pool.submit(_finish, stack.pop_all(), writers, kept, timings)
         else:
             written.set_result(None)
-    return runs[job.warmup :], written
+    return runs, written
 
 
 def _write(writers: Sequence[WriteFrame], frames: Sequence[Array], timings: Timings) -> None:
@@ -231,6 +233,7 @@ def _made(pipeline: FastWanPipeline, job: _Job, seed: int, runs: Sequence[Run]) 
     images = next((each for each in job.outputs if each.kind == "frames"), None)
     _, digest, count = runs[-1]
     seconds = [{name: round(s, 6) for name, s in timings.items()} for timings, _, _ in runs]
+    warmups, measured = seconds[: job.warmup], seconds[job.warmup :]
     schedule = pipeline.schedule(job.request.sampler, job.request.guidance_scale)
     return MadeVideo(
         prompt=str(job.request.prompt),
@@ -247,5 +250,6 @@ def _made(pipeline: FastWanPipeline, job: _Job, seed: int, runs: Sequence[Run]) 
         frame_count=count,
         frames_sha256=digest,
         seconds=seconds[-1],
-        runs=tuple(seconds),
+        runs=tuple(measured),
+        warmups=tuple(warmups),
     )

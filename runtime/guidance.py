@@ -6,8 +6,7 @@ import math
 from dataclasses import replace
 
 from fastwan.config import MAX_GUIDANCE, SamplerSpec
-from fastwan.errors import BadInput
-from fastwan.runtime.model.checks import shown
+from fastwan.errors import BadInput, shown
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.request import Request

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fastwan.bundle import Bundle
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, shown
 from fastwan.runtime.batch import UnknownArgument
 from fastwan.runtime.call import Calls
 from fastwan.runtime.device.choice import DeviceChoice
-from fastwan.runtime.model.checks import shown
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.step_bar import StepBar, check_config
 

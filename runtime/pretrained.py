@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastwan.bundle import Bundle
-from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.errors import BadInput, EnvironmentLacks, shown
 from fastwan.hub.bundle import fetch_bundle
 from fastwan.hub.ids import is_repo_id
 from fastwan.runtime.batch import UnknownArgument
@@ -21,7 +21,6 @@ from fastwan.runtime.device.choice import (
     resolve_device,
 )
 from fastwan.runtime.like_diffusers import check_dtype
-from fastwan.runtime.model.checks import shown
 
 _NO_EFFECT = ("low_cpu_mem_usage", "use_safetensors")
 _OF_THE_HUB = ("revision", "local_files_only")

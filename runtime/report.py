@@ -28,16 +28,20 @@ class MadeVideo(Record):
     frames_sha256: str
     """Over the raw pixels of all frames in order."""
     seconds: Measured[dict[str, float]]
-    """By stage, of the last run, which was written."""
+    """By stage, of the last run, which was written; ``total`` is the whole video from the prompt
+    on. Where a device makes a video at once, ``write`` runs beside the next one and is no part of
+    it."""
     runs: Measured[tuple[dict[str, float], ...]]
     """Likewise of every measured run."""
+    warmups: Measured[tuple[dict[str, float], ...]]
+    """Likewise of every video before them, which does not count."""
 
 
 class GenerateReport(FigureReport):
     """Videos that were made, one for each prompt."""
 
     kind: Literal["generate"] = "generate"
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     bundle: BundleFacts
     device: str
     note: str

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastwan.errors import BadInput
-from fastwan.runtime.model.checks import shown
+from fastwan.errors import BadInput, shown
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.noise import DEFAULT_SEED, check_generator, seed_of
 from fastwan.runtime.model.prompt import check_prompt

@@ -75,6 +75,8 @@ class Run:
             (request.negative_prompt or "", request.negative_prompt_embeds),
         )[: self.schedule.prompts]
         with self.timings.measure("load"):
+            import torch  # noqa: F401  # draws the noise; to import it takes a second
+
             text = any(given is None for _, given in wanted)
             self.components.load(self.schedule, text=text, decoder=request.decoded)
         self.call.steps = len(self.schedule.steps)

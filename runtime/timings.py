@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -17,11 +17,18 @@ class _End:
 _END = _End()
 
 
+def nearest_rank(values: Iterable[float], percent: int) -> float:
+    """A percentile of some values: the smallest that at least `percent` % of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-percent * len(ordered) // 100) - 1)]
+
+
 class Timings(dict[str, float]):
     """Measured wall-clock seconds by stage.
 
     ``load`` (opening components and computing the schedule's tables, near 0 from the second call
-    on), ``text``, ``text_kv``, ``step_0`` .., ``decode`` and, where files are written, ``write``.
+    on), ``text``, ``text_kv``, ``step_0`` .., ``decode`` and, where files are written, ``write``
+    and ``total``, the whole video.
     """
 
     @contextmanager

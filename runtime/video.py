@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.outputs import OutputFile, OutputFolder
-from fastwan.runtime.model.executor import Array
 from fastwan.runtime.seal import is_sealed, seal
+
+if TYPE_CHECKING:
+    from fastwan.runtime.model.executor import Array
 
 FPS = 16
 """Frames a second of Wan 2.1."""
@@ -27,7 +29,7 @@ FRAME_PATTERN = "frame_%04d.png"
 FRAMES_INFO = "frames.json"
 """Lies in every folder of frames: their number, rate and names."""
 
-WriteFrame = Callable[[Array], None]
+WriteFrame = Callable[["Array"], None]
 """Takes one frame, uint8 [H, W, 3]."""
 
 _CRF = "18"
@@ -80,6 +82,18 @@ def parse_output(path: Path) -> Output:
         where=str(path),
         fix=f"use .mp4, a folder, or a folder with {FRAME_PATTERN}",
     )
+
+
+def places_of(output: Path, frames_dir: Path | None, count: int) -> list[list[Output]]:
+    """Where each of `count` videos goes: to the output and, if given, to a folder of frames too.
+
+    Raises:
+        BadInput: see `parse_output`.
+    """
+    wanted = [parse_output(output)]
+    if frames_dir is not None:
+        wanted.append(Output("frames", frames_dir))
+    return [[each.numbered(i) for each in wanted] if count > 1 else wanted for i in range(count)]
 
 
 def check_outputs(

@@ -7,7 +7,7 @@ import operator
 import ml_dtypes
 import numpy as np
 
-from fastwan.errors import BadInput, VerificationFailed
+from fastwan.errors import BadInput, VerificationFailed, shown
 from fastwan.runtime.model.executor import Array
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -39,16 +39,6 @@ def integer(value: object, name: str, fix: str = "") -> int:
             # Python refuses to print thousands of digits.
             raise BadInput(f"{name} has too many digits", where=name, fix=fix)
     raise BadInput(f"{name} is {shown(value)}, not an integer", where=name, fix=fix)
-
-
-def shown(value: object, longest: int = 60) -> str:
-    """`value` and its type for an error, cut where it is long."""
-    try:
-        text = repr(value)
-    except Exception:  # of a class of the caller's, or an integer of thousands of digits
-        text = "a value that cannot be shown"
-    text = text if len(text) <= longest else f"{text[:longest]}..."
-    return f"{text} ({type(value).__name__})"
 
 
 def is_finite(array: Array) -> bool:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastwan.errors import BadInput
-from fastwan.runtime.model.checks import integer, shown
+from fastwan.errors import BadInput, shown
+from fastwan.runtime.model.checks import integer
 from fastwan.runtime.model.schedule import Schedule
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from fastwan.errors import BadInput
-from fastwan.runtime.model.checks import shown
+from fastwan.errors import BadInput, shown
 
 LONGEST_PROMPT = 100_000
 """Characters. The model reads 512 tokens; beyond this a file was passed by mistake."""

@@ -65,3 +65,13 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """Names that come from others as an error has them: the first ones, the rest counted."""
     first = ", ".join(ascii(name[:120])[1:-1] for name in names[:most])
     return f"{first} and {len(names) - most} more" if len(names) > most else first
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """`value` and its type for an error, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # of a class of the caller's, or an integer of thousands of digits
+        text = "a value that cannot be shown"
+    text = text if len(text) <= longest else f"{text[:longest]}..."
+    return f"{text} ({type(value).__name__})"

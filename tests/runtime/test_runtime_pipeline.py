@@ -243,7 +243,7 @@ def test_generate_writes_the_pipelines_video_and_tells_about_it(
     np.testing.assert_array_equal(np.asarray(Image.open(str(made.first_frame))), video[0])
     assert result.labels["videos.*.seconds"] == "measured"
     steps = ["step_0", "step_1", "step_2"]
-    assert list(made.seconds) == ["load", "text", "text_kv", *steps, "decode", "write"]
+    assert list(made.seconds) == ["load", "text", "text_kv", *steps, "decode", "write", "total"]
     assert (result.device, made.sampler, made.seed) == ("cpu", "unipc", 7)
 
 

@@ -27,6 +27,7 @@ from fastwan.runtime.device.session import Session
 from fastwan.runtime.model.prompt import check_prompt
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
+from fastwan.runtime.timings import nearest_rank
 from fastwan.schema import BundleFacts
 
 DEFAULT_PROMPT = "A curious raccoon peers through a vibrant field of yellow sunflowers."
@@ -197,9 +198,8 @@ def summarize(measured: Sequence[Mapping[str, float]]) -> dict[str, StageTimes]:
     """Minimum, median and 95th percentile (nearest rank) of each stage, in milliseconds."""
     result = {}
     for name in measured[0]:
-        values = sorted(1e3 * timings[name] for timings in measured)
-        rank = max(0, -(-95 * len(values) // 100) - 1)
+        values = [1e3 * timings[name] for timings in measured]
         result[name] = StageTimes(
-            min_ms=values[0], median_ms=statistics.median(values), p95_ms=values[rank]
+            min_ms=min(values), median_ms=statistics.median(values), p95_ms=nearest_rank(values, 95)
         )
     return result
