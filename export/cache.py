@@ -30,7 +30,15 @@ _PAYLOAD = "tensors"
 _ALIGNMENT = 16
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "nvidia-modelopt", "ml_dtypes", "numpy")
 _PACKAGE = Path(fastwan.__file__).resolve().parent
-_MAKES_NO_GRAPH = ("cli.py", "commands", "doctor.py", "engines", "quality", "runtime")
+_MAKES_NO_GRAPH = (
+    "__main__.py",
+    "cli.py",
+    "commands",
+    "doctor.py",
+    "engines",
+    "quality",
+    "runtime",
+)
 """Parts of the package that build, play or judge what an export made; export/ imports none."""
 
 

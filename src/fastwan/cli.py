@@ -54,8 +54,8 @@ class LazyCommands(UserDict[str, Any]):
     commands=LazyCommands.fromkeys(COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(__version__)
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(__version__, "-V", "--version", prog_name="fastwan-export")
+@click.option("--debug", is_flag=True, help="Show tracebacks; may stand anywhere.")
 def main(debug: bool) -> None:
     """FastWan text-to-video models as NVFP4 TensorRT engines for NVIDIA Blackwell.
 

@@ -157,6 +157,9 @@ def fail(line: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+_WHOLE = 1000
+"""Characters of a command's summary, which none has."""
+
 ADDRESS_SPACE = 2_000_000_000
 """Measured: 1.4 to 1.8 GB for the smallest model; with less, libraries end the process."""
 
@@ -168,11 +171,26 @@ _NO_MEMORY = (
 class OneLineGroup(click.Group):
     """Says what is wrong with the words of a command in one line, like every other error."""
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with the whole first sentence of each."""
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None:
+                rows.append((name, command.get_short_help_str(_WHOLE)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         prepare_streams()
+        given = args[0] if args else kwargs.pop("args", None)
+        words = list(sys.argv[1:] if given is None else given)
+        end = words.index("--") if "--" in words else len(words)
+        if "--debug" in words[:end]:
+            words = ["--debug", *(w for w in words[:end] if w != "--debug"), *words[end:]]
         stdout = sys.stdout
         try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            code = super().main(words, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             code = error.exit_code

@@ -8,21 +8,20 @@ from typing import Any
 import click
 
 from fastwan.commands.early import require_bundle
-from fastwan.commands.options import json_option, videos
+from fastwan.commands.names import BundleFolder, Name
+from fastwan.commands.options import example, json_option, videos
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import SAMPLERS
 from fastwan.console import print_json, tell, typed_text
 
 
-@click.command("bench")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--device", type=click.Choice(["auto", "cuda", "null"]), default="auto", show_default=True
-)
+@click.command("bench", epilog=example("bench bundle --device null --json"))
+@click.argument("bundle", type=BundleFolder())
+@click.option("--device", type=Name(["auto", "cuda", "null"]), default="auto", show_default=True)
 @videos("--runs", 1, 5, "Measured videos.")
 @videos("--warmup", 0, 2, "Videos before them.")
 @click.option("--prompt", help="Default: one sentence.")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Default: the bundle's.")
+@click.option("--sampler", type=Name(list(SAMPLERS)), help="Default: the bundle's.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Report of an earlier --json.")
 @click.option("--limit", type=float, default=0.05, show_default=True, help="Share beyond it.")
 @json_option

@@ -13,7 +13,8 @@ from fastwan.commands.early import (
     require_output,
     require_size,
 )
-from fastwan.commands.options import force_option, json_option, lora_option, of_table
+from fastwan.commands.names import Components, Name
+from fastwan.commands.options import example, force_option, json_option, lora_option, of_table
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import (
     ACTIVATIONS,
@@ -32,11 +33,11 @@ from fastwan.failures import require_address_space
 from fastwan.tables import described
 
 
-@click.command("build-engine")
+@click.command("build-engine", epilog=example("build-engine --checkpoint checkpoint -o bundle"))
 @click.option("--checkpoint", required=True, help="Folder, transformer file or Hugging Face id.")
 @click.option("--revision", help="Branch, tag or commit on the hub, as owner/name@revision.")
 @click.option("--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder.")
-@click.option("--model", type=click.Choice(list(MODELS)), help="Default: from the checkpoint.")
+@click.option("--model", type=Name(list(MODELS)), help="Default: from the checkpoint.")
 @of_table("--target", TARGETS, default="rtx5090")
 @of_table("--backend", BACKENDS, default="tensorrt-rtx", help=described(BACKENDS))
 @of_table("--attention", ATTENTIONS, help=f"Default: the model's own. {described(ATTENTIONS)}")
@@ -46,10 +47,10 @@ from fastwan.tables import described
 @click.option("--height", type=int, help="Pixels, a multiple of 16.")
 @click.option("--width", type=int, help="Pixels, a multiple of 16.")
 @click.option("--num-frames", type=int, help="Frames, 4n+1.")
-@click.option("--components", default=",".join(COMPONENTS), show_default=True)
+@click.option("--components", type=Components(), default=",".join(COMPONENTS), show_default=True)
 @click.option(
     "--text-encoder-recipe",
-    type=click.Choice(list(RECIPES)),
+    type=Name(list(RECIPES)),
     default="bf16",
     show_default=True,
     help=(

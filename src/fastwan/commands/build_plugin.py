@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from fastwan.commands.options import force_option, json_option
+from fastwan.commands.options import example, force_option, json_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import one_line, print_json, say, tell
 
 
-@click.command("build-plugin")
+@click.command("build-plugin", epilog=example("build-plugin -o build/plugins"))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the library.")
 @click.option("--emulated", is_flag=True, help="Emulate FP4 on compute capability 9.0 instead.")
 @force_option

@@ -8,27 +8,28 @@ from typing import Any
 import click
 
 from fastwan.commands.early import require_bundle, require_output
-from fastwan.commands.options import force_option, json_option, report_option
+from fastwan.commands.names import BundleFolder, Name
+from fastwan.commands.options import example, force_option, json_option, report_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import SAMPLERS
 from fastwan.console import print_json, print_rich, typed_text
 from fastwan.failures import require_address_space
 
 
-@click.command("compare")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.command("compare", epilog=example("compare bundle other --by-block"))
+@click.argument("a", type=BundleFolder())
+@click.argument("b", type=BundleFolder())
 @click.option("--static", is_flag=True, help="Compare what the engines are made of alone.")
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "emulated", "cuda"]),
+    type=Name(["cpu", "emulated", "cuda"]),
     default="cpu",
     show_default=True,
     help="cpu: at a small size; the others: at the bundles' own, on a Hopper or a Blackwell GPU.",
 )
 @click.option(
     "--sampler",
-    type=click.Choice(list(SAMPLERS)),
+    type=Name(list(SAMPLERS)),
     help="Default: the bundles', of two the one with fewer steps.",
 )
 @click.option("--prompt", "prompts", multiple=True, help="May be repeated. Default: one sentence.")

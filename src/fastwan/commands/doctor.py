@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from fastwan.commands.options import json_option
+from fastwan.commands.options import example, json_option
 from fastwan.commands.running import report_errors
 from fastwan.console import print_json, print_rich
 
 
-@click.command("doctor")
+@click.command("doctor", epilog=example("doctor"))
 @click.option("--load", is_flag=True, help="Import torch, ModelOpt and onnxscript, too: seconds.")
 @json_option
 @report_errors

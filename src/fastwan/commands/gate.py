@@ -8,14 +8,15 @@ from typing import Any
 import click
 
 from fastwan.commands.early import require_bundle, require_output
-from fastwan.commands.options import json_option, report_option, videos
+from fastwan.commands.names import BundleFolder
+from fastwan.commands.options import example, json_option, report_option, videos
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.failures import require_address_space
 
 
-@click.command("gate")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command("gate", epilog=example("gate bundle --against baseline.json"))
+@click.argument("bundle", type=BundleFolder())
 @click.option(
     "--against", type=click.Path(path_type=Path), required=True, metavar="BASELINE",
     help="File of the baseline.",

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from fastwan.commands.early import require_bundle
+from fastwan.commands.names import BundleFolder, Name
 from fastwan.commands.options import (
+    example,
     force_option,
     guidance_options,
     json_option,
@@ -23,8 +25,8 @@ from fastwan.errors import BadInput
 from fastwan.failures import require_address_space
 
 
-@click.command("generate")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command("generate", epilog=example('generate bundle "A red fox in the snow" -o fox.mp4'))
+@click.argument("bundle", type=BundleFolder())
 @click.argument("prompt", nargs=-1, required=True)
 @click.option(
     "-o",
@@ -39,12 +41,12 @@ from fastwan.failures import require_address_space
 @guidance_options
 @click.option(
     "--device",
-    type=click.Choice(["auto", "cuda", "cpu", "emulated"]),
+    type=Name(["auto", "cuda", "cpu", "emulated"]),
     default="auto",
     show_default=True,
     help="emulated: a Blackwell GPU's numbers on a Hopper GPU, and not its speed.",
 )
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Default: the bundle's.")
+@click.option("--sampler", type=Name(list(SAMPLERS)), help="Default: the bundle's.")
 @videos("--warmup", 0, 0, "Unmeasured videos before.")
 @videos("--repeat", 1, 1, "Measured videos.")
 @click.option(

@@ -7,16 +7,17 @@ from pathlib import Path
 import click
 
 from fastwan.commands.early import require_bundle, require_output
-from fastwan.commands.options import force_option, json_option
+from fastwan.commands.names import BundleFolder, Name
+from fastwan.commands.options import example, force_option, json_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.errors import BadInput
 from fastwan.failures import require_address_space
 
 
-@click.command("goldens")
-@click.argument("action", type=click.Choice(["make", "check"]))
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command("goldens", epilog=example("goldens make bundle goldens"))
+@click.argument("action", type=Name(["make", "check"]))
+@click.argument("bundle", type=BundleFolder())
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--prompts", type=click.Path(path_type=Path),

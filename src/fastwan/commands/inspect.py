@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from fastwan.commands.early import require_bundle
-from fastwan.commands.options import json_option, report_option
+from fastwan.commands.names import BundleFolder
+from fastwan.commands.options import example, json_option, report_option
 from fastwan.commands.running import report_errors
 from fastwan.console import print_json, print_rich
 
 
-@click.command("inspect")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command("inspect", epilog=example("inspect bundle --report report"))
+@click.argument("bundle", type=BundleFolder())
 @report_option
 @click.option(
     "--graph",

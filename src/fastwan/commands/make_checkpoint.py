@@ -8,15 +8,16 @@ from typing import Any
 import click
 
 from fastwan.commands.early import require_output
-from fastwan.commands.options import force_option, json_option
+from fastwan.commands.names import Name
+from fastwan.commands.options import example, force_option, json_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import one_line, print_json, tell
 from fastwan.failures import require_address_space
 
 
-@click.command("make-checkpoint")
+@click.command("make-checkpoint", epilog=example("make-checkpoint --size tiny checkpoint"))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--size", type=click.Choice(["tiny", "1.3b"]), required=True)
+@click.option("--size", type=Name(["tiny", "1.3b"]), required=True)
 @click.option(
     "--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, show_default=True, metavar="N"
 )

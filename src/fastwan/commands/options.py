@@ -8,12 +8,20 @@ from typing import Any, TypeVar
 
 import click
 
+from fastwan.commands.names import Name
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def of_table(option: str, names: Iterable[str], **settings: Any) -> Callable[[F], F]:
-    """An option that takes the names of a table."""
-    return click.option(option, type=click.Choice(list(names)), show_default=True, **settings)
+    """An option that takes the names of a table, in any case; of a target its number will do."""
+    kind = Name(names, ends=option == "--target")
+    return click.option(option, type=kind, show_default=True, **settings)
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help: what can be typed as it stands."""
+    return "\b\nFor example:\n" + "\n".join(f"  fastwan-export {line}" for line in lines)
 
 
 MAX_VIDEOS = 100_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -37,7 +38,7 @@ def report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
         except (Exception, KeyboardInterrupt) as error:
             line, code = explain(error)
             if State.debug and line and isinstance(error, Exception):
-                raise
+                traceback.print_exc()
             fail(line, code)
         else:
             # Library threads and their destructors have nothing left to do for a finished command.

@@ -8,20 +8,21 @@ from typing import Any
 import click
 
 from fastwan.commands.early import require_bundle, require_output
-from fastwan.commands.options import force_option, json_option
+from fastwan.commands.names import BundleFolder, Name
+from fastwan.commands.options import example, force_option, json_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.failures import require_address_space
 
 
-@click.command("selftest")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command("selftest", epilog=example("selftest bundle --device host"))
+@click.argument("bundle", type=BundleFolder())
 @click.option(
     "-o", "--output", default="selftest", type=click.Path(path_type=Path), metavar="FOLDER"
 )
 @click.option(
     "--device",
-    type=click.Choice(["auto", "cuda", "emulated", "host"]),
+    type=Name(["auto", "cuda", "emulated", "host"]),
     default="auto",
     show_default=True,
     help="auto: the GPU, or host, what can be proven without one.",

@@ -8,19 +8,20 @@ from typing import Any
 import click
 
 from fastwan.commands.early import require_bundle, require_checkpoint, require_output
-from fastwan.commands.options import force_option, json_option, lora_option
+from fastwan.commands.names import BundleFolder, Name
+from fastwan.commands.options import example, force_option, json_option, lora_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import MODELS
 from fastwan.console import one_line, print_json, tell
 from fastwan.failures import require_address_space
 
 
-@click.command("swap-weights")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command("swap-weights", epilog=example("swap-weights bundle --checkpoint other -o swapped"))
+@click.argument("bundle", type=BundleFolder())
 @click.option("--checkpoint", required=True, help="Folder, transformer file or Hugging Face id.")
 @click.option("--revision", help="Branch, tag or commit on the hub, as owner/name@revision.")
 @click.option("--taehv", type=click.Path(path_type=Path), help="Weight file of the decoder.")
-@click.option("--model", type=click.Choice(list(MODELS)), help="Default: from the checkpoint.")
+@click.option("--model", type=Name(list(MODELS)), help="Default: from the checkpoint.")
 @lora_option
 @click.option("--no-cache", is_flag=True, help="Build every engine anew that holds weights.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="BUNDLE")

@@ -8,21 +8,22 @@ from typing import Any
 import click
 
 from fastwan.commands.early import require_bundle, require_checkpoint, require_output
-from fastwan.commands.options import json_option, lora_option, report_option
+from fastwan.commands.names import BundleFolder, Name
+from fastwan.commands.options import example, json_option, lora_option, report_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, print_rich, tell
 from fastwan.errors import BadInput
 from fastwan.failures import require_address_space
 
 
-@click.command("verify")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command("verify", epilog=example("verify bundle"))
+@click.argument("bundle", type=BundleFolder())
 @click.option(
     "--checkpoint", help="Compare the weights with this checkpoint, not with recorded digests."
 )
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "emulated"]),
+    type=Name(["cpu", "emulated"]),
     default="cpu",
     show_default=True,
     help="emulated: the full size too, on a Hopper GPU.",
