@@ -16,6 +16,7 @@ from fastwan.engines.monitor import Cancel, deferred_interrupt, progress_monitor
 from fastwan.engines.parser import check_operators, parser_error
 from fastwan.engines.source import EngineSource
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.install import extra_of, how_to_install
 from fastwan.progress import Progress
 
 
@@ -100,5 +101,7 @@ def import_builder(module: str, package: str) -> Any:
         return import_module(module)
     except (ImportError, OSError) as error:
         raise EnvironmentLacks(
-            f"{package} cannot be loaded: {error}", where=module, fix=f"pip install {package}"
+            f"{package} cannot be loaded: {error}",
+            where=module,
+            fix=how_to_install(extra_of(module)),
         ) from None

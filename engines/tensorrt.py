@@ -10,6 +10,7 @@ from fastwan.engines.backend import BuildOptions, BuiltEngine, check_served
 from fastwan.engines.network import build_network, import_builder
 from fastwan.engines.source import EngineSource
 from fastwan.errors import EnvironmentLacks
+from fastwan.install import how_to_install
 from fastwan.progress import Progress
 
 MAJOR = 11
@@ -80,6 +81,6 @@ class TensorRT:
             raise EnvironmentLacks(
                 f"TensorRT {version} is installed, this tool needs {MAJOR}",
                 where="tensorrt",
-                fix="pip install 'fastwan-export[tensorrt]'",
+                fix=how_to_install("tensorrt"),
             )
         return trt

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastwan.errors import EnvironmentLacks
 from fastwan.export.code_table import code_table, row_slices
+from fastwan.install import how_to_install
 from fastwan.parallel import collector_paused
 from fastwan.plugins.nvfp4 import E2M1_MAX, E4M3_MAX, PackedWeight, quantize_weight
 
@@ -130,7 +131,7 @@ def import_modelopt(module: str) -> Any:
             return import_module(module)
     except ImportError as error:
         raise EnvironmentLacks(
-            f"nvidia-modelopt cannot be imported: {error}", fix="pip install nvidia-modelopt"
+            f"nvidia-modelopt cannot be imported: {error}", fix=how_to_install()
         ) from None
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.install import how_to_install
 from fastwan.outputs import OutputFile, OutputFolder
 from fastwan.runtime.seal import is_sealed, seal
 
@@ -153,7 +154,7 @@ def _mp4(place: OutputFile, height: int, width: int) -> Iterator[WriteFrame]:
         raise EnvironmentLacks(
             f"PyAV is missing, which writes mp4: {error}",
             where=str(place.path),
-            fix="pip install 'av<19', or name a folder for PNG frames",
+            fix=f"{how_to_install()}, or name a folder for PNG frames",
         ) from error
     with place.make() as temporary:
         try:

@@ -16,6 +16,7 @@ from typing import Any
 from fastwan.errors import BadInput, EnvironmentLacks, listed
 from fastwan.export.checkpoint.model_index import ModelIndex
 from fastwan.files import open_regular
+from fastwan.install import how_to_install
 from fastwan.strict_json import parse_json, quoted
 
 TOKENIZER = "tokenizer.json"
@@ -148,7 +149,7 @@ def _try(data: bytes, text_length: int, end: str, where: str) -> dict[str, Any]:
         last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [""])[-1]
         if "ModuleNotFoundError" in last:
             raise EnvironmentLacks(
-                "the Python package 'tokenizers' is missing", fix="pip install fastwan-export"
+                "the Python package 'tokenizers' is missing", fix=how_to_install()
             )
         raise BadInput(f"tokenizer cannot be tried: {last[:200]}", where=where, fix=_REMAKE)
     found: dict[str, Any] = json.loads(done.stdout)

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from fastwan.errors import EnvironmentLacks
+from fastwan.install import how_to_install
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.recording.machine import DeviceError, DeviceInfo
-
-HOW_TO_INSTALL = "pip install 'cuda-bindings>=13,<14'"
 
 MEMORY = frozenset({2})
 """cudaErrorMemoryAllocation."""
@@ -44,7 +43,9 @@ def load_bindings() -> ModuleType:
         return import_module("cuda.bindings.runtime")
     except ImportError as error:
         raise EnvironmentLacks(
-            f"the package cuda-bindings is missing: {error}", where="CUDA", fix=HOW_TO_INSTALL
+            f"the package cuda-bindings is missing: {error}",
+            where="CUDA",
+            fix=how_to_install("gpu"),
         ) from error
 
 

@@ -10,6 +10,7 @@ from fastwan.bundle import Bundle
 from fastwan.config import TARGETS
 from fastwan.content_cache import ContentCache
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.install import how_to_install
 from fastwan.manifest import Engine
 from fastwan.runtime.device.kernels import BUNDLED, library_path
 from fastwan.runtime.device.runtime_cache import RuntimeCache, kernels_key
@@ -22,20 +23,20 @@ class Library(NamedTuple):
 
     Attributes:
         module: Python module.
-        install: command that installs it.
+        extra: of this package that brings it.
         plugins: whether engines may hold nodes of the plugin library.
         compiles: whether it compiles kernels when an engine is loaded, which can be kept.
     """
 
     module: str
-    install: str
+    extra: str
     plugins: bool
     compiles: bool
 
 
 LIBRARIES = {
-    "tensorrt-rtx": Library("tensorrt_rtx", "pip install fastwan-export", False, True),
-    "tensorrt": Library("tensorrt", "pip install 'fastwan-export[tensorrt]'", True, False),
+    "tensorrt-rtx": Library("tensorrt_rtx", "", False, True),
+    "tensorrt": Library("tensorrt", "tensorrt", True, False),
 }
 
 
@@ -307,7 +308,9 @@ def _module(backend: str) -> Any:
         return import_module(library.module)
     except (ImportError, OSError) as error:
         raise EnvironmentLacks(
-            f"{backend} does not load: {error}", where=library.module, fix=library.install
+            f"{backend} does not load: {error}",
+            where=library.module,
+            fix=how_to_install(library.extra),
         ) from error
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fastwan.config import MODELS, TARGETS
 from fastwan.errors import FastWanError
+from fastwan.install import how_to_install
 from fastwan.schema import Report
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ _LIBRARY = "plugin library"
 _EMULATED_LIBRARY = "emulated plugin library"
 _EMULATED_CAPABILITY = 90
 _GPU_VIDEO = "make a video on the GPU"
-_INSTALL = "pip install -c constraints.txt -e '.[dev]'"
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,13 @@ class _Package:
     module: str
     distribution: str
     status_without: Status = "missing"
-    fix: str = _INSTALL
+    extra: str = ""
+    hint: str = ""
     slow: bool = False
+
+    @property
+    def fix(self) -> str:
+        return f"{how_to_install(self.extra)}{self.hint}"
 
 
 _PACKAGES = (
@@ -87,16 +92,14 @@ _PACKAGES = (
     _Package("ONNX Runtime", "onnxruntime", "onnxruntime"),
     _Package("tokenizers", "tokenizers", "tokenizers"),
     _Package("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13"),
-    _Package(
-        "TensorRT", "tensorrt", "tensorrt-cu13", "optional", "pip install -e '.[tensorrt]' on a GPU"
-    ),
-    _Package("PyAV", "av", "av", "optional", "pip install 'av<19'; PNG frames need none"),
+    _Package("TensorRT", "tensorrt", "tensorrt-cu13", "optional", "tensorrt", ", with a GPU"),
+    _Package("PyAV", "av", "av", "optional", hint="; PNG frames need none"),
 )
 _CUDA_BINDINGS = _Package(
     "cuda-bindings",
     "cuda.bindings.runtime",
     "cuda-bindings",
-    fix="pip install -c constraints.txt -e '.[gpu]'",
+    extra="gpu",
 )
 """Looked for where a CUDA device is visible: elsewhere nothing would use it."""
 
@@ -127,7 +130,7 @@ def _guard(group: Group, name: str, look: Callable[[], Iterable[Finding]]) -> li
         return [Finding(group, name, "missing", error.what, error.fix)]
     except Exception as error:
         what = f"could not be looked at: {_one_line(error)}"
-        return [Finding(group, name, "missing", what, _INSTALL)]
+        return [Finding(group, name, "missing", what, how_to_install())]
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,22 +13,13 @@ import click
 
 from fastwan.console import ReaderGone, prepare_streams, say
 from fastwan.errors import BadInput, EnvironmentLacks, FastWanError
+from fastwan.install import extra_of, how_to_install
 from fastwan.signals import Terminated
 
 INTERRUPTED = 130
 READER_GONE = 141
 """128 + SIGPIPE, as of programs that the signal ends."""
 UNEXPECTED = 1
-
-_EXTRAS = {
-    "cuda": "gpu",
-    "pynvml": "gpu",
-    "tensorrt": "tensorrt",
-    "tensorrt_lean": "dev",
-    "diffusers": "dev",
-    "transformers": "dev",
-}
-"""Extra of this package that brings a module; the others are brought by the package itself."""
 
 _MACHINE = {
     errno.ENOSPC,
@@ -77,21 +68,12 @@ def _translated(error: BaseException) -> FastWanError | None:
         )
     if isinstance(error, ModuleNotFoundError):
         return EnvironmentLacks(
-            f"the Python package {error.name!r} is missing", fix=how_to_install(error.name or "")
+            f"the Python package {error.name!r} is missing",
+            fix=how_to_install(extra_of(error.name or "")),
         )
     if isinstance(error, OSError):
         return _of_system(error)
     return None
-
-
-def how_to_install(module: str) -> str:
-    """The command that brings a module."""
-    extra = _EXTRAS.get(module.partition(".")[0])
-    return (
-        "pip install fastwan-export"
-        if extra is None
-        else (f"pip install 'fastwan-export[{extra}]'")
-    )
 
 
 def _of_system(error: OSError) -> FastWanError:

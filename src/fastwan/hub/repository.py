@@ -20,6 +20,7 @@ from fastwan.hub.cache import COMMIT, CachedRepository, HubFile, hub_cache, hub_
 from fastwan.hub.download import download, sweep
 from fastwan.hub.errors import Offline, endpoint, explain
 from fastwan.hub.ids import HubId, parse_id
+from fastwan.install import how_to_install
 from fastwan.parallel import in_order, workers
 
 _TIMEOUT_SECONDS = 10.0
@@ -198,7 +199,7 @@ def open_repository(
     except (ImportError, ValueError) as error:  # of the library's variables
         raise EnvironmentLacks(
             f"huggingface_hub cannot be used: {error}",
-            fix="check the variables that begin with HF_; pip install huggingface_hub",
+            fix=f"check the variables that begin with HF_; {how_to_install()}",
         ) from None
     if local_files_only:
         asked_not = Offline("local_files_only is set", where=str(hub_id), fix="leave it out")

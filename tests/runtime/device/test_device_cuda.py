@@ -95,7 +95,7 @@ def test_without_a_driver_the_error_says_what_to_check(cuda: FakeCuda) -> None:
 
 def test_without_the_package_the_error_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(EnvironmentLacks, match="pip install 'cuda-bindings"):
+    with pytest.raises(EnvironmentLacks, match=r"pip install .*gpu"):
         CudaDevice()
 
 
@@ -287,7 +287,7 @@ def test_the_version_and_the_gpu_must_be_those_of_the_build() -> None:
 
 def test_a_missing_backend_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EnvironmentLacks, match=r"pip install 'fastwan-export\[tensorrt\]'"):
+    with pytest.raises(EnvironmentLacks, match=r"pip install .*\[tensorrt\]"):
         trt_executor._module("tensorrt")
 
 

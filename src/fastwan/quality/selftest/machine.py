@@ -19,6 +19,7 @@ from fastwan.cuda_driver import (
 )
 from fastwan.engines.backend import BuiltEngine
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.install import how_to_install
 from fastwan.manifest import Engine
 from fastwan.plugins.regions.attention import A, AttentionRegion, L
 from fastwan.plugins.regions.base import RegionOp
@@ -175,7 +176,9 @@ def _of_backend(bundle: Bundle) -> dict[str, str]:
         version = str(import_module(library.module).__version__)
     except (ImportError, OSError) as error:
         raise EnvironmentLacks(
-            f"{backend} does not load: {error}", where=library.module, fix=library.install
+            f"{backend} does not load: {error}",
+            where=library.module,
+            fix=how_to_install(library.extra),
         ) from error
     check_version(backend, bundle.manifest.versions.get(backend, ""), version)
     return {backend: version}

@@ -1,0 +1,127 @@
+"""Advice to install something: it follows from where this copy came from, and pip takes it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fastwan import install
+from fastwan.install import extra_of, how_to_install
+
+
+def pip(*words: str, folder: Path) -> str:
+    """Run pip without a network; what it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *words], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def tried(advice: str, folder: Path) -> str:
+    """Have pip follow an advice up to the point where it would install."""
+    program, action, *words = shlex.split(advice)
+    assert (program, action) == ("pip", "install")
+    dry = ["--dry-run", "--no-deps", "--no-index", "--no-build-isolation"]
+    return pip("install", *dry, *words, folder=folder)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with an empty package, which this copy is said to be."""
+    folder = tmp_path / "a checkout"
+    package = folder / "src" / "fastwan"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        shutil.copy(root / name, folder)
+    monkeypatch.setattr(install, "_PACKAGE", package)
+    return folder
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A copy in no checkout, of whose origin a test says what is known."""
+    told = SimpleNamespace(text=None)
+    monkeypatch.setattr(install, "_PACKAGE", tmp_path / "site-packages" / "fastwan")
+    required = metadata.requires("fastwan-export")
+    distribution = SimpleNamespace(read_text=lambda file: told.text, requires=required)
+    monkeypatch.setattr(install.metadata, "distribution", lambda name: distribution)
+    return told
+
+
+def test_a_checkout_is_installed_again(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
+    assert how_to_install() == "pip install -c constraints.txt -e ."
+    assert how_to_install("gpu") == "pip install -c constraints.txt -e '.[gpu]'"
+    monkeypatch.chdir(checkout.parent)
+    elsewhere = how_to_install("gpu")
+    assert str(checkout) in elsewhere
+    assert "Would install fastwan-export" in tried(elsewhere, checkout.parent)
+    monkeypatch.chdir(checkout)
+    assert "Would install fastwan-export" in tried(how_to_install("gpu"), checkout)
+
+
+def test_a_wheel_is_installed_again_with_the_extra(
+    checkout: Path, installed: SimpleNamespace, tmp_path: Path
+) -> None:
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), ".", folder=checkout)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed.text = json.dumps({"url": wheel.as_uri(), "archive_info": {}})
+    assert how_to_install() == f"pip install {wheel}"
+    assert how_to_install("gpu") == f"pip install '{wheel}[gpu]'"
+    # It is there in this version, which pip may not install again.
+    tried(how_to_install("gpu"), tmp_path)
+    wheel.unlink()
+    assert str(wheel) not in how_to_install("gpu")
+
+
+def test_a_repository_and_a_url_are_named_again(installed: SimpleNamespace) -> None:
+    where = "https://example.org/fastwan"
+    installed.text = json.dumps({"url": where, "vcs_info": {"vcs": "git", "commit_id": "abc"}})
+    assert shlex.split(how_to_install("gpu"))[2:] == [f"fastwan-export[gpu] @ git+{where}@abc"]
+    installed.text = json.dumps({"url": f"{where}.whl", "archive_info": {}})
+    assert shlex.split(how_to_install())[2:] == [f"fastwan-export @ {where}.whl"]
+
+
+@pytest.mark.parametrize("text", [None, "no JSON", "[]"])
+def test_without_an_origin_the_packages_themselves_are_named(
+    installed: SimpleNamespace, text: str | None, tmp_path: Path
+) -> None:
+    installed.text = text
+    gpu = how_to_install("gpu")
+    assert "cuda-bindings" in gpu
+    assert "fastwan-export" not in gpu
+    assert "torch" not in gpu
+    everywhere = how_to_install()
+    assert "torch" in everywhere
+    assert "cuda-bindings" not in everywhere
+    assert "fastwan-export" not in everywhere
+    # pip finds them all installed here, and so needs no index.
+    assert "Would install" not in tried(everywhere, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("cuda.bindings.runtime", "gpu"), ("tensorrt", "tensorrt"), ("torch", ""), ("av", "")],
+)
+def test_a_module_has_its_extra(module: str, extra: str) -> None:
+    assert extra_of(module) == extra
+    declared = metadata.metadata("fastwan-export").get_all("Provides-Extra") or []
+    assert set(install._EXTRAS.values()) <= set(declared)
+
+
+def test_no_other_file_advises_to_install_the_package(root: Path, tracked: list[Path]) -> None:
+    folders = ("export", "engines", "runtime", "plugins", "src")
+    files = [file for file in tracked if file.suffix == ".py" and file.parts[0] in folders]
+    found = [str(file) for file in files if "pip install" in (root / file).read_text()]
+    assert len(files) > 50
+    assert found == ["plugins/build.py"]  # cmake, which is no package of Python's
