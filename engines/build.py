@@ -93,7 +93,7 @@ def build_bundle(
             builder.add_file(graph_file(each.engine))
         beside = fallback_records(fallbacks, builder.engines)
         engines = {name: e for name, e in builder.engines.items() if name not in beside}
-        _write_layers(folder / LAYERS, builder.layers)
+        write_layers(folder / LAYERS, builder.layers)
         builder.add_file(LAYERS)
         if request.plugin_library is not None:
             (folder / PLUGIN_FOLDER).mkdir()
@@ -175,7 +175,7 @@ def _check_files(onnx_bundle: Path, exported: OnnxManifest) -> None:
         confined_file(onnx_bundle, name)
 
 
-def _write_layers(path: Path, layers: Mapping[str, Sequence[LayerRecord]]) -> None:
+def write_layers(path: Path, layers: Mapping[str, Sequence[LayerRecord]]) -> None:
     """Write ``layers.json``: {engine: [record]}, one record a line."""
     with path.open("w", encoding="utf-8") as stream:
         blocks = []

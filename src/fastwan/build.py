@@ -45,6 +45,14 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
+class Caches:
+    """Where finished parts are taken from and left."""
+
+    exports: ExportCache
+    engines: EngineCache
+
+
+@dataclass(frozen=True)
 class BuildSpec:
     """Options of ``build-engine``; None leaves a choice to the checkpoint or the tables.
 
@@ -71,6 +79,7 @@ class BuildSpec:
         calibration: prompts of a static activation scale, one a line.
         lora: LoRA files that are merged into the transformer, in this order, as FILE[:scale].
         force: replace the output whatever it holds.
+        shapes: of the video, in place of height, width and frames; the first is the default.
     """
 
     checkpoint: str
@@ -94,8 +103,15 @@ class BuildSpec:
     calibration: Path | None = None
     lora: tuple[str, ...] = ()
     force: bool = False
+    shapes: tuple[VideoShape, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.shapes and (self.height, self.width, self.num_frames) != (None, None, None):
+            raise BadInput(
+                "a shape is given twice",
+                where="--shape, --height, --width, --num-frames",
+                fix="--shape WxHxF, once for each shape, is enough",
+            )
         unknown = [name for name in self.components if name not in COMPONENTS]
         if unknown or not self.components:
             raise BadInput(
@@ -111,14 +127,17 @@ def build_engine(
     spec: BuildSpec,
     progress: Progress,
     *,
-    plans: Mapping[str, KnownPlan] | None = None,
+    plans: Mapping[VideoShape, Mapping[str, KnownPlan]] | None = None,
     read: Collection[Path] = (),
+    caches: Caches | None = None,
 ) -> Manifest:
-    """Export a checkpoint, build its engines, write the bundle.
+    """Export a checkpoint, build its engines, write the bundle of one shape.
 
     Args:
-        plans: of another bundle, see `BuildRequest`.
+        spec: with one shape at most; `fastwan.build_shapes.build_bundle_of_shapes` takes several.
+        plans: of another bundle, by shape, see `BuildRequest`.
         read: folders that the output may not replace, beside the checkpoint's.
+        caches: in place of the user's, also where `spec` leaves these alone.
 
     Raises:
         BadInput: checkpoint, option or output folder at fault.
@@ -128,8 +147,8 @@ def build_engine(
     """
     started = time.monotonic()
     # First of all: what is wrong with the cache is said before the work.
-    exports = ExportCache() if spec.use_cache else None
-    engines = EngineCache() if spec.use_cache else None
+    if caches is None and spec.use_cache:
+        caches = Caches(ExportCache(), EngineCache())
     loras = [parse_lora(each) for each in spec.lora]
     taehv = () if spec.taehv is None else (spec.taehv,)
     inputs = (Path(spec.checkpoint), *taehv, *(path for path, _ in loras), *read)
@@ -188,7 +207,7 @@ def build_engine(
             sampler=samplers[0],
             notes=tuple(notes),
             components=spec.components,
-            cache=exports,
+            cache=None if caches is None else caches.exports,
             progress=progress,
         )
         export_seconds = time.monotonic() - started
@@ -213,11 +232,11 @@ def build_engine(
             samplers=samplers,
             components=tuple(name for name in COMPONENTS if name in spec.components),
             plugin_library=library,
-            use_cache=spec.use_cache,
+            use_cache=caches is not None,
             move_onnx=True,
             started=started,
             stages=(("export", export_seconds),),
-            plans=plans or {},
+            plans=(plans or {}).get(shape, {}),
         )
         return build_bundle(
             folder,
@@ -225,7 +244,7 @@ def build_engine(
             sources,
             request,
             regions=regions,
-            cache=engines,
+            cache=None if caches is None else caches.engines,
             progress=progress,
         )
 
@@ -285,6 +304,9 @@ def _samplers(
 
 
 def _shape(spec: BuildSpec, checkpoint: Checkpoint) -> VideoShape:
+    if spec.shapes:
+        (shape,) = spec.shapes
+        return shape
     default = checkpoint.default_shape
     return VideoShape(
         height=default.height if spec.height is None else spec.height,

@@ -7,11 +7,13 @@ import os
 from functools import cached_property
 from pathlib import Path
 
+from fastwan.config import VideoShape
 from fastwan.errors import BadInput, FastWanError, VerificationFailed
 from fastwan.files import confined_file, open_regular, sha256_file
 from fastwan.held_folder import HeldFolder
-from fastwan.manifest import LAYERS, MANIFEST, FileRecord, Manifest
+from fastwan.manifest import MANIFEST, FileRecord, Manifest
 from fastwan.manifest_reader import parse_manifest
+from fastwan.shapes import parse_shape
 from fastwan.strict_json import parse_json
 
 _ATTEMPTS = 50
@@ -65,6 +67,23 @@ class Bundle:
             raise _differs(relative)
         return content
 
+    def at(self, shape: VideoShape | str | None) -> Bundle:
+        """The same bundle with one of its shapes first: the one that is played and judged.
+
+        Args:
+            shape: also as text, e.g. ``832x480x81``; None leaves the bundle's own first.
+
+        Raises:
+            BadInput: no shape, or one that the bundle does not have; the message lists those there
+                are.
+        """
+        if shape is None:
+            return self
+        wanted = parse_shape(shape) if isinstance(shape, str) else shape
+        other = Bundle(self.root, self.manifest.at(wanted), self._held)
+        other._checked = self._checked
+        return other
+
     def check_sizes(self) -> None:
         """Compare the size of every file with the manifest, without reading any.
 
@@ -89,18 +108,19 @@ class Bundle:
 
     @cached_property
     def layers(self) -> dict[str, list[dict[str, object]]]:
-        """Layer records of ``layers.json``, by engine name.
+        """Layer records of the shape's engines (``layers.json``), by engine name.
 
         Raises:
             BadInput: it is not strict JSON, or not a list of objects for every engine.
             VerificationFailed: it differs from its hash.
         """
-        loaded = parse_json(self.read(LAYERS), LAYERS)
+        where = self.manifest.layers
+        loaded = parse_json(self.read(where), where)
         for engine, records in loaded.items():
             if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
-                raise BadInput(f"records of {engine!r} are no list of objects", where=LAYERS)
+                raise BadInput(f"records of {engine!r} are no list of objects", where=where)
         if lacking := self.manifest.engines.keys() - loaded.keys():
-            raise BadInput(f"no records of engine {min(lacking)!r}", where=LAYERS)
+            raise BadInput(f"no records of engine {min(lacking)!r}", where=where)
         return loaded
 
     def _place(self, relative: str) -> Path:
@@ -121,14 +141,18 @@ def _differs(relative: str) -> VerificationFailed:
     )
 
 
-def open_bundle(path: Path | str, *, sizes: bool = True) -> Bundle:
+def open_bundle(
+    path: Path | str, *, sizes: bool = True, shape: VideoShape | str | None = None
+) -> Bundle:
     """Open an engine bundle. It stays the one that was opened when another takes its place.
 
     Args:
         sizes: compare the size of every file with the manifest; `verify` does that itself.
+        shape: see `Bundle.at`.
 
     Raises:
-        BadInput: no bundle there, its manifest is not one of this tool, or a file is missing.
+        BadInput: no bundle there, its manifest is not one of this tool, a file is missing, or it
+            does not have that shape.
         VerificationFailed: a file has another size.
     """
     root = Path(path)
@@ -146,5 +170,5 @@ def open_bundle(path: Path | str, *, sizes: bool = True) -> Bundle:
             if attempt + 1 == _ATTEMPTS or not held.replaced():
                 raise
         else:
-            return bundle
+            return bundle.at(shape)
     raise AssertionError("the last attempt returns or raises")

@@ -7,28 +7,23 @@ is what engines/ hands to runtime/. `fastwan.manifest_reader` reads either stric
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fastwan.config import Component, SamplerSpec
+from fastwan.config import Component, SamplerSpec, VideoShape
 from fastwan.errors import BadInput
+from fastwan.manifest_exported import Graph, Model, OnnxManifest
 from fastwan.manifest_fields import (
-    ActivationName,
     AttentionName,
     BackendName,
     Bytes,
     Digest,
     FusionName,
-    RecipeName,
-    Scale,
     Seconds,
     TargetName,
     WeightsName,
-    WholeDecoder,
-    WholeDiT,
-    WholeShape,
-    WholeTextEncoder,
 )
 from fastwan.manifest_records import (
     Cadence,
@@ -40,7 +35,8 @@ from fastwan.manifest_records import (
     RegionNode,
     TensorSpec,
 )
-from fastwan.manifest_sources import Adapter, HubSource, Record
+from fastwan.manifest_sources import Record
+from fastwan.shapes import shape_text
 from fastwan.tables import lookup
 
 __all__ = [
@@ -48,6 +44,7 @@ __all__ = [
     "MANIFEST",
     "MAX_ENGINES",
     "MAX_FILES",
+    "MAX_SHAPES",
     "ONNX_MANIFEST",
     "SCHEMA_VERSION",
     "BuildRecord",
@@ -63,6 +60,7 @@ __all__ = [
     "Profile",
     "Region",
     "RegionNode",
+    "ShapeParts",
     "TensorSpec",
 ]
 
@@ -74,73 +72,7 @@ LAYERS = "layers.json"
 
 MAX_ENGINES = 4096
 MAX_FILES = 1 << 16
-
-
-class Graph(Record):
-    """One ONNX file of a component, its data file, and what it computes.
-
-    Attributes:
-        file: path of the ``.onnx`` file in the bundle.
-        data: external data files it reads, relative to the bundle.
-        cpu_file: the same graph lowered to standard operators for ONNX Runtime.
-    """
-
-    file: str
-    data: tuple[str, ...]
-    cpu_file: str | None = None
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    linears: tuple[Linear, ...] = ()
-
-
-class Model(Record):
-    """What was exported.
-
-    Attributes:
-        recipe: of the transformer's linears.
-        activation: how it scales activations, where it leaves a choice.
-        activation_scales: by linear, from a calibration.
-        decoder: None where it was not exported.
-        text_encoder: likewise.
-        own_sampler: what the checkpoint's scheduler makes of `default_sampler`; None where that
-            plays as published.
-        checkpoint: where on the hub its weights are from; None where they were given as files.
-        adapters: LoRA files in the weights, in the order in which they were merged.
-        notes: what was assumed of the checkpoint, and what of it was not read.
-    """
-
-    name: str
-    recipe: RecipeName
-    activation: ActivationName | None = None
-    activation_scales: dict[str, Scale] = Field({}, max_length=1 << 14)
-    shape: WholeShape
-    dit: WholeDiT
-    decoder: WholeDecoder | None
-    text_encoder: WholeTextEncoder | None
-    default_sampler: str
-    own_sampler: SamplerSpec | None = None
-    checkpoint: HubSource | None = None
-    adapters: tuple[Adapter, ...] = Field((), max_length=64)
-    notes: tuple[str, ...] = ()
-
-
-class OnnxManifest(Record):
-    """Contents of ``export.json`` in an ONNX bundle.
-
-    Attributes:
-        graphs: by graph name: ``dit``, ``time_tables``, ``text_kv``, ``decoder``,
-            ``text_encoder``.
-        tensor_digests: by checkpoint tensor, the SHA-256 of what the reference quantiser (not the
-            one that wrote the file) makes of it; `verify` compares the file's bytes with these.
-        extra_files: further files the runtime needs, e.g. the tokenizer and the embedding table.
-    """
-
-    schema_version: Literal[3] = 3
-    tool_version: str
-    model: Model
-    graphs: dict[str, Graph]
-    tensor_digests: dict[str, Digest] = Field(default_factory=dict)
-    extra_files: tuple[str, ...] = ()
+MAX_SHAPES = 32
 
 
 class FileRecord(Record):
@@ -162,8 +94,67 @@ class BuildRecord(Record):
     cached: tuple[str, ...] = ()
 
 
+def _check_engines(engines: Mapping[str, Engine], fallbacks: Mapping[str, Fallback]) -> None:
+    """Hold names apart, and engines of one file to be one plan.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if both := engines.keys() & fallbacks.keys():
+        raise ValueError(f"two engines have the name {min(both)!r}")
+    first: dict[str, tuple[str, Engine]] = {}
+    for name, engine in engines.items():
+        other, known = first.setdefault(engine.file, (name, engine))
+        if engine.plan_tensors != known.plan_tensors:
+            raise ValueError(f"engines {other!r} and {name!r} share a plan and no shapes")
+
+
+class ShapeParts(Record):
+    """What of a bundle follows a shape.
+
+    Attributes:
+        onnx: of the same model; its files may be those of another shape.
+        layers: file of the engines' layer records.
+        engines: as of `Manifest`, like `regions` and `fallbacks`.
+    """
+
+    onnx: OnnxManifest
+    layers: str = LAYERS
+    engines: dict[str, Engine] = Field(max_length=MAX_ENGINES)
+    regions: dict[str, Region] = Field(default_factory=dict, max_length=MAX_ENGINES)
+    fallbacks: dict[str, Fallback] = Field(default_factory=dict, max_length=MAX_ENGINES)
+
+    @property
+    def shape(self) -> VideoShape:
+        """Of the video that they make."""
+        return self.onnx.model.shape
+
+    @property
+    def files(self) -> set[str]:
+        """Files of a bundle that they name."""
+        names = {self.layers, *(engine.file for engine in self.engines.values())}
+        for each in self.fallbacks.values():
+            names |= {each.engine.file, each.graph}
+        names |= {f"onnx/{name}" for name in self.onnx.extra_files}
+        for graph in self.onnx.graphs.values():
+            names |= {f"onnx/{name}" for name in (graph.file, *graph.data, graph.cpu_file) if name}
+        return names
+
+    @model_validator(mode="after")
+    def _check_engines(self) -> Self:
+        _check_engines(self.engines, self.fallbacks)
+        return self
+
+
+_PARTS = tuple(ShapeParts.model_fields)
+_OF_SEVERAL = ("layers", "shapes")
+"""Fields that a manifest of one shape does not write."""
+
+
 class Manifest(Record):
     """Contents of ``manifest.json`` in an engine bundle.
+
+    Where a bundle has several shapes, the fields of `ShapeParts` are those of the first.
 
     Attributes:
         engines: by engine name, in the order in which they run.
@@ -176,7 +167,9 @@ class Manifest(Record):
         sampler: name of the one of `samplers` that plays unless another is asked for.
         samplers: those that the model was trained for.
         onnx: the ONNX bundle the engines were made of, kept under ``onnx/`` as the CPU reference.
-        files: every other file of the bundle.
+        files: every other file of the bundle, of all shapes.
+        layers: file of the engines' layer records.
+        shapes: the further shapes that videos can have.
     """
 
     schema_version: Literal[4] = 4
@@ -196,6 +189,8 @@ class Manifest(Record):
     fallbacks: dict[str, Fallback] = Field(default_factory=dict, max_length=MAX_ENGINES)
     files: dict[str, FileRecord] = Field(max_length=MAX_FILES)
     build: BuildRecord
+    layers: str = LAYERS
+    shapes: tuple[ShapeParts, ...] = Field(default=(), max_length=MAX_SHAPES - 1)
 
     @model_validator(mode="after")
     def _check_samplers(self) -> Manifest:
@@ -205,20 +200,51 @@ class Manifest(Record):
         return self
 
     @model_validator(mode="after")
-    def _check_fallbacks(self) -> Manifest:
-        if both := self.engines.keys() & self.fallbacks.keys():
-            raise ValueError(f"two engines have the name {min(both)!r}")
+    def _check_engines(self) -> Manifest:
+        _check_engines(self.engines, self.fallbacks)
         return self
 
     @model_validator(mode="after")
-    def _check_plans(self) -> Manifest:
-        """Engines of one file are one plan."""
-        first: dict[str, tuple[str, Engine]] = {}
-        for name, engine in self.engines.items():
-            other, known = first.setdefault(engine.file, (name, engine))
-            if engine.plan_tensors != known.plan_tensors:
-                raise ValueError(f"engines {other!r} and {name!r} share a plan and no shapes")
+    def _check_shapes(self) -> Manifest:
+        own = self.parts[0]
+        first = own.onnx.model
+        known = {own.shape}
+        for each in self.shapes:
+            if each.onnx.model.model_copy(update={"shape": first.shape}) != first:
+                raise ValueError(f"{shape_text(each.shape)} is of another model")
+            if each.shape in known:
+                raise ValueError(f"two shapes are {shape_text(each.shape)}")
+            known.add(each.shape)
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        unset = {name for name in _OF_SEVERAL if getattr(self, name) == _DEFAULTS[name]}
+        return {name: value for name, value in fields.items() if name not in unset}
+
+    @property
+    def parts(self) -> tuple[ShapeParts, ...]:
+        """What follows the shape, of every shape, the first one first."""
+        own = ShapeParts.model_construct(**{name: getattr(self, name) for name in _PARTS})
+        return (own, *self.shapes)
+
+    @property
+    def video_shapes(self) -> tuple[VideoShape, ...]:
+        """Shapes of the videos that it makes, the first one first."""
+        return (self.onnx.model.shape, *(each.shape for each in self.shapes))
+
+    def at(self, shape: VideoShape) -> Manifest:
+        """The same manifest with one of its shapes first.
+
+        Raises:
+            BadInput: the bundle does not have it; the message lists those there are.
+        """
+        parts = {shape_text(each.shape): each for each in self.parts}
+        wanted = lookup(parts, shape_text(shape), "shape")
+        others = tuple(each for each in parts.values() if each is not wanted)
+        update = {name: getattr(wanted, name) for name in _PARTS}
+        return self.model_copy(update={**update, "shapes": others})
 
     @property
     def fallback_engines(self) -> dict[str, Engine]:
@@ -245,3 +271,6 @@ class Manifest(Record):
         return lookup(
             {spec.name: spec for spec in self.samplers}, self.sampler if name is None else name
         )
+
+
+_DEFAULTS = {name: Manifest.model_fields[name].default for name in _OF_SEVERAL}

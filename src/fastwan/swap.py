@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastwan import __version__
-from fastwan.build import BuildSpec, build_engine
+from fastwan.build import BuildSpec
+from fastwan.build_shapes import build_bundle_of_shapes
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import MODELS, DecoderConfig, DiTConfig, TextEncoderConfig
 from fastwan.engines.backend import load_backend
@@ -80,7 +81,6 @@ def swap_weights(spec: SwapSpec, progress: Progress) -> Manifest:
         revision=spec.revision,
     )
     _require_same_model(manifest, checkpoint)
-    shape = manifest.onnx.model.shape
     # Its own as the checkpoint's scheduler has it, or the one that the bundle was built with.
     own = checkpoint.default_sampler == manifest.sampler
     wanted = BuildSpec(
@@ -96,19 +96,18 @@ def swap_weights(spec: SwapSpec, progress: Progress) -> Manifest:
         fusion=manifest.fusion,
         weights=manifest.weights,
         sampler="auto" if own else manifest.sampler,
-        height=shape.height,
-        width=shape.width,
-        num_frames=shape.num_frames,
+        shapes=manifest.video_shapes,
         components=manifest.components,
         use_cache=spec.use_cache,
         text_encoder_recipe=_text_recipe(manifest),
         force=spec.force,
     )
-    return build_engine(wanted, progress, plans=known_plans(bundle), read=(spec.bundle,))
+    plans = {shape: known_plans(bundle.at(shape)) for shape in manifest.video_shapes}
+    return build_bundle_of_shapes(wanted, progress, plans=plans, read=(spec.bundle,))
 
 
 def known_plans(bundle: Bundle) -> dict[str, KnownPlan]:
-    """Plans of a bundle that hold no weights, by the name of their file without suffix.
+    """Plans of a bundle's first shape that hold no weights, by the name of their file.
 
     Raises:
         BadInput: malformed layer records.

@@ -171,8 +171,9 @@ SHARED = (
     "bundle", "cache_entry", "cache_folder", "config", "console", "content_cache", "cuda_driver",
     "dtypes", "errors", "files", "held_folder", "hub.bundle", "hub.cache", "hub.download",
     "hub.errors", "hub.ids", "hub.links", "hub.repository", "install", "manifest",
-    "manifest_fields", "manifest_reader", "manifest_records", "manifest_sources", "onnx_guard",
-    "outputs", "ownership", "parallel", "progress", "schema", "staging", "strict_json", "tables",
+    "manifest_exported", "manifest_fields", "manifest_reader", "manifest_records",
+    "manifest_sources", "onnx_guard", "outputs", "ownership", "parallel", "progress", "schema",
+    "shapes", "staging", "strict_json", "tables",
 )  # fmt: skip
 COMMON = {"fastwan", *(f"fastwan.{name}" for name in SHARED)}
 MAY_IMPORT = {

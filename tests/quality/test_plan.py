@@ -32,11 +32,11 @@ from fastwan.quality.reshape import reshaped
 from fastwan.quality.video_plan import (
     USUAL_SHAPES,
     PlanSpec,
-    parse_shape,
     plan_shapes,
     planned,
     report_of,
 )
+from fastwan.shapes import parse_shape
 from testkit.once import Once
 
 PUBLISHED = VideoShape(480, 832, 81)

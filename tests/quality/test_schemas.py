@@ -74,7 +74,8 @@ def outputs(
     library = tmp_path / "library.so"
     library.write_bytes(b"library")
     info = SimpleNamespace(build_info={"tensorrt": "none"})
-    monkeypatch.setattr("fastwan.build.build_engine", lambda *_: bundle.manifest)
+    built = "fastwan.build_shapes.build_bundle_of_shapes"
+    monkeypatch.setattr(built, lambda *_: bundle.manifest)
     monkeypatch.setattr("fastwan.swap.swap_weights", lambda *_: bundle.manifest)
     monkeypatch.setattr("fastwan.plugins.build.build_plugin", lambda *_, **__: library)
     monkeypatch.setattr("fastwan.plugins.loader.PluginLibrary", lambda *_, **__: info)

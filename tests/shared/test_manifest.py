@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
+from fastwan.config import VideoShape
 from fastwan.errors import BadInput
-from fastwan.manifest import MANIFEST, ONNX_MANIFEST, SCHEMA_VERSION, Manifest, OnnxManifest
+from fastwan.manifest import (
+    MANIFEST,
+    ONNX_MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+    OnnxManifest,
+    ShapeParts,
+)
 from fastwan.manifest_reader import parse_manifest
 from testkit.manifests import exported_of, manifest_of, write_exported, write_manifest
 
@@ -40,6 +48,31 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     write_exported(tmp_path, {}, name="1.2")
     assert parse_manifest(tmp_path / MANIFEST, Manifest) == manifest_of(tool_version="1.2")
     assert parse_manifest(tmp_path / ONNX_MANIFEST, OnnxManifest) == exported_of(name="1.2")
+
+
+def test_a_manifest_of_several_shapes_is_read_and_turned(tmp_path: Path) -> None:
+    other = VideoShape(height=160, width=96, num_frames=9)
+    part = ShapeParts(onnx=exported_of(shape=other), layers="other.json", engines={})
+    write_manifest(tmp_path, shapes=(part,))
+    read = parse_manifest(tmp_path / MANIFEST, Manifest)
+    assert read.shapes == (part,)
+    first = read.video_shapes[0]
+    turned = read.at(other)
+    assert turned.video_shapes == (other, first)
+    assert (turned.layers, turned.onnx) == ("other.json", part.onnx)
+    assert turned.at(first) == read
+    with pytest.raises(BadInput, match=r"unknown shape .96x160x5.*160x96x9.*96x160x9"):
+        read.at(VideoShape(height=160, width=96, num_frames=5))
+
+
+def test_shapes_of_other_models_or_twice_the_same_are_refused(tmp_path: Path) -> None:
+    shape = VideoShape(height=160, width=96, num_frames=9)
+    part = ShapeParts(onnx=exported_of(shape=shape), engines={})
+    assert manifest_of(shapes=(part,)).shapes == (part,)
+    other = ShapeParts(onnx=exported_of(shape=shape, name="other"), engines={})
+    for wrong, message in (((other,), "of another model"), ((part, part), "two shapes are 96x160")):
+        with pytest.raises(ValueError, match=message):
+            manifest_of(shapes=wrong)
 
 
 def test_a_missing_manifest_is_told_from_one_that_cannot_be_read(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from fastwan.config import (
 )
 from fastwan.console import one_line, print_json, say, tell
 from fastwan.failures import require_address_space
+from fastwan.shapes import parse_shapes
 from fastwan.tables import described
 
 
@@ -47,6 +48,10 @@ from fastwan.tables import described
 @click.option("--height", type=int, help="Pixels, a multiple of 16.")
 @click.option("--width", type=int, help="Pixels, a multiple of 16.")
 @click.option("--num-frames", type=int, help="Frames, 4n+1.")
+@click.option(
+    "--shape", "shapes", multiple=True, metavar="WxHxF",
+    help="In place of these three; may be repeated, for a bundle of several shapes.",
+)  # fmt: skip
 @click.option("--components", type=Components(), default=",".join(COMPONENTS), show_default=True)
 @click.option(
     "--text-encoder-recipe",
@@ -70,11 +75,17 @@ from fastwan.tables import described
 @json_option
 @report_errors
 def build_engine(
-    as_json: bool, components: str, no_cache: bool, cache_key: bool, **options: Any
+    as_json: bool,
+    components: str,
+    no_cache: bool,
+    cache_key: bool,
+    shapes: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Build an engine bundle from a checkpoint."""
     parts = parse_components(components)
     require_size(options["height"], options["width"], options["num_frames"])
+    asked = parse_shapes(shapes)
     require_checkpoint(options["checkpoint"])
     if not cache_key:
         read = Path(options["checkpoint"])
@@ -84,20 +95,23 @@ def build_engine(
 
     with collector_paused():
         from fastwan.build import BuildSpec
-        from fastwan.build import build_engine as build
+        from fastwan.build_shapes import build_bundle_of_shapes
         from fastwan.bundle import open_bundle
         from fastwan.quality.report import build_report, inspect_bundle
+        from fastwan.quality.report_text import shapes_text
 
-    spec = BuildSpec(components=parts, use_cache=not no_cache, **options)
+    spec = BuildSpec(components=parts, use_cache=not no_cache, shapes=asked, **options)
     if cache_key:
         from fastwan.cache_key import cache_key as key_of
 
         tell(key_of(spec))
         return
-    manifest = build(spec, shown_progress())
-    inspected = inspect_bundle(open_bundle(spec.output))
-    if inspected.note and inspected.device_bytes is not None:
-        say(inspected.note)
+    manifest = build_bundle_of_shapes(spec, shown_progress())
+    opened = open_bundle(spec.output)
+    inspected = inspect_bundle(opened)
+    for each in (inspected, *(inspect_bundle(opened.at(other.shape)) for other in manifest.shapes)):
+        if each.note and each.device_bytes is not None:
+            say(each.note)
     report = build_report(inspected, manifest)
     if as_json:
         print_json(report)
@@ -111,3 +125,6 @@ def build_engine(
         f"peak {manifest.build.peak_rss_bytes / 1e9:.2f} GB (measured)"
     )
     tell(one_line(line))
+    if report.shapes:
+        note = "" if manifest.weights == "data" else "; engines hold their weights once a shape"
+        tell(one_line(shapes_text(report.shapes) + note))

@@ -25,7 +25,8 @@ from fastwan.console import print_json, print_rich
 def plan(as_json: bool, shapes: tuple[str, ...], target: tuple[str, ...], **options: Any) -> None:
     """Predict time and memory of a model by shape, and what does not fit; builds nothing."""
     from fastwan.quality.plan_text import PlanText
-    from fastwan.quality.video_plan import PlanSpec, parse_shape, plan_shapes
+    from fastwan.quality.video_plan import PlanSpec, plan_shapes
+    from fastwan.shapes import parse_shape
 
     report = plan_shapes(
         PlanSpec(targets=target, shapes=tuple(map(parse_shape, shapes)), **options)

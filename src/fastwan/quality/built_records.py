@@ -60,7 +60,7 @@ class BuiltRecords:
             engine.file: manifest.engine_record(engine).model_copy(update={"sha256": _NO_DIGEST})
             for engine in engines.values()
         }
-        trimmed = {"onnx": onnx, "engines": engines, "files": sizes, "fallbacks": {}}
+        trimmed = {"onnx": onnx, "engines": engines, "files": sizes, "fallbacks": {}, "shapes": ()}
         return cls(
             manifest.model_copy(update=trimmed),
             {name: tuple(map(_nameless, layers[name])) for name in engines},

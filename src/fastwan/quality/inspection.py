@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Self
 
+from pydantic import Field
+
 from fastwan.manifest import Cadence
 from fastwan.quality.cost import Cost
 from fastwan.runtime.recording.memory_plan import DeviceBytes
@@ -157,6 +159,9 @@ class InspectReport(FigureReport):
     """Null where the bundle cannot make a video."""
     note: str
     """Why the bundle cannot make a video; empty where it can."""
+    shapes: Measured[dict[str, int]] = Field(default_factory=dict)
+    """Of a bundle with several shapes, by shape: bytes of the files that no other one reads. The
+    shape that the report is of is the first; empty where the bundle has only that."""
 
 
 class BuildReport(FigureReport):
@@ -172,6 +177,8 @@ class BuildReport(FigureReport):
     cached: tuple[str, ...]
     """Engines that were taken from the cache."""
     components: dict[str, BuiltComponent]
+    shapes: Measured[dict[str, int]] = Field(default_factory=dict)
+    """Of a bundle with several shapes, by shape: bytes of the files that no other one reads."""
 
 
 class SwapReport(FigureReport):

@@ -49,6 +49,7 @@ from fastwan.runtime.recording.memory_plan import plan
 from fastwan.runtime.recording.record import Recording, record
 from fastwan.runtime.recording.tensors import allocate
 from fastwan.schema import BundleFacts
+from fastwan.shapes import shape_text
 
 PUBLISHED_SHAPE = (480, 832, 81)
 COVERS = (
@@ -92,7 +93,22 @@ def inspect_bundle(bundle: Bundle) -> InspectReport:
         device_bytes=None if recording is None else plan(recording).device_bytes,
         prediction=None if recording is None else _prediction(recording, layers, gpu),
         note=memory_note(manifest) if recording else "the bundle has no transformer: no video",
+        shapes=_bytes_by_shape(manifest),
     )
+
+
+def _bytes_by_shape(manifest: Manifest) -> dict[str, int]:
+    if not manifest.shapes:
+        return {}
+    readers = Counter(name for part in manifest.parts for name in part.files)
+    return {
+        shape_text(part.shape): sum(
+            manifest.files[name].bytes
+            for name in part.files & manifest.files.keys()
+            if readers[name] == 1
+        )
+        for part in manifest.parts
+    }
 
 
 def _fallbacks(
@@ -133,7 +149,8 @@ def _component(
     engines = {n: e for n, e in manifest.engines.items() if e.component == component}
     records = [r for name, e in engines.items() for r in usual_records(e, layers[name])]
     coverage = {name: check_coverage(layers[name], e.linears) for name, e in engines.items()}
-    files = [f for name, f in manifest.files.items() if name.startswith(f"{component}/")]
+    used = (n for n in manifest.parts[0].files if n.startswith(f"{component}/"))
+    files = [manifest.files[name] for name in used if name in manifest.files]
     gemms = [record for record in records if record.kind == "gemm"]
     inner = {n: e for n, e in engines.items() if e.runs in ("step", "latent")} or engines
     beside = {n: e for n, e in engines.items() if n not in inner}
@@ -226,4 +243,5 @@ def build_report(inspected: InspectReport, manifest: Manifest) -> BuildReport:
             name: BuiltComponent(**figures.model_dump(include=fields))
             for name, figures in inspected.components.items()
         },
+        shapes=inspected.shapes,
     )

@@ -56,9 +56,17 @@ def render(report: InspectReport) -> RenderableType:
         parts.append(_fallbacks(report.fallbacks))
     if report.device_bytes is not None:
         parts.append(_memory(report.device_bytes))
+    if report.shapes:
+        parts.append(Text(shapes_text(report.shapes)))
     if report.note:
         parts.append(Text(report.note))
     return Group(*parts)
+
+
+def shapes_text(shapes: Mapping[str, int]) -> str:
+    """Shapes of a bundle and what each has for itself, as one line."""
+    own = ", ".join(f"{shape} {size / 1e6:.1f} MB" for shape, size in shapes.items())
+    return f"shapes, and the files that no other one reads (measured): {own}"
 
 
 def component_table(report: InspectReport) -> tuple[list[str], list[tuple[str, ...]]]:

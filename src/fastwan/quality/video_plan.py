@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from fastwan.config import (
@@ -44,7 +43,6 @@ USUAL_SHAPES = tuple(
 )
 """What is planned where no shape is given: both published sizes, upright too, up to 5 s."""
 
-_SHAPE = re.compile(r"(\d{1,5})x(\d{1,5})x(\d{1,5})")
 _LINEARS = 4 * 4096 * 4096 + 3 * 4096 * 10240
 """Weights of the linears of a block of UMT5-XXL."""
 TEXT_BYTES = {
@@ -76,21 +74,6 @@ class PlanSpec:
     sampler: str | None = None
     shapes: tuple[VideoShape, ...] = ()
     text_encoder_recipe: str = "bf16"
-
-
-def parse_shape(text: str) -> VideoShape:
-    """A shape as people write it, e.g. ``832x480x81``.
-
-    Raises:
-        BadInput: not of that form, or no shape of a video.
-    """
-    match = _SHAPE.fullmatch(text.strip())
-    if match is None:
-        raise BadInput(
-            f"{text!r:.40} is no WIDTHxHEIGHTxFRAMES", where="--shape", fix="e.g. 832x480x81"
-        )
-    width, height, frames = map(int, match.groups())
-    return VideoShape(height=height, width=width, num_frames=frames)
 
 
 def plan_shapes(spec: PlanSpec) -> PlanReport:

@@ -24,7 +24,8 @@ def test_a_real_bundle_is_reported_by_the_schema(
 ) -> None:  # fmt: skip
     bundle = str(bundle_dir)
     # The session's bundle was just built: only its report is made anew.
-    monkeypatch.setattr("fastwan.build.build_engine", lambda *_: open_bundle(bundle).manifest)
+    built = "fastwan.build_shapes.build_bundle_of_shapes"
+    monkeypatch.setattr(built, lambda *_: open_bundle(bundle).manifest)
     arguments = {
         "inspect": [bundle],
         "bench": [bundle, "--device", "null"],

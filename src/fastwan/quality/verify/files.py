@@ -8,7 +8,7 @@ from pathlib import Path
 from fastwan.bundle import Bundle
 from fastwan.errors import FastWanError
 from fastwan.hub.links import put_by_hub
-from fastwan.manifest import LAYERS, MANIFEST, ONNX_MANIFEST, Manifest
+from fastwan.manifest import MANIFEST, ONNX_MANIFEST, Manifest
 from fastwan.ownership import RECORD
 from fastwan.quality.verify.report import Check
 
@@ -45,14 +45,8 @@ def check_integrity(bundle: Bundle) -> Check:
 
 def referenced_files(manifest: Manifest) -> set[str]:
     """Files that some part of the manifest names, and that its list therefore has to hold."""
-    names = {LAYERS, f"onnx/{ONNX_MANIFEST}"}
-    names |= {engine.file for engine in manifest.engines.values()}
-    for each in manifest.fallbacks.values():
-        names |= {each.engine.file, each.graph}
-    names |= {f"onnx/{name}" for name in manifest.onnx.extra_files}
-    for graph in manifest.onnx.graphs.values():
-        names |= {f"onnx/{name}" for name in (graph.file, *graph.data, graph.cpu_file) if name}
-    return names
+    names = {f"onnx/{ONNX_MANIFEST}"}
+    return names.union(*(each.files for each in manifest.parts))
 
 
 def _files_of(root: Path) -> list[str]:
