@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fastwan.config import VideoShape
@@ -11,6 +13,7 @@ from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import pad_rows
 from fastwan.runtime.request import Request
+from fastwan.shapes import shape_text
 
 
 def check_shape(built: VideoShape, **requested: object) -> None:
@@ -27,6 +30,34 @@ def check_shape(built: VideoShape, **requested: object) -> None:
                 where=name,
                 fix=f"build one with --{name.replace('_', '-')} {value}",
             )
+
+
+def chosen_shape(
+    shapes: Sequence[VideoShape], *, height: object, width: object, num_frames: object
+) -> VideoShape:
+    """The first of a bundle's shapes that has the height, width and frames that were asked for.
+
+    Args:
+        shapes: at least one.
+        height, width, num_frames: None takes any.
+
+    Raises:
+        BadInput: none has; of several, the message lists them.
+    """
+    requested = {"height": height, "width": width, "num_frames": num_frames}
+    if len(shapes) == 1:
+        check_shape(shapes[0], **requested)
+        return shapes[0]
+    wanted = {name: integer(v, name) for name, v in requested.items() if v is not None}
+    for shape in shapes:
+        if all(getattr(shape, name) == value for name, value in wanted.items()):
+            return shape
+    asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
+    raise BadInput(
+        f"{asked} was asked for, the bundle makes {', '.join(map(shape_text, shapes))}",
+        where=", ".join(wanted),
+        fix="build one with that --shape too",
+    )
 
 
 def check_text_length(built: int, requested: object) -> None:

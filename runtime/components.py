@@ -15,6 +15,7 @@ from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
 from fastwan.runtime.timings import Timings
+from fastwan.shapes import shape_text
 
 State = Literal["hit", "miss", "unused"]
 
@@ -116,10 +117,12 @@ def bundle_text(bundle: Bundle) -> str:
     samplers = ", ".join(
         f"{spec.name} ({len(schedule_of(spec).steps)} steps)" for spec in manifest.samplers
     )
+    further = ", ".join(shape_text(each.shape) for each in manifest.shapes)
+    others = f"; also {further}" if further else ""
     return (
         f"bundle: {str(bundle.root)!r}\n"
         f"model: {model.name}, {model.recipe}, {manifest.attention} attention, "
         f"built for {manifest.target}\n"
-        f"video: {shape.num_frames} frames of {shape.width}x{shape.height}\n"
+        f"video: {shape.num_frames} frames of {shape.width}x{shape.height}{others}\n"
         f"samplers: {samplers}; by default {manifest.sampler_spec().name}"
     )

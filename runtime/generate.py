@@ -48,6 +48,9 @@ def generate(
     device: str = "auto",
     frames_dir: Path | None = None,
     sampler: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
     warmup: int = 0,
     repeat: int = 1,
     prompt_cache: Path | None = None,
@@ -69,6 +72,7 @@ def generate(
         device: "auto", "cpu", "cuda" or "emulated", see `FastWanPipeline.from_bundle`.
         frames_dir: folder for PNG frames beside an mp4.
         sampler: one of the bundle's; by default the first.
+        height, width, num_frames: of the bundle's shapes, the first that has them all.
         warmup: videos of each prompt that are made before and neither measured nor written.
         repeat: times that each video is made and measured; the last one is written.
         prompt_cache: folder that keeps the embeddings of prompts.
@@ -101,7 +105,14 @@ def generate(
     places = places_of(output, frames_dir, len(prompts))
     inputs = [bundle] if prompt_cache is None else [bundle, prompt_cache]
     check_outputs([output for each in places for output in each], force=force, inputs=inputs)
-    with FastWanPipeline.from_bundle(bundle, device, prompt_cache=prompt_cache) as pipeline:
+    with FastWanPipeline.from_bundle(
+        bundle,
+        device,
+        prompt_cache=prompt_cache,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+    ) as pipeline:
         if pipeline.choice.note or not isinstance(progress or Quiet(), Quiet):
             say(f"device: {_running_on(pipeline)}")
         memory = None

@@ -6,11 +6,14 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from fastwan.bundle import Bundle, open_bundle
+from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet
+from fastwan.runtime.arguments import chosen_shape
 from fastwan.runtime.batch import check_built_in, refuse_unknown, requests_of
 from fastwan.runtime.call import Call
 from fastwan.runtime.callback import step_callback
@@ -43,9 +46,13 @@ class FastWanPipeline(LikeDiffusers):
         choice: DeviceChoice,
         components: Components,
         prompts: PromptCache | None = None,
+        threads: int = 1,
     ) -> None:
         super().__init__(bundle, choice)
         self.components = components
+        self._others: dict[VideoShape, Components] = {}
+        self._opening = Lock()
+        self._threads = threads
         self.prompts = prompts or PromptCache.of(bundle)
         self._closed = False
 
@@ -57,13 +64,16 @@ class FastWanPipeline(LikeDiffusers):
         device: str = "auto",
         threads: int = 1,
         prompt_cache: Path | str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
         **options: Any,
     ) -> Self:
         """Open a bundle as diffusers opens a model.
 
         Args:
             pretrained_model_name_or_path: folder of a bundle, or its Hugging Face id.
-            device, threads, prompt_cache: see `from_bundle`.
+            device, threads, prompt_cache, height, width, num_frames: see `from_bundle`.
             options: ``torch_dtype`` or ``dtype`` (bfloat16), ``device_map`` (in the place of
                 `device`), ``revision``, ``local_files_only``; others are refused.
 
@@ -73,7 +83,15 @@ class FastWanPipeline(LikeDiffusers):
         """
         wanted = device_of(device, options)
         folder = bundle_folder(pretrained_model_name_or_path, options)
-        return cls.from_bundle(folder, wanted, threads=threads, prompt_cache=prompt_cache)
+        return cls.from_bundle(
+            folder,
+            wanted,
+            threads=threads,
+            prompt_cache=prompt_cache,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+        )
 
     @classmethod
     def from_bundle(
@@ -83,6 +101,9 @@ class FastWanPipeline(LikeDiffusers):
         *,
         threads: int = 1,
         prompt_cache: Path | str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
     ) -> Self:
         """Open a bundle on "auto", "cpu", "cuda" or "emulated".
 
@@ -92,15 +113,20 @@ class FastWanPipeline(LikeDiffusers):
                 "emulated" computes a Blackwell GPU's numbers on a Hopper GPU.
             threads: CPU threads inside an operator; another number may change the last bits.
             prompt_cache: folder that keeps the embeddings of prompts.
+            height, width, num_frames: of a bundle with several shapes, which one is opened, and
+                made by calls that name none; its first where None.
 
         Raises:
-            BadInput: no bundle, or a device of another name.
+            BadInput: no bundle, a device of another name, or a shape that the bundle lacks.
             EnvironmentLacks: the device cannot be used.
         """
         bundle = open_bundle(path)
+        shapes = bundle.manifest.video_shapes
+        shape = chosen_shape(shapes, height=height, width=width, num_frames=num_frames)
+        bundle = bundle.at(shape)
         choice, components = open_components(bundle, device, threads)
         prompts = PromptCache.of(bundle, prompt_cache, runs_on=components.runs_on)
-        return cls(bundle, choice, components, prompts)
+        return cls(bundle, choice, components, prompts, threads)
 
     def __call__(
         self,
@@ -140,7 +166,9 @@ class FastWanPipeline(LikeDiffusers):
             prompt: the text, or a list of texts; or else give `prompt_embeds`.
             negative_prompt: what a guided sampler leads away from, one for all prompts or one
                 each; None is the empty text, the only one of a sampler without guidance.
-            height, width, num_frames: None, or what the bundle was built for.
+            height, width, num_frames: one of the bundle's shapes; None for that of `from_bundle`.
+                Another one is opened when it is first asked for. On a GPU that closes the one
+                before: one shape has the memory at a time.
             num_inference_steps: None, or the sampler's.
             guidance_scale: None for the sampler's; 1 at most is no guidance, and all that a
                 distilled model takes. `guidance_scale_2` None.
@@ -240,13 +268,31 @@ class FastWanPipeline(LikeDiffusers):
             Run(
                 each,
                 self.schedule(each.sampler, each.guidance_scale),
-                self.components,
+                self._components_for(each),
                 self.prompts,
                 call,
                 progress,
             )
             for each in requests
         ]
+
+    def _components_for(self, request: Request) -> Components:
+        """Components of the shape that is asked for; the caller has the turn."""
+        shapes = self.bundle.manifest.video_shapes
+        if len(shapes) == 1:
+            return self.components
+        shape = chosen_shape(
+            shapes, height=request.height, width=request.width, num_frames=request.num_frames
+        )
+        with self._opening:
+            known = {shapes[0]: self.components, **self._others}
+            if shape not in known:
+                opened = open_components(self.bundle.at(shape), self.choice.name, self._threads)[1]
+                known[shape] = self._others[shape] = opened
+        for other, components in known.items():
+            if components.fused and other != shape:
+                components.close()
+        return known[shape]
 
     def load(self, *, text: bool = True, decoder: bool = True, sampler: str | None = None) -> None:
         """Open what a video needs beforehand, so that the first one takes no longer than others.
@@ -286,7 +332,8 @@ class FastWanPipeline(LikeDiffusers):
         if not self._closed:
             with self.components.turn():
                 self._closed = True
-                self.components.close()
+                for components in (self.components, *self._others.values()):
+                    components.close()
 
     def __enter__(self) -> Self:
         return self

@@ -37,6 +37,9 @@ from fastwan.failures import require_address_space
     help="x.mp4, a folder for PNG images, or folder/name_%04d.png.",
 )
 @click.option("--frames", type=click.Path(path_type=Path), help="Folder for PNG frames.")
+@click.option("--width", type=int, help="Pixels. Of a bundle with several shapes, which one.")
+@click.option("--height", type=int, help="Likewise.")
+@click.option("--num-frames", type=int, help="Likewise.")
 @seed_option
 @guidance_options
 @click.option(
