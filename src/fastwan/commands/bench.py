@@ -9,7 +9,7 @@ import click
 
 from fastwan.commands.early import require_bundle
 from fastwan.commands.names import BundleFolder, Name
-from fastwan.commands.options import example, json_option, videos
+from fastwan.commands.options import example, json_option, shape_option, videos
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import SAMPLERS
 from fastwan.console import print_json, tell, typed_text
@@ -24,6 +24,7 @@ from fastwan.console import print_json, tell, typed_text
 @click.option("--sampler", type=Name(list(SAMPLERS)), help="Default: the bundle's.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Report of an earlier --json.")
 @click.option("--limit", type=float, default=0.05, show_default=True, help="Share beyond it.")
+@shape_option
 @json_option
 @report_errors
 def bench(

@@ -9,7 +9,13 @@ import click
 
 from fastwan.commands.early import require_bundle, require_output
 from fastwan.commands.names import BundleFolder, Name
-from fastwan.commands.options import example, force_option, json_option, report_option
+from fastwan.commands.options import (
+    example,
+    force_option,
+    json_option,
+    report_option,
+    shape_option,
+)
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import SAMPLERS
 from fastwan.console import print_json, print_rich, typed_text
@@ -52,6 +58,7 @@ from fastwan.failures import require_address_space
 )
 @report_option
 @force_option
+@shape_option
 @json_option
 @report_errors
 def compare(

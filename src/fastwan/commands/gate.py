@@ -9,7 +9,7 @@ import click
 
 from fastwan.commands.early import require_bundle, require_output
 from fastwan.commands.names import BundleFolder
-from fastwan.commands.options import example, json_option, report_option, videos
+from fastwan.commands.options import example, json_option, report_option, shape_option, videos
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.failures import require_address_space
@@ -41,6 +41,7 @@ from fastwan.failures import require_address_space
 @videos("--runs", 1, 5, "Measured videos.")
 @videos("--warmup", 0, 2, "Videos before them.")
 @report_option
+@shape_option
 @json_option
 @report_errors
 def gate(
@@ -67,7 +68,7 @@ def gate(
     if place is not None:
         from fastwan.quality.pages.gate_page import write_gate
 
-        write_gate(place, made, bundle, options["history"])
+        write_gate(place, made, bundle, options["history"], options["shape"])
     if as_json:
         print_json(made)
         return made.exit_code

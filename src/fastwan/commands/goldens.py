@@ -8,7 +8,7 @@ import click
 
 from fastwan.commands.early import require_bundle, require_output
 from fastwan.commands.names import BundleFolder, Name
-from fastwan.commands.options import example, force_option, json_option
+from fastwan.commands.options import example, force_option, json_option, shape_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.errors import BadInput
@@ -28,6 +28,7 @@ from fastwan.failures import require_address_space
     help="For check: largest relative L2 difference; 0: equal bytes.",
 )  # fmt: skip
 @force_option
+@shape_option
 @json_option
 @report_errors
 def goldens(
@@ -37,6 +38,7 @@ def goldens(
     prompts: Path | None,
     limit: float,
     force: bool,
+    shape: str | None,
     as_json: bool,
 ) -> int:
     """Keep what the CPU reference makes of an accuracy set in FOLDER, or hold BUNDLE against it.
@@ -55,10 +57,10 @@ def goldens(
 
     if action == "make":
         report = make_goldens(
-            bundle, folder, prompts=prompts, force=force, progress=shown_progress()
+            bundle, folder, prompts=prompts, force=force, shape=shape, progress=shown_progress()
         )
     else:
-        report = check_goldens(bundle, folder, limit=limit, progress=shown_progress())
+        report = check_goldens(bundle, folder, limit=limit, shape=shape, progress=shown_progress())
     if as_json:
         print_json(report)
     else:

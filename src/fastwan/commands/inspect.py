@@ -8,7 +8,7 @@ import click
 
 from fastwan.commands.early import require_bundle
 from fastwan.commands.names import BundleFolder
-from fastwan.commands.options import example, json_option, report_option
+from fastwan.commands.options import example, json_option, report_option, shape_option
 from fastwan.commands.running import report_errors
 from fastwan.console import print_json, print_rich
 
@@ -16,6 +16,7 @@ from fastwan.console import print_json, print_rich
 @click.command("inspect", epilog=example("inspect bundle --report report"))
 @click.argument("bundle", type=BundleFolder())
 @report_option
+@shape_option
 @click.option(
     "--graph",
     type=click.Path(path_type=Path),
@@ -26,7 +27,12 @@ from fastwan.console import print_json, print_rich
 @json_option
 @report_errors
 def inspect(
-    bundle: Path, report: Path | None, graph: Path | None, block: int | None, as_json: bool
+    bundle: Path,
+    report: Path | None,
+    graph: Path | None,
+    block: int | None,
+    shape: str | None,
+    as_json: bool,
 ) -> None:
     """Show the kernels, dtypes, linears, bytes and predicted time of BUNDLE."""
     require_bundle(bundle)
@@ -34,7 +40,7 @@ def inspect(
     from fastwan.quality.report import inspect_bundle
     from fastwan.quality.report_text import render
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, shape=shape)
     made = inspect_bundle(opened)
     if report is not None or graph is not None:
         from fastwan.quality.pages.inspect_page import write_inspection

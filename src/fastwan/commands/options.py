@@ -52,6 +52,9 @@ force_option = click.option(
     "--force", is_flag=True, help="Replace the output whatever it holds; says what it deletes."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+shape_option = click.option(
+    "--shape", metavar="WxHxF", help="Of a bundle with several. Default: its first."
+)
 report_option = click.option(
     "--report",
     type=click.Path(path_type=Path),

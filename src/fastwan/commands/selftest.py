@@ -9,7 +9,7 @@ import click
 
 from fastwan.commands.early import require_bundle, require_output
 from fastwan.commands.names import BundleFolder, Name
-from fastwan.commands.options import example, force_option, json_option
+from fastwan.commands.options import example, force_option, json_option, shape_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.failures import require_address_space
@@ -28,6 +28,7 @@ from fastwan.failures import require_address_space
     help="auto: the GPU, or host, what can be proven without one.",
 )
 @force_option
+@shape_option
 @json_option
 @report_errors
 def selftest(bundle: Path, output: Path, as_json: bool, **options: Any) -> int:

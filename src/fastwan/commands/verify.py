@@ -9,7 +9,7 @@ import click
 
 from fastwan.commands.early import require_bundle, require_checkpoint, require_output
 from fastwan.commands.names import BundleFolder, Name
-from fastwan.commands.options import example, json_option, lora_option, report_option
+from fastwan.commands.options import example, json_option, lora_option, report_option, shape_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, print_rich, tell
 from fastwan.errors import BadInput
@@ -36,6 +36,7 @@ from fastwan.failures import require_address_space
     "--check", "checks", multiple=True, metavar="NAME", help="Run only this one. May be repeated."
 )
 @click.option("--list-checks", is_flag=True, help="Print the names of the checks and run none.")
+@shape_option
 @click.option("--picture", type=click.Path(path_type=Path), help="PNG of what FP4 changes.")
 @report_option
 @json_option

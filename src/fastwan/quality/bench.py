@@ -50,6 +50,7 @@ def bench(
     prompt: str = DEFAULT_PROMPT,
     sampler: str | None = None,
     baseline: BenchReport | None = None,
+    shape: str | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Everything ``bench --json`` prints. `compare` holds it against the baseline.
@@ -58,6 +59,7 @@ def bench(
         device: "auto", "cuda", or "null" for counts alone.
         runs: measured videos, after `warmup` videos that are not.
         baseline: report of an earlier run that it will be compared with.
+        shape: of the bundle's, e.g. "832x480x81"; its first where None.
 
     Raises:
         BadInput: no bundle, a number that is none of its option, a blank prompt, or a baseline of
@@ -66,7 +68,7 @@ def bench(
     """
     check_runs(runs, warmup)
     check_prompt(prompt)
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, shape=shape)
     schedule = schedule_of(bundle.manifest.sampler_spec(sampler))
     report = counts(bundle, schedule)
     if baseline is not None:

@@ -53,6 +53,7 @@ def compare_bundles(
     limit: float | None = None,
     tensors: Path | None = None,
     force: bool = False,
+    shape: str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare two bundles.
@@ -68,6 +69,7 @@ def compare_bundles(
         limit: largest relative L2 difference of a step that is good. Without one nothing is judged.
         tensors: folder for the tensors of `by_block` in Polygraphy's files.
         force: replace what lies there.
+        shape: of the bundles', e.g. "832x480x81"; their first where None.
 
     Raises:
         BadInput: no bundles of this tool, they cannot be played side by side, or a limit or a
@@ -83,7 +85,7 @@ def compare_bundles(
     place = None
     if tensors is not None:
         place = OutputFolder(tensors, "tensors", force, "--tensors", paths)
-    left, right = (Subject(open_bundle(path)) for path in paths)
+    left, right = (Subject(open_bundle(path, shape=shape)) for path in paths)
     if not static:
         if device != "cpu":
             for subject in (left, right):

@@ -51,6 +51,7 @@ def gate(
     history: Path | None = None,
     runs: int = 5,
     warmup: int = 2,
+    shape: str | None = None,
     measure: Callable[[], BenchReport] | None = None,
     progress: Progress | None = None,
 ) -> GateReport:
@@ -70,6 +71,7 @@ def gate(
         history: file of earlier times, to which those of this run are added.
         runs: measured videos of the stage ``times``.
         warmup: videos before them.
+        shape: of the bundle's, e.g. "832x480x81"; its first where None.
         measure: times a video, in place of ``bench`` on the first GPU.
 
     Raises:
@@ -83,7 +85,7 @@ def gate(
     given = parse_limits(limits, HELD)
     known = _known(against, update)
     records = None if history is None else read_history(history)
-    bundle = open_bundle(path, sizes=False)
+    bundle = open_bundle(path, sizes=False, shape=shape)
     context = Context(
         bundle=bundle,
         baseline=known,
@@ -92,7 +94,11 @@ def gate(
         stages=chosen,
         asked=tuple(stages),
         measure=measure
-        or (lambda: bench(path, device="cuda", runs=runs, warmup=warmup, progress=progress)),
+        or (
+            lambda: bench(
+                path, device="cuda", runs=runs, warmup=warmup, shape=shape, progress=progress
+            )
+        ),
         progress=progress,
         goldens=goldens,
         golden_limit=golden_limit,
@@ -111,7 +117,7 @@ def gate(
         cohort={**bundle_cohort(context.facts), **context.gpu},
         findings=tuple(findings),
         rewritten=update and not refused,
-        rewrite=_command(path, against, stages, goldens),
+        rewrite=_command(path, against, stages, goldens, shape),
     )
 
 
@@ -204,9 +210,12 @@ def _with_red(context: Context, findings: list[Finding]) -> list[Finding]:
     return told
 
 
-def _command(path: Path, against: Path, stages: Sequence[str], goldens: Path | None) -> str:
+def _command(
+    path: Path, against: Path, stages: Sequence[str], goldens: Path | None, shape: str | None
+) -> str:
     """Command that rewrites the baseline from such a run."""
     words = ["fastwan-export", "gate", str(path), "--against", str(against)]
     words += ["--stage", ",".join(stages)] if stages else []
     words += ["--goldens", str(goldens)] if goldens else []
+    words += ["--shape", shape] if shape else []
     return shlex.join([*words, "--update-baseline"])

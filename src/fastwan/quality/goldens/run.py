@@ -32,6 +32,7 @@ def make_goldens(
     *,
     prompts: Path | None = None,
     force: bool = False,
+    shape: str | None = None,
     progress: Progress | None = None,
 ) -> GoldensReport:
     """Play the accuracy set on the CPU reference and keep what comes out in a folder.
@@ -41,6 +42,7 @@ def make_goldens(
         output: folder to write; an earlier one of goldens is replaced.
         prompts: see `read_prompts`; by default two videos.
         force: replace the folder whatever it holds.
+        shape: of the bundle's, e.g. "832x480x81"; its first where None.
 
     Raises:
         BadInput: no bundle, no transformer in it, no prompts, or a folder that may not be replaced.
@@ -50,7 +52,7 @@ def make_goldens(
     read = (path,) if prompts is None else (path, prompts)
     place = OutputFolder(output, STAGE, force=force, inputs=read)
     place.tell_what_is_deleted()
-    subject = _subject(path)
+    subject = _subject(path, shape)
     progress = progress or Quiet()
     progress.start("goldens", len(videos), "videos")
     findings = []
@@ -79,7 +81,12 @@ def make_goldens(
 
 
 def check_goldens(
-    path: Path, folder: Path, *, limit: float = 0.0, progress: Progress | None = None
+    path: Path,
+    folder: Path,
+    *,
+    limit: float = 0.0,
+    shape: str | None = None,
+    progress: Progress | None = None,
 ) -> GoldensReport:
     """Play the accuracy set again and hold it against what was kept.
 
@@ -88,6 +95,7 @@ def check_goldens(
         folder: that `make_goldens` wrote.
         limit: largest good relative L2 difference of a step's latents or of the frames; 0 is equal
             to the byte.
+        shape: of the bundle's, e.g. "832x480x81"; its first where None.
 
     Raises:
         BadInput: no bundle, no goldens, or a limit that is none. Goldens of other weights do not
@@ -95,7 +103,7 @@ def check_goldens(
         VerificationFailed: a file differs from its hash.
     """
     check_limit(limit, "--limit")
-    subject = _subject(path)
+    subject = _subject(path, shape)
     findings = held(subject, folder, limit, progress or Quiet())
     return GoldensReport(
         action="check",
@@ -186,8 +194,8 @@ def check_limit(limit: float, option: str) -> None:
         )
 
 
-def _subject(path: Path) -> Subject:
-    subject = Subject(open_bundle(path))
+def _subject(path: Path, shape: str | None) -> Subject:
+    subject = Subject(open_bundle(path, shape=shape))
     if "dit" not in subject.graphs:
         raise BadInput("the bundle has no transformer: no video", where=str(path))
     return subject

@@ -55,7 +55,13 @@ def gate_page(
     return Document("gate", tone, verdict_line(report.findings), facts, sections)
 
 
-def write_gate(place: OutputFolder, report: GateReport, bundle: Path, history: Path | None) -> None:
+def write_gate(
+    place: OutputFolder,
+    report: GateReport,
+    bundle: Path,
+    history: Path | None,
+    shape: str | None = None,
+) -> None:
     """Write the report of a gate, whatever it found: a damaged bundle has no kernels to show.
 
     Raises:
@@ -63,7 +69,7 @@ def write_gate(place: OutputFolder, report: GateReport, bundle: Path, history: P
     """
     records = [] if history is None else read_history(history)
     try:
-        kernels = bundle_kernels(open_bundle(bundle))
+        kernels = bundle_kernels(open_bundle(bundle, shape=shape))
     except FastWanError:
         kernels = []
     write_report(place, gate_page(report, records, kernels), report, report.findings)

@@ -107,6 +107,7 @@ def selftest(
     output: Path,
     *,
     device: str = "auto",
+    shape: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> SelftestReport:
@@ -116,6 +117,7 @@ def selftest(
         path: an engine bundle.
         output: folder for ``selftest.json`` and ``selftest.md``.
         device: "auto", "cuda", "emulated" or "host".
+        shape: of the bundle's, e.g. "832x480x81"; its first where None.
         force: replace the folder whatever it holds.
 
     Raises:
@@ -130,7 +132,7 @@ def selftest(
             (made / JSON).write_text(report.to_json() + "\n", encoding="utf-8")
             (made / MARKDOWN).write_text(markdown(report), encoding="utf-8")
 
-    return run_stages(open_bundle(path), machine, progress or Quiet(), write=write)
+    return run_stages(open_bundle(path, shape=shape), machine, progress or Quiet(), write=write)
 
 
 def run_stages(

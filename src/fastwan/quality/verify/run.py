@@ -36,6 +36,7 @@ def verify_bundle(
     device: str = "cpu",
     picture: Path | None = None,
     checks: Sequence[str] = (),
+    shape: str | None = None,
     videos: list[Array] | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -57,6 +58,7 @@ def verify_bundle(
             difference.
         checks: names of those to run, see `list_checks`; by default all. Files are always held
             against their hashes first.
+        shape: of the bundle's, e.g. "832x480x81"; its first where None.
         videos: takes the two videos of "emulated", [F, H, W, 3] uint8: without FP4 and with it.
 
     Raises:
@@ -65,7 +67,7 @@ def verify_bundle(
         EnvironmentLacks: a package or the GPU is missing, or the hub cannot be reached.
     """
     check_options(device, checkpoint, taehv=taehv, lora=lora, picture=picture, checks=checks)
-    bundle = open_bundle(path, sizes=False)
+    bundle = open_bundle(path, sizes=False, shape=shape)
     setting = place = None
     if device == "emulated":
         from fastwan.quality.emulated.run import cuda_setting, place_picture
