@@ -15,7 +15,7 @@ import click
 
 from fastwan import __version__
 from fastwan.commands.running import State
-from fastwan.console import show_warning
+from fastwan.console import Color, Look, show_warning
 from fastwan.failures import OneLineGroup
 from fastwan.signals import end_cleanly_on_signals
 
@@ -56,13 +56,20 @@ class LazyCommands(UserDict[str, Any]):
 )
 @click.version_option(__version__, "-V", "--version", prog_name="fastwan-export")
 @click.option("--debug", is_flag=True, help="Show tracebacks; may stand anywhere.")
-def main(debug: bool) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="No progress; may stand anywhere.")
+@click.option("-v", "--verbose", is_flag=True, help="Progress part by part; likewise.")
+@click.option(
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
+    help="Of results; NO_COLOR does as never.",
+)  # fmt: skip
+def main(debug: bool, quiet: bool, verbose: bool, color: Color) -> None:
     """FastWan text-to-video models as NVFP4 TensorRT engines for NVIDIA Blackwell.
 
     Exit codes: 0 good, 2 bad input, 3 the environment lacks something, 4 verification failed,
     5 worse than the baseline, 1 unexpected, 130 interrupted, 143 and 129 ended by a signal.
     """
-    State.debug = debug
+    State.debug, State.quiet, State.verbose = debug, quiet, verbose
+    Look.color = color
     warnings.showwarning = show_warning
     end_cleanly_on_signals()
 

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fastwan.config import MODELS, TARGETS
+from fastwan.console import Rows
 from fastwan.errors import FastWanError
 from fastwan.install import how_to_install
 from fastwan.schema import Report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 Status = Literal["ok", "missing", "optional"]
 Group = Literal["package", "gpu", "plugin", "storage", "ability"]
@@ -336,7 +338,7 @@ _STYLES: dict[Status, str] = {"ok": "green", "missing": "red", "optional": "yell
 
 def render(findings: list[Finding]) -> RenderableType:
     """The findings as tables for a terminal, abilities last."""
-    from rich.console import Group as Rows
+    from rich.console import Group as Blocks
     from rich.table import Table
     from rich.text import Text
 
@@ -348,5 +350,15 @@ def render(findings: list[Finding]) -> RenderableType:
             status = Text(finding.status, style=_STYLES[finding.status])
             table.add_row(status, Text(finding.name), Text(what))
         if table.row_count:
-            blocks.append(table)
-    return Rows(*blocks)
+            lines = [Text(f"{title}:"), *(_line(each) for each in findings if each.group == group)]
+            blocks.append(Rows(table, lines))
+    return Blocks(*blocks)
+
+
+def _line(finding: Finding) -> Text:
+    """A finding as one line."""
+    from rich.text import Text
+
+    detail = f": {finding.detail}" if finding.detail else ""
+    fix = f" -> {finding.fix}" if finding.fix else ""
+    return Text.assemble((finding.status, _STYLES[finding.status]), f" {finding.name}{detail}{fix}")

@@ -139,6 +139,9 @@ def fail(line: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+_ANYWHERE = frozenset({"--debug", "-q", "--quiet", "-v", "--verbose"})
+"""Options of the whole command line that need not stand before the command."""
+
 _WHOLE = 1000
 """Characters of a command's summary, which none has."""
 
@@ -168,8 +171,8 @@ class OneLineGroup(click.Group):
         given = args[0] if args else kwargs.pop("args", None)
         words = list(sys.argv[1:] if given is None else given)
         end = words.index("--") if "--" in words else len(words)
-        if "--debug" in words[:end]:
-            words = ["--debug", *(w for w in words[:end] if w != "--debug"), *words[end:]]
+        first = [word for word in words[:end] if word in _ANYWHERE]
+        words = [*first, *(w for w in words[:end] if w not in _ANYWHERE), *words[end:]]
         stdout = sys.stdout
         try:
             code = super().main(words, **{**kwargs, "standalone_mode": False})

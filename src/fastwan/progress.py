@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from fastwan.console import say
+from fastwan.console import WIDE, Look, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
@@ -40,6 +41,10 @@ class Quiet:
         pass
 
 
+_ROOM_FOR_COUNT, _ROOM_FOR_BAR = 48, 76
+"""Columns of a terminal from which on they are shown."""
+
+
 def _amount(value: float, unit: str) -> str:
     if unit == "bytes":
         return f"{value / 1e6:,.0f} MB"
@@ -50,11 +55,15 @@ class Console:
     """One line a finished stage on `stderr`; on a terminal a bar while the stage runs.
 
     Args:
-        live: show the bar; None asks the stream whether it is a terminal.
+        live: show the bar; None asks the stream whether it is a terminal, and is content with
+            lines where a CI system says that it reads them (``CI``).
+        verbose: a line for each unit that has a note, too.
     """
 
-    def __init__(self, live: bool | None = None) -> None:
-        self._live = sys.stderr.isatty() if live is None else live
+    def __init__(self, live: bool | None = None, verbose: bool = False) -> None:
+        here = sys.stderr.isatty() and not os.environ.get("CI")
+        self._live = here if live is None else live
+        self._verbose = verbose
         self._display: Display | None = None
         self._stage = ""
         self._unit = ""
@@ -75,6 +84,8 @@ class Console:
         display = self._display  # another thread may stop it
         if display is not None:
             display.update(display.task_ids[0], advance=amount, note=note)
+        if self._verbose and note:
+            say(f"{self._stage}: {note}")
 
     def finish(self, note: str = "") -> None:
         self.stop()
@@ -98,6 +109,7 @@ def _display(total: int, unit: str) -> Display:
         MofNCompleteColumn,
         Progress,
         ProgressColumn,
+        SpinnerColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -105,11 +117,19 @@ def _display(total: int, unit: str) -> Display:
 
     plain = TextColumn("{task.description}", markup=False)
     note = TextColumn("{task.fields[note]}", markup=False)
-    terminal = Terminal(file=sys.stderr, force_terminal=True)
-    columns: tuple[ProgressColumn, ...] = (plain, TimeElapsedColumn(), note)
-    if total:
-        count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-        columns = (plain, BarColumn(), count, TimeRemainingColumn(), note)
+    terminal = Terminal(
+        file=sys.stderr, force_terminal=True, no_color=True if Look.color == "never" else None
+    )
+    # It turns while a stage stands still. A line that is longer than a narrow pane would be drawn
+    # again and again below itself, so what tells least is left out there.
+    columns: list[ProgressColumn] = [SpinnerColumn("line"), plain, TimeElapsedColumn()]
+    if total and terminal.width >= _ROOM_FOR_COUNT:
+        columns.append(DownloadColumn() if unit == "bytes" else MofNCompleteColumn())
+    if total and terminal.width >= _ROOM_FOR_BAR:
+        columns[2:2] = [BarColumn(20)]
+        columns.append(TimeRemainingColumn())
+    if terminal.width >= WIDE:
+        columns.append(note)
     # stdout is the command's result, which may go elsewhere.
     return Progress(*columns, console=terminal, transient=True, redirect_stdout=False)
 

@@ -88,7 +88,7 @@ def test_a_new_stage_ends_one_that_was_abandoned(capsys: pytest.CaptureFixture[s
 def test_the_command_line_takes_the_bar_away_before_its_error(
     monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    monkeypatch.setattr(running, "Console", lambda: Console(live=True))
+    monkeypatch.setattr(running, "Console", lambda verbose: Console(live=True, verbose=verbose))
     monkeypatch.setattr(running.State, "display", None)
 
     def make(*_: object, progress: Console, **__: object) -> SimpleNamespace:

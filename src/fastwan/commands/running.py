@@ -20,6 +20,8 @@ class State:
     """Options of the whole command line, set before a command runs."""
 
     debug = False
+    quiet = False
+    verbose = False
     display: Console | None = None
 
 
@@ -48,8 +50,8 @@ def report_errors(command: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def shown_progress() -> Progress:
-    """Progress on stderr, or none if FASTWAN_QUIET is set; `report_errors` ends it."""
-    if os.environ.get("FASTWAN_QUIET"):
+    """Progress on stderr, or none with -q or FASTWAN_QUIET; `report_errors` ends it."""
+    if State.quiet or os.environ.get("FASTWAN_QUIET"):
         return Quiet()
-    State.display = Console()
+    State.display = Console(verbose=State.verbose)
     return State.display

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import computed_field, field_validator
 
+from fastwan.console import Rows
 from fastwan.errors import EnvironmentLacks, FastWanError
 from fastwan.schema import BundleFacts, Emulated, Label, Record, Report
 
@@ -158,12 +159,12 @@ def not_run(name: str, note: str) -> Check:
 
 
 def render(report: VerifyReport) -> RenderableType:
-    """The checks as a table for a terminal, with the verdict under it."""
+    """The checks as a table or as a line each, with the verdict under them."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
+    table, rows = Table(), []
     for title in ("check", "value", "limit", "", "what", "note"):
         table.add_column(title, justify="right" if title in ("value", "limit") else "left")
     for check in report.checks:
@@ -173,6 +174,9 @@ def render(report: VerifyReport) -> RenderableType:
         texts = (check.name, value, limit, outcome, check.metric, check.note)
         # Notes hold names from the bundle, which are no markup.
         table.add_row(*(Text(text) for text in texts), style=style)
+        note = f" ({check.note})" if check.note else ""
+        what = f"{outcome} {check.name}: {value} of at most {limit}, {check.metric}{note}"
+        rows.append(Text(what, style=style))
     failed = [check.name for check in report.checks if not check.passed]
     verdict = f"failed: {', '.join(failed)}" if failed else f"{len(report.checks)} checks passed"
     lines = [Text(verdict if report.checks else "no checks")]
@@ -180,7 +184,7 @@ def render(report: VerifyReport) -> RenderableType:
         lines.append(Text(_fp4_line(report.fp4)))
     lines += [Text(_lora_line(each)) for each in report.lora]
     lines += [Text(f"not checked: {each}") for each in report.unchecked]
-    return Group(table, *lines)
+    return Group(Rows(table, rows), *lines)
 
 
 def _fp4_line(fp4: FP4Comparison) -> str:
