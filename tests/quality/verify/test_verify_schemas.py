@@ -29,7 +29,7 @@ def test_a_real_bundle_is_reported_by_the_schema(
     arguments = {
         "inspect": [bundle],
         "bench": [bundle, "--device", "null"],
-        "build-engine": ["--checkpoint", "unused", "-o", bundle],
+        "build-engine": ["--checkpoint", "owner/unused", "-o", bundle],
         "generate": [bundle, "a fox", "--device", "cpu", "-o", str(tmp_path / "frames")],
     }
     done = CliRunner().invoke(main, [command, *arguments[command], "--json"])
