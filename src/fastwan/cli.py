@@ -33,6 +33,7 @@ COMMANDS = (
     "goldens",
     "selftest",
     "build-plugin",
+    "cache",
     "doctor",
 )
 

@@ -36,7 +36,7 @@ Kind = Literal["exports", "engines", "runtime", "prompts"]
 KINDS: tuple[Kind, ...] = ("exports", "engines", "runtime", "prompts")
 
 _SCRATCH = ".tmp"
-_KEY = re.compile(r"[0-9a-f]{64}")
+KEY = re.compile(r"[0-9a-f]{64}")
 _SAID: set[Path | None] = set()  # roots that a warning was given for
 
 
@@ -166,7 +166,7 @@ class ContentCache:
         return self.folder / _SCRATCH
 
     def _entry(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
+        if not KEY.fullmatch(key):
             raise ValueError(f"{key!r} is no hex SHA-256")
         assert self.folder is not None
         return self.folder / key
@@ -241,7 +241,7 @@ class ContentCache:
                 names = os.listdir(folder)
             except OSError:
                 continue
-            for name in filter(_KEY.fullmatch, names):
+            for name in filter(KEY.fullmatch, names):
                 used, size = 0, 0
                 with suppress(OSError):  # another process removes it
                     for file in os.scandir(folder / name):

@@ -20,7 +20,7 @@ from fastwan.quality.schemas import REPORTS, schema_files
 
 Validate = Callable[[str, Any], None]
 GIVEN = {
-    "schema_version", "seed", "bundle.shape.height", "bundle.shape.width",
+    "limit_bytes", "schema_version", "seed", "bundle.shape.height", "bundle.shape.width",
     "bundle.shape.num_frames", "rows.*.shape", "rows.*.tokens", "rows.*.padded_tokens", "steps",
     "built_shape", "prediction.published_step_ms", "prediction.published_video_ms",
     "videos.*.seed", "videos.*.height", "videos.*.width", "videos.*.fps",
@@ -96,6 +96,7 @@ def outputs(
             str(tmp_path / "baseline.json"),
         ],
         "build-plugin": [],
+        "cache": ["ls"],
         "doctor": [],
     }
     printed = {}

@@ -35,6 +35,11 @@ class Name(click.Choice[str]):
             found = [name for name in names if _folded(name).endswith(typed)]
         return found[0] if len(found) == 1 else super().convert(value, param, ctx)
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """The names as the table has them."""
+        shown = "|".join(self.choices)
+        return f"{{{shown}}}" if param.param_type_name == "argument" else f"[{shown}]"
+
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
