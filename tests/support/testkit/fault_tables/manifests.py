@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -136,7 +137,10 @@ FAULTS = (
     _report("a report of another command", 2, "no report of bench",
             edit("before.json", "kind", "inspect")),
     _report("of another target", 2, "target", edit("before.json", "bundle.target", "gb10")),
-    _report("fewer launches before", 5, "enqueues", edit("before.json", "enqueues", 1)),
+    dataclasses.replace(
+        _report("fewer launches before", 5, "enqueues", edit("before.json", "enqueues", 1)),
+        tells='"kind": "bench"',
+    ),
     _report("not there", 2, r"before\.json", lambda folder: (folder / "before.json").unlink()),
     _report("empty", 2, r"before\.json", put("before.json", "")),
     *map(_limit, ("nan", "-3", "inf", "1e6")),
