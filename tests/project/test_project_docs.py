@@ -44,6 +44,9 @@ def reference(pages: dict[str, str]) -> dict[str, str]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
+FOLDERS = ("src", "runtime", "engines", "export", "plugins")
+
+
 def commands(text: str) -> list[list[str]]:
     """Words of every `fastwan-export` line in the shell blocks of a page."""
     found = []
@@ -151,6 +154,13 @@ def test_the_reference_lists_the_environment_variables(
         elif file.suffix == ".sh":
             read |= set(re.findall(r"\$\{?(FASTWAN_[A-Z_]+)", (root / file).read_text()))
     assert "FASTWAN_CACHE_DIR" in read
+    others = set()
+    for file in tracked:
+        if file.suffix == ".py" and file.parts[0] in FOLDERS:
+            text = (root / file).read_text()
+            others |= set(re.findall(r"environ(?:\.get)?[\[(]\s*\"([A-Z_]+)\"", text))
+    assert {"CI", "TENSORRT_ROOT"} <= others
+    assert others <= set(re.findall(r"`([A-Z_]+)`", reference["Environment variables"]))
     listed = set(re.findall(r"`(FASTWAN_[A-Z_]+)`", reference["Environment variables"]))
     assert listed == read
 
