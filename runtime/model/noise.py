@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from fastwan.errors import BadInput, shown
-from fastwan.runtime.model.checks import integer
+from fastwan.errors import BadInput
+from fastwan.runtime.model.checks import integer, shown
 from fastwan.runtime.model.schedule import Schedule
-
-if TYPE_CHECKING:
-    import torch
 
 DEFAULT_SEED = 1024
 """Seed of the published run."""
@@ -39,8 +36,6 @@ def check_generator(generator: object) -> None:
     Raises:
         BadInput: no `torch.Generator`, or one of another device, whose numbers would differ.
     """
-    import torch
-
     if not isinstance(generator, torch.Generator):
         raise BadInput(
             f"generator is {shown(generator)}, not a torch.Generator",
@@ -63,8 +58,6 @@ def generator_for(generator: torch.Generator | None, seed: object) -> torch.Gene
         BadInput: see `check_generator` and `seed_of`.
     """
     if generator is None:
-        import torch
-
         return torch.Generator("cpu").manual_seed(seed_of(seed))
     check_generator(generator)
     return generator
@@ -81,8 +74,6 @@ def draw(
     Returns:
         1 + `schedule.noises` arrays of `shape`, fp32 with bf16 values.
     """
-    import torch
-
     axes = schedule.noise_axes
     drawn_shape = [shape[axis] for axis in axes]
     back = np.argsort(axes)

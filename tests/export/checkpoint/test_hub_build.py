@@ -100,7 +100,7 @@ def test_verify_takes_the_commit_that_the_manifest_names(
     monkeypatch.setattr(run, "open_bundle", lambda *args, **options: bundle)
     seen: list[Any] = []
 
-    def stop(subject: Any, progress: Any) -> Any:
+    def stop(subject: Any, checks: Any, progress: Any) -> Any:
         seen.append(subject.checkpoint.hub)
         raise KeyboardInterrupt
 
