@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import computed_field, field_validator
 
@@ -69,7 +69,26 @@ def exit_code_of(findings: Sequence[Finding]) -> int:
     return next((code for verdict, code in EXIT_CODES.items() if verdict in verdicts), 0)
 
 
-class GateReport(Report):
+class FindingsReport(Report):
+    """A report whose verdict is that of its findings."""
+
+    if TYPE_CHECKING:  # a field where a report has it in its own order
+        findings: tuple[Finding, ...]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        """Whether no finding failed, and there are any."""
+        return self.exit_code == 0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def exit_code(self) -> int:
+        """Of the command, see `exit_code_of`."""
+        return exit_code_of(self.findings)
+
+
+class GateReport(FindingsReport):
     """Outcome of the stages of a gate."""
 
     kind: Literal["gate"] = "gate"
@@ -86,15 +105,3 @@ class GateReport(Report):
     """Whether the baseline's file was rewritten from this run."""
     rewrite: str = ""
     """Command that rewrites the baseline from such a run."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def passed(self) -> bool:
-        """Whether no finding failed, and there are any."""
-        return self.exit_code == 0
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def exit_code(self) -> int:
-        """Of the command, see `exit_code_of`."""
-        return exit_code_of(self.findings)

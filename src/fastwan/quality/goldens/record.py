@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, computed_field
+from pydantic import Field
 
-from fastwan.quality.findings import Finding, exit_code_of
-from fastwan.schema import BundleFacts, Count, Record, Report
+from fastwan.quality.findings import Finding, FindingsReport
+from fastwan.schema import BundleFacts, Count, Record
 
 RECORD = "goldens.json"
 
@@ -42,7 +42,7 @@ class GoldensRecord(Record):
     goldens: Annotated[tuple[Golden, ...], Field(min_length=1)]
 
 
-class GoldensReport(Report):
+class GoldensReport(FindingsReport):
     """What became of goldens: made, or compared with."""
 
     kind: Literal["goldens"] = "goldens"
@@ -51,15 +51,3 @@ class GoldensReport(Report):
     bundle: BundleFacts
     folder: str
     findings: tuple[Finding, ...]
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def passed(self) -> bool:
-        """Whether no finding failed, and there are any."""
-        return self.exit_code == 0
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def exit_code(self) -> int:
-        """Of the command."""
-        return exit_code_of(self.findings)
