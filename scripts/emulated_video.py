@@ -41,6 +41,7 @@ from fastwan.runtime.device.session import Session
 from fastwan.runtime.emulated.platform import emulated_platform
 from fastwan.runtime.model.noise import DEFAULT_SEED, draw
 from fastwan.runtime.model.samplers import schedule_of
+from fastwan.shapes import shape_text
 
 Record = dict[str, Any]
 VIDEOS = 5
@@ -141,7 +142,7 @@ def video(bundle: Bundle) -> tuple[Record, np.ndarray]:
             "recipe": model.recipe,
             "attention": manifest.attention,
             "fusion": manifest.fusion,
-            "size": f"{model.shape.width}x{model.shape.height}x{model.shape.num_frames}",
+            "size": shape_text(model.shape),
             "tokens": model.shape.num_tokens,
             "components": list(manifest.components),
             "sampler": manifest.sampler_spec().name,

@@ -10,9 +10,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fastwan.config import VideoShape
 from fastwan.quality.fit import RESERVED_BYTES
 from fastwan.quality.plan_report import PlannedShape, PlannedVideo, PlanReport
+from fastwan.shapes import shape_text
 
 _ANY_WIDTH = 10_000
 
@@ -35,11 +35,6 @@ class PlanText:
             yield from _many_targets(report, console, options)
         for line in _below(report):
             yield Text(line)
-
-
-def shape_name(shape: VideoShape) -> str:
-    """Width, height and frames as people write them."""
-    return f"{shape.width}x{shape.height}x{shape.num_frames}"
 
 
 def _title(report: PlanReport) -> str:
@@ -67,7 +62,7 @@ def _one_target(report: PlanReport, target: str) -> Table:
         video = row.targets[target]
         times = (video.step_ms, video.decode_ms, video.video_ms, video.sober_video_ms)
         table.add_row(
-            shape_name(row.shape),
+            shape_text(row.shape),
             f"{row.tokens:,}",
             *("-" if each is None else f"{each:,.0f}" for each in times),
             *_memory(row),
@@ -93,7 +88,7 @@ def _side_by_side(report: PlanReport, targets: Sequence[str]) -> Table:
     table = _table(("shape", "video\nGB", "needed\nGB", *(f"{name}\ns" for name in targets)))
     for row in report.rows:
         cells = (_seconds(row.targets[name]) for name in targets)
-        table.add_row(shape_name(row.shape), *_memory(row), *cells)
+        table.add_row(shape_text(row.shape), *_memory(row), *cells)
     return table
 
 
@@ -122,9 +117,9 @@ def _below(report: PlanReport) -> Iterator[str]:
     for name in report.targets:
         for row in report.rows:
             if why := row.targets[name].why:
-                yield f"{shape_name(row.shape)}: {why}"
+                yield f"{shape_text(row.shape)}: {why}"
     yield _text_encoder(report)
-    built = f"{shape_name(report.built_shape)} for {report.built_for}"
+    built = f"{shape_text(report.built_shape)} for {report.built_for}"
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     yield f"from the kernels of a build of {built} ({versions})"
 

@@ -17,6 +17,7 @@ from fastwan.quality.inspection import (
 )
 from fastwan.runtime.recording.memory_plan import DeviceBytes
 from fastwan.schema import labels_of
+from fastwan.shapes import shape_text
 
 _ROWS = (
     ("files", "files", "count"),
@@ -93,7 +94,7 @@ def _headline(report: InspectReport) -> str:
     return (
         f"{bundle.path}: {bundle.backend}, attention {bundle.attention}, "
         f"fusion {bundle.fusion}, weights {bundle.weights}, recipe {bundle.recipe}, "
-        f"{bundle.shape.width}x{bundle.shape.height}x{bundle.shape.num_frames}, "
+        f"{shape_text(bundle.shape)}, "
         f"sampler {bundle.sampler} ({versions})"
     )
 

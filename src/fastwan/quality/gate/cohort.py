@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fastwan.quality.bench_report import BenchReport
 from fastwan.quality.gpus import rates_of
 from fastwan.schema import BundleFacts
+from fastwan.shapes import shape_text
 
 _OWN_VERSION = "fastwan-export"
 """The tool's version is what a gate tests, and no part of a cohort."""
@@ -15,11 +16,10 @@ _OWN_VERSION = "fastwan-export"
 def bundle_cohort(facts: BundleFacts) -> dict[str, str]:
     """Cohort of a bundle: everything that reports say of it but its path and the tool's version."""
     fields = facts.model_dump(exclude={"path", "shape", "versions"})
-    shape = facts.shape
     versions = {name: text for name, text in facts.versions.items() if name != _OWN_VERSION}
     return {
         **{name: str(value) for name, value in fields.items()},
-        "shape": f"{shape.width}x{shape.height}x{shape.num_frames}",
+        "shape": shape_text(facts.shape),
         "builder": ", ".join(f"{name} {text}" for name, text in sorted(versions.items())),
     }
 

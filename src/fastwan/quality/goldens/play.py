@@ -20,6 +20,7 @@ from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import combine, denoise, guided
 from fastwan.runtime.model.noise import draw
 from fastwan.runtime.model.samplers import schedule_of
+from fastwan.shapes import shape_text
 
 Arrays = dict[str, Array]
 """``text`` and, of a guided sampler, ``negative``; ``step_0`` ..; ``frames``; in the order in which
@@ -67,12 +68,11 @@ def made_of(subject: Subject) -> dict[str, str]:
         for name in manifest.onnx.extra_files
         if f"onnx/{name}" in manifest.files
     }
-    shape = subject.check_shape
     return {
         "model": model.name,
         "recipe": model.recipe,
         "attention": subject.attention.name,
-        "shape": f"{shape.width}x{shape.height}x{shape.num_frames}",
+        "shape": shape_text(subject.check_shape),
         "sampler": json.dumps(asdict(checked_sampler(subject)), sort_keys=True),
         "components": ", ".join(sorted(subject.present)),
         "weights": _digest(dict(manifest.onnx.tensor_digests)),

@@ -17,6 +17,7 @@ from fastwan.quality.pages.document import Block, Chart, Picture, Pictures, Sect
 from fastwan.quality.pages.drawing import KIND_COLORS, KIND_NAMES
 from fastwan.runtime.model.executor import Array
 from fastwan.schema import BundleFacts
+from fastwan.shapes import shape_text
 
 _LARGEST = 24
 """Bars of a chart of kernels."""
@@ -26,11 +27,10 @@ _WIDEST = 416
 
 def facts_of(bundle: BundleFacts, prefix: str = "") -> list[tuple[str, str]]:
     """What a report is of."""
-    shape = bundle.shape
     versions = ", ".join(f"{name} {version}" for name, version in bundle.versions.items())
     return [
         (f"{prefix}bundle", bundle.path),
-        (f"{prefix}model", f"{bundle.model}, {shape.width}x{shape.height}x{shape.num_frames}"),
+        (f"{prefix}model", f"{bundle.model}, {shape_text(bundle.shape)}"),
         (
             f"{prefix}made of",
             f"recipe {bundle.recipe}, attention {bundle.attention}, fusion {bundle.fusion}",

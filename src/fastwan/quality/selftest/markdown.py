@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastwan.quality.selftest.report import Figure, SelftestReport, StageResult
+from fastwan.shapes import shape_text
 
 _DEVICES = {
     "cuda": "on the GPU that the bundle is for",
@@ -13,7 +14,7 @@ _DEVICES = {
 
 def markdown(report: SelftestReport) -> str:
     """The whole report; what the JSON beside it says, for a reader."""
-    bundle, shape = report.bundle, report.bundle.shape
+    bundle = report.bundle
     versions = ", ".join(f"{name} {version}" for name, version in bundle.versions.items())
     lines = [
         "# fastwan-export selftest",
@@ -22,7 +23,7 @@ def markdown(report: SelftestReport) -> str:
         f"- run: {_DEVICES[report.device]}",
         f"- bundle: {bundle.model}, {bundle.recipe}, attention {bundle.attention}, "
         f"fusion {bundle.fusion}, weights {bundle.weights}, "
-        f"{shape.width}x{shape.height}x{shape.num_frames}, for {bundle.target} by "
+        f"{shape_text(bundle.shape)}, for {bundle.target} by "
         f"{bundle.backend} ({versions}), manifest {bundle.manifest_sha256[:16]}",
     ]
     if report.gpu is not None:
