@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from fastwan.cache_entry import RECORD, Damaged, file_chunks, read_record
+from fastwan.cache_entry import Damaged, file_chunks, read_record
 from fastwan.cache_folder import cache_root, max_cache_bytes
-from fastwan.content_cache import KEY, KINDS, ContentCache, Kind
+from fastwan.content_cache import ContentCache, Kind, stored_entries
 from fastwan.errors import BadInput
 from fastwan.schema import FigureReport, Measured, Record
 
@@ -115,21 +113,8 @@ def _removed(entries: Collection[CacheEntry], root: Path | None) -> list[CacheEn
 
 
 def _entries(root: Path | None) -> Iterator[CacheEntry]:
-    for kind in KINDS:
-        folder = (root or cache_root()) / kind
-        try:
-            names = sorted(filter(KEY.fullmatch, os.listdir(folder)))
-        except OSError:
-            continue
-        for name in names:
-            size, used = 0, 0
-            with suppress(OSError):  # another process removes it
-                for file in os.scandir(folder / name):
-                    status = file.stat(follow_symlinks=False)
-                    size += status.st_size
-                    if file.name == RECORD:
-                        used = int(status.st_mtime)
-            yield CacheEntry(kind_of_work=kind, key=name, bytes=size, used=used)
+    for kind, key, used, size in stored_entries(root or cache_root()):
+        yield CacheEntry(kind_of_work=kind, key=key, bytes=size, used=used // 1_000_000_000)
 
 
 def _report(

@@ -40,6 +40,28 @@ KEY = re.compile(r"[0-9a-f]{64}")
 _SAID: set[Path | None] = set()  # roots that a warning was given for
 
 
+def stored_entries(root: Path) -> Iterator[tuple[Kind, str, int, int]]:
+    """Kind, key, time of last use in ns since 1970 and bytes of all entries, whole or damaged.
+
+    The time of an entry without a record is 0.
+    """
+    for kind in KINDS:
+        folder = root / kind
+        try:
+            names = sorted(filter(KEY.fullmatch, os.listdir(folder)))
+        except OSError:
+            continue
+        for name in names:
+            used, size = 0, 0
+            with suppress(OSError):  # another process removes it
+                for file in os.scandir(folder / name):
+                    status = file.stat(follow_symlinks=False)
+                    size += status.st_size
+                    if file.name == RECORD:
+                        used = status.st_mtime_ns
+            yield kind, name, used, size
+
+
 class ContentCache:
     """Entries of one kind. Any number of threads and processes may use one folder at once.
 
@@ -235,21 +257,9 @@ class ContentCache:
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
         """(time of last use, bytes, path) of the entries of all kinds, whole or damaged."""
         assert self.folder is not None
-        for kind in KINDS:
-            folder = self.folder.parent / kind
-            try:
-                names = os.listdir(folder)
-            except OSError:
-                continue
-            for name in filter(KEY.fullmatch, names):
-                used, size = 0, 0
-                with suppress(OSError):  # another process removes it
-                    for file in os.scandir(folder / name):
-                        status = file.stat(follow_symlinks=False)
-                        size += status.st_size
-                        if file.name == RECORD:
-                            used = status.st_mtime_ns
-                yield used, size, folder / name
+        root = self.folder.parent
+        for kind, key, used, size in stored_entries(root):
+            yield used, size, root / kind / key
 
     def _move_away(self, entry: Path) -> None:
         """Take an entry away in one step; for a process that reads it now it is a miss."""
