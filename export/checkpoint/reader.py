@@ -47,7 +47,7 @@ from fastwan.export.checkpoint.store import TensorStore
 from fastwan.export.checkpoint.synthetic import PRESETS
 from fastwan.export.checkpoint.tokenizer import read_tokenizer
 from fastwan.export.onnx_io import TensorSource
-from fastwan.hub.ids import is_repo_id
+from fastwan.hub.ids import require_repo_id
 from fastwan.manifest_sources import Adapter, HubSource
 from fastwan.tables import lookup
 
@@ -270,11 +270,6 @@ def _find_root(
         return path, None
     if exists:
         raise refuse_file(path)
-    if not is_repo_id(source):
-        raise BadInput(
-            "checkpoint does not exist",
-            where=source,
-            fix="give a folder or a Hugging Face id such as FastVideo/FastWan-QAD-1.3B",
-        )
+    require_repo_id(source)
     fetched = hub.fetch_checkpoint(source, components, revision)
     return fetched.folder, fetched

@@ -33,12 +33,13 @@ from fastwan.export.checkpoint.reader import Checkpoint, open_checkpoint
 from fastwan.export.checkpoint.scheduler import overruled
 from fastwan.export.onnx_bundle import export_onnx_bundle
 from fastwan.export.passes.fusions import find_fusion
-from fastwan.export.recipes import Recipe, find_recipe
+from fastwan.export.recipes import find_recipe
 from fastwan.manifest import Manifest
 from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress
 from fastwan.staging import staging
-from fastwan.tables import lookup
+from fastwan.tables import lookup, require_listed
+from fastwan.target_checks import require_attention, require_recipe
 
 AUTO = "auto"
 """Value of an option that leaves the choice to this tool."""
@@ -105,6 +106,12 @@ class BuildSpec:
     force: bool = False
     shapes: tuple[VideoShape, ...] = ()
 
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """Where the weights come from: the checkpoint, the decoder's file, LoRA files."""
+        taehv = () if self.taehv is None else (self.taehv,)
+        return (Path(self.checkpoint), *taehv, *(parse_lora(each)[0] for each in self.lora))
+
     def __post_init__(self) -> None:
         if self.shapes and (self.height, self.width, self.num_frames) != (None, None, None):
             raise BadInput(
@@ -112,13 +119,7 @@ class BuildSpec:
                 where="--shape, --height, --width, --num-frames",
                 fix="--shape WxHxF, once for each shape, is enough",
             )
-        unknown = [name for name in self.components if name not in COMPONENTS]
-        if unknown or not self.components:
-            raise BadInput(
-                f"unknown component {unknown[0]!r}" if unknown else "no component",
-                where="--components",
-                fix="a list of " + ", ".join(COMPONENTS),
-            )
+        require_listed(COMPONENTS, self.components, "component", "--components")
         if self.lora and "dit" not in self.components:
             raise BadInput("a LoRA is of the transformer, which is not built", where="--lora")
 
@@ -150,9 +151,7 @@ def build_engine(
     if caches is None and spec.use_cache:
         caches = Caches(ExportCache(), EngineCache())
     loras = [parse_lora(each) for each in spec.lora]
-    taehv = () if spec.taehv is None else (spec.taehv,)
-    inputs = (Path(spec.checkpoint), *taehv, *(path for path, _ in loras), *read)
-    output = OutputFolder(spec.output, "bundle", spec.force, inputs=inputs)
+    output = OutputFolder(spec.output, "bundle", spec.force, inputs=(*spec.weight_files, *read))
     output.tell_what_is_deleted()
     target = lookup(TARGETS, spec.target, "target")
     backend = load_backend(spec.backend)
@@ -176,16 +175,11 @@ def build_engine(
     made_for = find_attention(preset.attention)
     attention = made_for if spec.attention is None else find_attention(spec.attention)
     if "dit" in spec.components:
-        _check_recipe(recipe, target, preset.name, _fitting(preset, target))
+        require_recipe(target, recipe.name, preset.name, _fitting(preset, target))
     if "text_encoder" in spec.components:
         usable = f"--text-encoder-recipe, one of {', '.join(target.recipes)}"
-        _check_recipe(text_recipe, target, "its text encoder", usable)
-    if attention.name not in target.attentions:
-        raise BadInput(
-            f"{target.gpu} cannot run the attention {attention.name}",
-            where="--attention",
-            fix="one of " + ", ".join(target.attentions),
-        )
+        require_recipe(target, text_recipe.name, "its text encoder", usable)
+    require_attention(target, attention.name)
     notes = list(checkpoint.notes)
     samplers = _samplers(spec, checkpoint, preset, notes)
     if prompts and "dit" in spec.components:
@@ -313,15 +307,6 @@ def _shape(spec: BuildSpec, checkpoint: Checkpoint) -> VideoShape:
         width=default.width if spec.width is None else spec.width,
         num_frames=default.num_frames if spec.num_frames is None else spec.num_frames,
     )
-
-
-def _check_recipe(recipe: Recipe, target: Target, part: str, fix: str) -> None:
-    if recipe.name not in target.recipes:
-        raise BadInput(
-            f"{target.gpu} has no {recipe.name} GEMM, which {part} needs",
-            where="--target",
-            fix=fix,
-        )
 
 
 def plugin_library(attention: Attention, backend: Backend) -> Path | None:

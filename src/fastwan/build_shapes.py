@@ -18,7 +18,6 @@ from fastwan.engines.builder import KnownPlan
 from fastwan.engines.cache import EngineCache
 from fastwan.errors import BadInput, FastWanWarning
 from fastwan.export.cache import ExportCache
-from fastwan.export.checkpoint.lora import parse_lora
 from fastwan.manifest import MANIFEST, MAX_SHAPES, BuildRecord, Manifest
 from fastwan.merge import Merger
 from fastwan.outputs import OutputFolder
@@ -56,10 +55,7 @@ def build_bundle_of_shapes(
         raise BadInput(
             f"{len(spec.shapes)} shapes", where="--shape", fix=f"at most {MAX_SHAPES} in a bundle"
         )
-    taehv = () if spec.taehv is None else (spec.taehv,)
-    loras = (parse_lora(each)[0] for each in spec.lora)
-    inputs = (Path(spec.checkpoint), *taehv, *loras, *read)
-    output = OutputFolder(spec.output, "bundle", spec.force, inputs=inputs)
+    output = OutputFolder(spec.output, "bundle", spec.force, inputs=(*spec.weight_files, *read))
     output.tell_what_is_deleted()
     with staging(output.target.parent) as folder:
         caches = None

@@ -16,7 +16,7 @@ from fastwan.errors import BadInput
 from fastwan.export.cache import fingerprint
 from fastwan.export.checkpoint.lora import parse_lora
 from fastwan.files import sha256_file
-from fastwan.hub.ids import is_repo_id
+from fastwan.hub.ids import require_repo_id
 
 _PACKAGE = Path(fastwan.__file__).resolve().parent
 _NO_PART = {"output", "force", "use_cache"}
@@ -62,12 +62,7 @@ def _checkpoint(spec: BuildSpec) -> object:
         raise BadInput(f"not a path: {error}", where=spec.checkpoint[:120]) from None
     if exists:
         return _hashes(_below(path, "") if is_folder else [(path.name, path)])
-    if not is_repo_id(spec.checkpoint):
-        raise BadInput(
-            "checkpoint does not exist",
-            where=spec.checkpoint,
-            fix="give a folder or a Hugging Face id such as FastVideo/FastWan-QAD-1.3B",
-        )
+    require_repo_id(spec.checkpoint)
     from fastwan.hub.repository import open_repository
 
     repository = open_repository(spec.checkpoint, spec.revision)

@@ -33,6 +33,25 @@ def lookup(table: Mapping[str, T], name: str, kind: str = "name") -> T:
     return table[known(table, name, kind)]
 
 
+def require_listed(table: Collection[str], names: Collection[str], kind: str, where: str) -> None:
+    """Refuse a list that is empty or has a name that is no row of a table.
+
+    Args:
+        kind: the word for a row in the message.
+        where: the option.
+
+    Raises:
+        BadInput: names the first such name.
+    """
+    unknown = [name for name in names if name not in table]
+    if unknown or not names:
+        raise BadInput(
+            f"unknown {kind} {unknown[0]!r}" if unknown else f"no {kind}",
+            where=where,
+            fix="a list of " + ", ".join(table),
+        )
+
+
 def implementation(
     names: Collection[str], objects: Mapping[str, T], name: str, kind: str = "name"
 ) -> T:

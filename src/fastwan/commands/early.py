@@ -10,8 +10,9 @@ from pathlib import Path
 
 from fastwan.config import COMPONENTS, VideoShape
 from fastwan.errors import BadInput
-from fastwan.hub.ids import is_repo_id
+from fastwan.hub.ids import require_repo_id
 from fastwan.outputs import OutputFolder
+from fastwan.tables import require_listed
 
 _MANIFEST = "manifest.json"
 
@@ -37,12 +38,8 @@ def require_checkpoint(source: str) -> None:
     Raises:
         BadInput: likewise.
     """
-    if not Path(source).exists() and not is_repo_id(source):
-        raise BadInput(
-            "checkpoint does not exist",
-            where=source,
-            fix="give a folder or a Hugging Face id such as FastVideo/FastWan-QAD-1.3B",
-        )
+    if not Path(source).exists():
+        require_repo_id(source)
 
 
 def parse_components(text: str) -> tuple[str, ...]:
@@ -52,13 +49,7 @@ def parse_components(text: str) -> tuple[str, ...]:
         BadInput: an unknown one, or none.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in COMPONENTS]
-    if unknown or not names:
-        raise BadInput(
-            f"unknown component {unknown[0]!r}" if unknown else "no component",
-            where="--components",
-            fix="a list of " + ", ".join(COMPONENTS),
-        )
+    require_listed(COMPONENTS, names, "component", "--components")
     return tuple(name for name in COMPONENTS if name in names)
 
 

@@ -34,6 +34,20 @@ def is_repo_id(source: str) -> bool:
     return found is not None and ".." not in found["repo"]
 
 
+def require_repo_id(source: str) -> None:
+    """Refuse a checkpoint that lies nowhere on this machine and is no name on the hub.
+
+    Raises:
+        BadInput: `source` is none.
+    """
+    if not is_repo_id(source):
+        raise BadInput(
+            "checkpoint does not exist",
+            where=source,
+            fix="give a folder or a Hugging Face id such as FastVideo/FastWan-QAD-1.3B",
+        )
+
+
 def parse_id(source: str, revision: str | None = None) -> HubId:
     """Repository and revision of ``owner/name`` or ``owner/name@revision``.
 

@@ -8,12 +8,9 @@ from fastwan.config import (
     FUSIONS,
     MODELS,
     TARGETS,
-    ModelPreset,
-    Target,
     TextEncoderConfig,
     VideoShape,
 )
-from fastwan.errors import BadInput
 from fastwan.quality.built_records import BuiltRecords, shipped, shipped_records
 from fastwan.quality.cost import memory_cost
 from fastwan.quality.fit import RESERVED_BYTES, misfit
@@ -32,6 +29,7 @@ from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.memory_plan import DeviceBytes, plan
 from fastwan.runtime.recording.record import Recording, record
 from fastwan.tables import known, lookup
+from fastwan.target_checks import require_attention, require_recipe
 
 AUTO = "auto"
 NO_TEXT = "none"
@@ -86,7 +84,9 @@ def plan_shapes(spec: PlanSpec) -> PlanReport:
     preset = lookup(MODELS, spec.model, "model")
     attention = spec.attention or preset.attention
     for name in spec.targets:
-        _require_target(lookup(TARGETS, name, "target"), preset, attention)
+        target = lookup(TARGETS, name, "target")
+        require_recipe(target, preset.recipe, preset.name, f"one of {', '.join(preset.targets)}")
+        require_attention(target, attention)
     named = spec.targets or tuple(n for n in preset.targets if attention in TARGETS[n].attentions)
     records = shipped_records(preset.name, attention, _fusion(spec, attention))
     return report_of(records, replace(spec, targets=named))
@@ -182,22 +182,6 @@ def _target(name: str, text: PlannedText | None) -> PlannedTarget:
             None if text is None else milliseconds(memory_cost(text.bytes, gpu).seconds)
         ),
     )
-
-
-def _require_target(target: Target, preset: ModelPreset, attention: str) -> None:
-    """Refuse a target that cannot run a model with an attention."""
-    if preset.recipe not in target.recipes:
-        raise BadInput(
-            f"{target.gpu} has no {preset.recipe} GEMM, which {preset.name} needs",
-            where="--target",
-            fix=f"one of {', '.join(preset.targets)}",
-        )
-    if attention not in target.attentions:
-        raise BadInput(
-            f"{target.gpu} cannot run the attention {attention}",
-            where="--attention",
-            fix="one of " + ", ".join(target.attentions),
-        )
 
 
 def _uses(memory: DeviceBytes, text_encoder: int) -> str:
