@@ -78,6 +78,24 @@ TAEHV_DECODE = ("taehv:TAEHV.decode_video",)
 _CHART = "FastVideo's chart of 2026, an RTX 5090"
 _WHOLE = "text, denoising, latents to host, TAEHV, frames to host; no file"
 
+
+def _of_the_qad_benchmark(model: str, mode: str, published: Published) -> System:
+    """A model that FastVideo times by one program with a mode each, by TAEHV alone."""
+    return System(
+        title=f"FastVideo, {model}",
+        steps=3,
+        program="examples/inference/optimizations/benchmark_qad_wan2_1_1_3b.py",
+        arguments=("--mode", mode),
+        own=None,
+        taehv=("--taehv-checkpoint", "{taehv_checkpoint}"),
+        repeats=True,
+        hooks=_FASTVIDEO,
+        taehv_hooks={"copy": _FASTVIDEO_DECODE, "decode": TAEHV_DECODE},
+        needs=("taehv_checkpoint",),
+        published=(published,),
+    )
+
+
 OURS = "fastwan-export"
 PUBLISHED_OURS: tuple[Published, ...] = ()
 """Nobody has published a time of ours."""
@@ -106,33 +124,13 @@ SYSTEMS: dict[str, System] = {
             Published(1.78, "RTX 5090", "taehv", _WHOLE, "card of FastVideo/FastWan-QAD-1.3B"),
         ),
     ),
-    "fastvideo-sa2": System(
-        title="FastVideo, FastWan-QAD-1.3B-SA2",
-        steps=3,
-        program="examples/inference/optimizations/benchmark_qad_wan2_1_1_3b.py",
-        arguments=("--mode", "nvfp4_sa2"),
-        own=None,
-        taehv=("--taehv-checkpoint", "{taehv_checkpoint}"),
-        repeats=True,
-        hooks=_FASTVIDEO,
-        taehv_hooks={"copy": _FASTVIDEO_DECODE, "decode": TAEHV_DECODE},
-        needs=("taehv_checkpoint",),
-        published=(Published(2.01, "RTX 5090", "taehv", _WHOLE, _CHART),),
+    "fastvideo-sa2": _of_the_qad_benchmark(
+        "FastWan-QAD-1.3B-SA2", "nvfp4_sa2", Published(2.01, "RTX 5090", "taehv", _WHOLE, _CHART)
     ),
-    "fastvideo-fp8": System(
-        title="FastVideo, FastWan-QAD-FP8-1.3B",
-        steps=3,
-        program="examples/inference/optimizations/benchmark_qad_wan2_1_1_3b.py",
-        arguments=("--mode", "fp8"),
-        own=None,
-        taehv=("--taehv-checkpoint", "{taehv_checkpoint}"),
-        repeats=True,
-        hooks=_FASTVIDEO,
-        taehv_hooks={"copy": _FASTVIDEO_DECODE, "decode": TAEHV_DECODE},
-        needs=("taehv_checkpoint",),
-        published=(
-            Published(3.4, "RTX 4090", "taehv", _WHOLE, "card of FastVideo/FastWan-QAD-FP8-1.3B"),
-        ),
+    "fastvideo-fp8": _of_the_qad_benchmark(
+        "FastWan-QAD-FP8-1.3B",
+        "fp8",
+        Published(3.4, "RTX 4090", "taehv", _WHOLE, "card of FastVideo/FastWan-QAD-FP8-1.3B"),
     ),
     "turbodiffusion": System(
         title="TurboDiffusion, TurboWan2.1-T2V-1.3B-480P",
