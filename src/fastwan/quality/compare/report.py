@@ -165,9 +165,7 @@ class CompareReport(FigureReport):
     """Largest relative L2 difference of a step that is good; null where nothing was asked for."""
     static: StaticComparison
     numeric: NumericComparison | None
-    """Null where only the static facts were asked for, or nothing can be played."""
-    note: str = ""
-    """Why nothing was played."""
+    """Null where only the static facts were asked for."""
     findings: tuple[Finding, ...] = ()
     """Of the limit; without one nothing is judged."""
 
