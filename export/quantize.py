@@ -131,7 +131,7 @@ def import_modelopt(module: str) -> Any:
             return import_module(module)
     except ImportError as error:
         raise EnvironmentLacks(
-            f"nvidia-modelopt cannot be imported: {error}", fix=how_to_install()
+            f"nvidia-modelopt cannot be imported: {error}", fix=how_to_install("build")
         ) from None
 
 

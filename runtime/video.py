@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.install import how_to_install
+from fastwan.install import extra_of, how_to_install
 from fastwan.outputs import OutputFile, OutputFolder
 from fastwan.runtime.seal import is_sealed, seal
 
@@ -154,7 +154,7 @@ def _mp4(place: OutputFile, height: int, width: int) -> Iterator[WriteFrame]:
         raise EnvironmentLacks(
             f"PyAV is missing, which writes mp4: {error}",
             where=str(place.path),
-            fix=f"{how_to_install()}, or name a folder for PNG frames",
+            fix=f"{how_to_install(extra_of('av'))}, or name a folder for PNG frames",
         ) from error
     with place.make() as temporary:
         try:

@@ -149,7 +149,7 @@ def _try(data: bytes, text_length: int, end: str, where: str) -> dict[str, Any]:
         last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [""])[-1]
         if "ModuleNotFoundError" in last:
             raise EnvironmentLacks(
-                "the Python package 'tokenizers' is missing", fix=how_to_install()
+                "the Python package 'tokenizers' is missing", fix=how_to_install("build")
             )
         raise BadInput(f"tokenizer cannot be tried: {last[:200]}", where=where, fix=_REMAKE)
     found: dict[str, Any] = json.loads(done.stdout)

@@ -35,7 +35,7 @@ class Library(NamedTuple):
 
 
 LIBRARIES = {
-    "tensorrt-rtx": Library("tensorrt_rtx", "", False, True),
+    "tensorrt-rtx": Library("tensorrt_rtx", "gpu", False, True),
     "tensorrt": Library("tensorrt", "tensorrt", True, False),
 }
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from fastwan.config import MODELS, TARGETS
 from fastwan.console import Rows
 from fastwan.errors import FastWanError
-from fastwan.install import how_to_install
+from fastwan.install import extra_of, how_to_install
 from fastwan.schema import Report
 
 if TYPE_CHECKING:
@@ -77,13 +77,12 @@ class _Package:
     module: str
     distribution: str
     status_without: Status = "missing"
-    extra: str = ""
     hint: str = ""
     slow: bool = False
 
     @property
     def fix(self) -> str:
-        return f"{how_to_install(self.extra)}{self.hint}"
+        return f"{how_to_install(extra_of(self.module))}{self.hint}"
 
 
 _PACKAGES = (
@@ -94,19 +93,15 @@ _PACKAGES = (
     _Package("ONNX Runtime", "onnxruntime", "onnxruntime"),
     _Package("tokenizers", "tokenizers", "tokenizers"),
     _Package("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13"),
-    _Package("TensorRT", "tensorrt", "tensorrt-cu13", "optional", "tensorrt", ", with a GPU"),
-    _Package("PyAV", "av", "av", "optional", hint="; PNG frames need none"),
+    _Package("TensorRT", "tensorrt", "tensorrt-cu13", "optional", ", with a GPU"),
+    _Package("PyAV", "av", "av", "optional", "; PNG frames need none"),
 )
-_CUDA_BINDINGS = _Package(
-    "cuda-bindings",
-    "cuda.bindings.runtime",
-    "cuda-bindings",
-    extra="gpu",
-)
+_CUDA_BINDINGS = _Package("cuda-bindings", "cuda.bindings.runtime", "cuda-bindings")
 """Looked for where a CUDA device is visible: elsewhere nothing would use it."""
 
 _EXPORT = ("Python", "torch", "ModelOpt", "onnx", "onnxscript")
 _CPU_RUN = ("Python", "ONNX Runtime", "tokenizers")
+_GPU_RUN = ("Python", "cuda-bindings", "TensorRT-RTX", "tokenizers")
 
 
 def diagnose(load: bool = False) -> list[Finding]:
@@ -323,7 +318,7 @@ def _gpu_run(parts: dict[str, Finding]) -> Iterable[Finding]:
     except FastWanError as error:
         yield Finding("ability", _GPU_VIDEO, "missing", error.what, error.fix)
     else:
-        yield _resting_on(_GPU_VIDEO, parts, (_CUDA_BINDINGS.name,))
+        yield _resting_on(_GPU_VIDEO, parts, _GPU_RUN)
 
 
 _TITLES: dict[Group, str] = {

@@ -7,30 +7,83 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import fastwan
+from fastwan import cuda_driver
+from fastwan.errors import EnvironmentLacks
 
 DISTRIBUTION = "fastwan-export"
 _PACKAGE = Path(fastwan.__file__).resolve().parent
-_EXTRAS = {
-    "cuda": "gpu",
-    "pynvml": "gpu",
-    "tensorrt": "tensorrt",
-    "tensorrt_lean": "dev",
-    "diffusers": "dev",
-    "transformers": "dev",
-}
-"""Extra of this package that brings a module; the others are brought by the package itself."""
+_PLAY = ("av", "PIL", "safetensors", "tokenizers", "tqdm")
+_CPU = (*_PLAY, "onnxruntime")
+_REPORT = ("PIL", "jinja2", "matplotlib")
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "cpu": _CPU,
+    "build": (
+        *_CPU, *_REPORT, "modelopt", "onnx_ir", "onnxscript", "polygraphy", "requests", "skimage",
+        "tensorrt_rtx", "torch",
+    ),
+    "gpu": (*_PLAY, "cuda.bindings", "pynvml", "tensorrt_rtx"),
+    "emulated": (*_PLAY, "cuda.bindings", "torch"),
+    "report": _REPORT,
+    "tensorrt": ("tensorrt",),
+    "dev": ("diffusers", "tensorrt_lean", "transformers"),
+}  # fmt: skip
+"""Modules that an extra of this package brings, beside those that the package always needs."""
+
+_OPTIONAL = frozenset({"av", "pynvml"})
+"""Modules that their users do without, or ask for themselves: PNG frames need no PyAV."""
 
 
 def extra_of(module: str) -> str:
-    """The extra that brings a module; empty for what the package needs everywhere."""
-    return _EXTRAS.get(module.partition(".")[0], "")
+    """The extra that brings a module; empty for what the package needs everywhere.
+
+    Of several it is the one for playing on a GPU where a device is visible, else the first.
+    """
+    extras = [
+        extra
+        for extra, modules in EXTRAS.items()
+        if any(_within(module, each) or _within(each, module) for each in modules)
+    ]
+    if "gpu" in extras and len(extras) > 1 and cuda_driver.cuda_device_count():
+        return "gpu"
+    return extras[0] if extras else ""
+
+
+def _within(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
+
+
+def require(extra: str) -> None:
+    """Refuse to begin what needs an extra that is not installed; imports nothing.
+
+    Raises:
+        EnvironmentLacks: naming the modules that are not there, and the command that brings them.
+    """
+    absent = [each for each in EXTRAS[extra] if each not in _OPTIONAL and not _is_there(each)]
+    if absent:
+        raise EnvironmentLacks(
+            f"this needs the extra {extra!r}, which is not installed: no {', '.join(absent)}",
+            fix=how_to_install(extra),
+        )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+    except ValueError:  # imported already, from nowhere
+        return True
 
 
 def how_to_install(extra: str = "") -> str:
@@ -78,10 +131,18 @@ def _packages(extra: str) -> list[str]:
         required = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         required = []
-    found = []
+    return list(dict.fromkeys(_brought(extra, required))) or [DISTRIBUTION]
+
+
+def _brought(extra: str, required: list[str]) -> Iterator[str]:
+    """Requirements of an extra and of the extras that it takes in."""
     for each in required:
         name, _, condition = each.partition(";")
         asked = condition.replace('"', "'").replace(" ", "")
-        if asked == (f"extra=='{extra}'" if extra else ""):
-            found.append(name.strip())
-    return found or [DISTRIBUTION]
+        if asked != (f"extra=='{extra}'" if extra else ""):
+            continue
+        if others := re.fullmatch(rf"{DISTRIBUTION}\[(.*)\]", name.strip()):
+            for other in others[1].split(","):
+                yield from _brought(other.strip(), required)
+        else:
+            yield name.strip()

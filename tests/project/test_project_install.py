@@ -7,14 +7,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
 
 from fastwan import install
-from fastwan.install import extra_of, how_to_install
+from fastwan.errors import EnvironmentLacks
+from fastwan.install import extra_of, how_to_install, require
+from testkit.declared import declared_requirements
 
 
 def pip(*words: str, folder: Path) -> str:
@@ -48,11 +50,15 @@ def checkout(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def installed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A copy in no checkout, of whose origin a test says what is known."""
     told = SimpleNamespace(text=None)
     monkeypatch.setattr(install, "_PACKAGE", tmp_path / "site-packages" / "fastwan")
-    required = metadata.requires("fastwan-export")
+    required = [
+        f'{each}; extra == "{extra}"' if extra else each
+        for extra, requirements in declared_requirements(root).items()
+        for each in requirements
+    ]
     distribution = SimpleNamespace(read_text=lambda file: told.text, requires=required)
     monkeypatch.setattr(install.metadata, "distribution", lambda name: distribution)
     return told
@@ -102,21 +108,49 @@ def test_without_an_origin_the_packages_themselves_are_named(
     assert "fastwan-export" not in gpu
     assert "torch" not in gpu
     everywhere = how_to_install()
-    assert "torch" in everywhere
+    assert "onnx" in everywhere
     assert "cuda-bindings" not in everywhere
     assert "fastwan-export" not in everywhere
+    build = how_to_install("build")
+    # An extra that another one takes in is spelled out.
+    assert {"torch", "onnxruntime", "jinja2"} <= {Requirement(w).name for w in shlex.split(build)}
+    assert "fastwan-export" not in build
     # pip finds them all installed here, and so needs no index.
     assert "Would install" not in tried(everywhere, tmp_path)
+    assert "Would install" not in tried(build, tmp_path)
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
 @pytest.mark.parametrize(
-    ("module", "extra"),
-    [("cuda.bindings.runtime", "gpu"), ("tensorrt", "tensorrt"), ("torch", ""), ("av", "")],
+    ("module", "extras"),
+    [
+        ("cuda.bindings.runtime", ("gpu", "gpu")),
+        ("cuda", ("gpu", "gpu")),
+        ("tensorrt", ("tensorrt", "tensorrt")),
+        ("tensorrt_rtx", ("build", "gpu")),
+        ("torch.nn", ("build", "build")),
+        ("av", ("cpu", "gpu")),
+        ("click", ("", "")),
+    ],
 )
-def test_a_module_has_its_extra(module: str, extra: str) -> None:
-    assert extra_of(module) == extra
-    declared = metadata.metadata("fastwan-export").get_all("Provides-Extra") or []
-    assert set(install._EXTRAS.values()) <= set(declared)
+def test_a_module_has_its_extra(
+    module: str, extras: tuple[str, str], gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastwan.cuda_driver.cuda_device_count", lambda: gpus)
+    assert extra_of(module) == extras[gpus]
+
+
+@pytest.mark.parametrize(("absent", "refused"), [("torch", True), ("av", False)])
+def test_an_extra_is_asked_for_before_anything_is_imported(
+    absent: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("build")
+    monkeypatch.setitem(sys.modules, absent, None)
+    if not refused:
+        require("build")
+        return
+    with pytest.raises(EnvironmentLacks, match=r"'build'.*: no torch: pip install .*\[build\]"):
+        require("build")
 
 
 def test_no_other_file_advises_to_install_the_package(root: Path, tracked: list[Path]) -> None:
