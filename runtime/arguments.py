@@ -10,6 +10,8 @@ from fastwan.config import VideoShape
 from fastwan.errors import BadInput, shown
 from fastwan.runtime.model.checks import FLOATS, integer, is_finite
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.given import is_tensor
+from fastwan.runtime.model.noise import draw, generator_for
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import pad_rows
 from fastwan.runtime.request import Request
@@ -82,9 +84,8 @@ def to_floats(values: object, name: str) -> Array:
     Raises:
         BadInput: another type, or NaN, Inf or a number beyond bfloat16 in it.
     """
-    import torch
-
-    if isinstance(values, torch.Tensor):
+    array: Array
+    if is_tensor(values):
         values = values.detach().cpu()
         # numpy has no bfloat16 of its own.
         array = values.float().numpy() if values.is_floating_point() else values.numpy()
@@ -134,8 +135,6 @@ def draw_noises(shape: tuple[int, ...], schedule: Schedule, request: Request) ->
     Raises:
         BadInput: latents that cannot be used.
     """
-    from fastwan.runtime.model.noise import draw, generator_for
-
     generator = generator_for(request.generator, request.seed)
     noises: list[Array] = [*draw(shape, schedule, generator)]
     if request.latents is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from fastwan.errors import BadInput, shown
-from fastwan.runtime.arguments import latents_like
+from fastwan.runtime.arguments import latents_like, to_floats
 from fastwan.runtime.call import Calls
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.given import tensor_or_array
 from fastwan.runtime.request import StepCallback
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def step_callback(
     if not callable(callback):
         raise BadInput(f"{shown(callback)} cannot be called", where=_WHERE)
 
-    def on_step(step: int, timestep: int, latents: torch.Tensor) -> dict[str, Any] | None:
+    def on_step(step: int, timestep: int, latents: torch.Tensor | Array) -> dict[str, Any] | None:
         call = calls.here()
         assert call is not None
         embeds = dict(zip(TENSOR_INPUTS[1:], call.embeds, strict=False))
@@ -69,25 +71,28 @@ def step_callback(
     return on_step
 
 
-def _embeds_tensor(embeds: Array) -> torch.Tensor:
+def _embeds_tensor(embeds: Array) -> Any:
     """A copy of embeddings as diffusers has them, bf16."""
-    import torch
+    copied = tensor_or_array(embeds.astype(np.float32))
+    return _rounded(copied) if isinstance(copied, np.ndarray) else copied.bfloat16()
 
-    return torch.from_numpy(embeds.astype(np.float32)).bfloat16()
+
+def _rounded(values: Array) -> Array:
+    return values.astype(ml_dtypes.bfloat16)
 
 
 def _refuse_other_embeds(tensors: Mapping[str, Any], embeds: Mapping[str, Array]) -> None:
-    import torch
-
     for name in TENSOR_INPUTS[1:]:
         changed = tensors.get(name)
         if changed is None:
             continue
         if name not in embeds:
             raise BadInput(f"{name} have no effect: there is no guidance", where=_WHERE)
-        same = isinstance(changed, torch.Tensor) and torch.equal(
-            changed.detach().cpu().bfloat16(), _embeds_tensor(embeds[name])
-        )
+        try:
+            values = _rounded(to_floats(changed, name))
+            same = np.array_equal(values, _rounded(embeds[name].astype(np.float32)))
+        except BadInput:
+            same = False
         if not same:
             raise BadInput(
                 f"{name} cannot change between two steps: their keys and values are computed "
@@ -97,7 +102,7 @@ def _refuse_other_embeds(tensors: Mapping[str, Any], embeds: Mapping[str, Array]
             )
 
 
-def after_callback(returned: object, state: torch.Tensor) -> Array:
+def after_callback(returned: object, state: torch.Tensor | Array) -> Array:
     """Latents to go on with after a callback, which may have changed `state` in place.
 
     Raises:

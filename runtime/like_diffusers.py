@@ -5,20 +5,26 @@ What changes nothing here is taken; what a bundle of compiled engines cannot do 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import ml_dtypes
+import numpy as np
 
 from fastwan.bundle import Bundle
 from fastwan.errors import BadInput, shown
 from fastwan.runtime.batch import UnknownArgument
 from fastwan.runtime.call import Calls
 from fastwan.runtime.device.choice import DeviceChoice
+from fastwan.runtime.model.given import given_torch, is_dtype
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.step_bar import StepBar, check_config
 
 if TYPE_CHECKING:
     import torch
 
+_DEVICE_TYPES = ("cpu", "cuda", "meta", "mps", "xpu")
 _COMPILED = "it is compiled into the bundle's engines: fastwan-export build-engine makes others"
 _ADAPTER = "merge the adapter into the checkpoint, then fastwan-export build-engine"
 _REFUSED = {
@@ -60,18 +66,30 @@ class LikeDiffusers:
         self._bar_config: dict[str, Any] = {}
 
     @property
-    def device(self) -> torch.device:
-        """What runs, the CPU or a GPU; `choice` says why and how."""
-        import torch
+    def device(self) -> torch.device | str:
+        """What runs, the CPU or a GPU; `choice` says why and how.
 
-        return torch.device("cpu" if self.choice.name == "cpu" else "cuda")
+        A device of torch where the process has imported that, else its name.
+        """
+        loaded = given_torch()
+        if loaded is None:
+            return self._device_type
+        device: torch.device = loaded.device(self._device_type)
+        return device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the models take and return; the linears between are FP4."""
-        import torch
+    def _device_type(self) -> str:
+        return "cpu" if self.choice.name == "cpu" else "cuda"
 
-        return torch.bfloat16
+    @property
+    def dtype(self) -> torch.dtype | np.dtype[Any]:
+        """What the models take and return, bfloat16; the linears between are FP4.
+
+        A dtype of torch where the process has imported that, else of numpy.
+        """
+        loaded = given_torch()
+        bfloat16: torch.dtype | np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16 if loaded is None else loaded.bfloat16
 
     @property
     def interrupt(self) -> bool:
@@ -128,13 +146,11 @@ class LikeDiffusers:
         Raises:
             BadInput: another device or dtype, or an argument of another name.
         """
-        import torch
-
         if unknown := named.keys() - {"device", "dtype", "torch_dtype", "silence_dtype_warnings"}:
             raise UnknownArgument(f"to() has no argument {', '.join(sorted(unknown))}")
         wanted = (named.get("device"), named.get("dtype"), named.get("torch_dtype"))
         for target in (*targets, *wanted):
-            if isinstance(target, torch.dtype):
+            if is_dtype(target) or isinstance(target, np.dtype):
                 check_dtype(target)
             elif target is not None:
                 self._check_device(target)
@@ -149,15 +165,13 @@ class LikeDiffusers:
         return self.to("cpu")
 
     def _check_device(self, target: Any) -> None:
-        import torch
-
-        try:
-            device = torch.device(target)
-        except (RuntimeError, TypeError) as error:
-            raise BadInput(f"{shown(target)} is no device", where="to") from error
-        if device.type != self.choice.name or (device.index or 0) != 0:
+        name = f"cuda:{target}" if isinstance(target, int) else str(target)
+        named = re.fullmatch(r"(\w+)(?::(\d+))?", name)
+        if named is None or named[1] not in _DEVICE_TYPES:
+            raise BadInput(f"{shown(target)} is no device", where="to")
+        if named[1] != self._device_type or int(named[2] or 0) != 0:
             raise BadInput(
-                f"the pipeline runs on {self.choice.name} and cannot move to {device}",
+                f"the pipeline runs on {self.choice.name} and cannot move to {name}",
                 where="to",
                 fix=self.choice.note or "name the device where the bundle is opened",
             )

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastwan.errors import BadInput
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.given import tensor_or_array
 from fastwan.runtime.timings import Timings
 
 OutputType = Literal["np", "pt", "pil", "uint8", "latent"]
@@ -151,9 +152,7 @@ class Collector:
             return self._images
         videos = self._videos[: self._made]
         if self._type in ("pt", "latent"):
-            import torch
-
-            return torch.from_numpy(videos)
+            return tensor_or_array(videos)
         return videos
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastwan.errors import BadInput, shown
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.given import given_torch
 from fastwan.runtime.model.noise import DEFAULT_SEED, check_generator, seed_of
 from fastwan.runtime.model.prompt import check_prompt
 from fastwan.runtime.outputs import OUTPUT_TYPES, OutputType
@@ -15,8 +16,10 @@ from fastwan.runtime.outputs import OUTPUT_TYPES, OutputType
 if TYPE_CHECKING:
     import torch
 
-StepCallback = Callable[[int, int, "torch.Tensor"], "dict[str, Any] | None"]
-"""(step, timestep, latents after it, fp32) -> {"latents": ...} to go on with, or None."""
+StepCallback = Callable[[int, int, "torch.Tensor | Array"], "dict[str, Any] | None"]
+"""(step, timestep, latents after it, fp32) -> {"latents": ...} to go on with, or None.
+
+Latents are a tensor where the process has imported torch, else an array of numpy's."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +45,8 @@ class Request:
 
     Raises:
         BadInput: neither or both of prompt and embeddings, a prompt that is no text, a seed or a
-            generator that cannot be used, a sampler that is no name, or an unknown output type.
+            generator that cannot be used, a sampler that is no name, an unknown output type, or one
+            of torch's where that is not imported.
     """
 
     prompt: str | None = None
@@ -83,6 +87,12 @@ class Request:
                 f"unknown output_type {shown(self.output_type)}",
                 where="output_type",
                 fix="one of " + ", ".join(OUTPUT_TYPES),
+            )
+        if self.output_type == "pt" and given_torch() is None:
+            raise BadInput(
+                "output_type pt makes tensors, and this process has not imported torch",
+                where="output_type",
+                fix="import torch first, or take np",
             )
 
     @property

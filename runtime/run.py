@@ -16,6 +16,7 @@ from fastwan.runtime.device.choice import DeviceChoice
 from fastwan.runtime.guidance import check_negative
 from fastwan.runtime.model.checks import check_finite
 from fastwan.runtime.model.executor import Array
+from fastwan.runtime.model.given import tensor_or_array
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.outputs import Collector, PipelineOutput
 from fastwan.runtime.prompt_cache import PromptCache
@@ -75,8 +76,6 @@ class Run:
             (request.negative_prompt or "", request.negative_prompt_embeds),
         )[: self.schedule.prompts]
         with self.timings.measure("load"):
-            import torch  # noqa: F401  # draws the noise; to import it takes a second
-
             text = any(given is None for _, given in wanted)
             self.components.load(self.schedule, text=text, decoder=request.decoded)
         self.call.steps = len(self.schedule.steps)
@@ -148,15 +147,13 @@ class Run:
 
     def _after(self, stopwatch: _Stopwatch, step: int, timestep: int, state: Array) -> Array | None:
         """Look at a step's latents and ask the callback; latents to go on with, None for these."""
-        import torch
-
         stopwatch.stop(step)
         check_finite(state, f"after step {step} at timestep {timestep}")
         self.progress.advance()
         self.call.timestep = timestep
         replaced = None
         if self.request.on_step is not None:
-            tensor = torch.from_numpy(state)
+            tensor = tensor_or_array(state)
             replaced = after_callback(self.request.on_step(step, timestep, tensor), tensor)
         if self.call.stopped:
             raise _Stopped(state if replaced is None else replaced)

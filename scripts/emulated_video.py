@@ -39,7 +39,7 @@ from fastwan.quality.verify.steps import rms
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.session import Session
 from fastwan.runtime.emulated.platform import emulated_platform
-from fastwan.runtime.model.noise import DEFAULT_SEED, draw
+from fastwan.runtime.model.noise import DEFAULT_SEED, draw, generator_for
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.shapes import shape_text
 
@@ -80,7 +80,7 @@ def play(bundle: Bundle) -> tuple[Record, np.ndarray]:
     player = session.load()
     loaded = time.monotonic() - begin
     session.prepare(prompt_embeds(bundle, session))
-    generator = torch.Generator().manual_seed(DEFAULT_SEED)
+    generator = generator_for(None, DEFAULT_SEED)
     noises = draw(session.recording.latents.shape, session.recording.schedule, generator)
     first = session.video(noises).copy()
     gc.collect()  # what the comparison of kernels at load held would be given back meanwhile

@@ -7,8 +7,7 @@ import operator
 import ml_dtypes
 import numpy as np
 
-from fastwan.errors import BadInput, VerificationFailed
-from fastwan.errors import shown as shown
+from fastwan.errors import BadInput, VerificationFailed, shown
 from fastwan.runtime.model.executor import Array
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")

@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from fastwan.errors import BadInput
-from fastwan.runtime.model.checks import integer, shown
+from fastwan.errors import BadInput, shown
+from fastwan.runtime.model.checks import integer
+from fastwan.runtime.model.given import given_torch, is_generator
+from fastwan.runtime.model.normal import NormalGenerator
 from fastwan.runtime.model.schedule import Schedule
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_SEED = 1024
 """Seed of the published run."""
+
+NoiseSource = Literal["seed", "generator", "latents"]
+"""Where the initial noise of a video is from: drawn of its seed by `NormalGenerator`, which gives
+the bytes of torch's generator on the CPU, whether torch is installed or not; drawn by a
+`torch.Generator` of the caller's; or the caller's latents."""
+
+
+class Normals(Protocol):
+    """Draws normal numbers, one array after the other."""
+
+    def normal(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Numbers of mean 0 and deviation 1, fp32 with bf16 values."""
+
+
+class _GivenGenerator:
+    """A `torch.Generator` of the caller's."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def normal(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+        loaded = given_torch()
+        assert loaded is not None
+        drawn = loaded.randn(tuple(shape), generator=self._generator, dtype=loaded.bfloat16)
+        numbers: npt.NDArray[np.float32] = drawn.float().numpy()
+        return numbers
 
 
 def seed_of(value: object) -> int:
@@ -36,35 +68,35 @@ def check_generator(generator: object) -> None:
     Raises:
         BadInput: no `torch.Generator`, or one of another device, whose numbers would differ.
     """
-    if not isinstance(generator, torch.Generator):
+    if not is_generator(generator):
         raise BadInput(
             f"generator is {shown(generator)}, not a torch.Generator",
             where="generator",
             fix='torch.Generator("cpu").manual_seed(0), or seed=0',
         )
-    if generator.device.type != "cpu":
+    device = generator.device
+    if device.type != "cpu":
         raise BadInput(
-            f"generator lives on {generator.device}, where it draws other numbers than the "
-            "reference",
+            f"generator lives on {device}, where it draws other numbers than the reference",
             where="generator",
             fix='torch.Generator("cpu")',
         )
 
 
-def generator_for(generator: torch.Generator | None, seed: object) -> torch.Generator:
-    """`generator`, or a new one on the CPU with `seed`.
+def generator_for(generator: torch.Generator | None, seed: object) -> Normals:
+    """What draws of `generator`, or of `seed` where that is None.
 
     Raises:
         BadInput: see `check_generator` and `seed_of`.
     """
     if generator is None:
-        return torch.Generator("cpu").manual_seed(seed_of(seed))
+        return NormalGenerator(seed_of(seed))
     check_generator(generator)
-    return generator
+    return _GivenGenerator(generator)
 
 
 def draw(
-    shape: tuple[int, ...], schedule: Schedule, generator: torch.Generator
+    shape: tuple[int, ...], schedule: Schedule, generator: Normals
 ) -> list[npt.NDArray[np.float32]]:
     """Initial latents and then the noise of every step that takes some, all before the loop.
 
@@ -77,8 +109,7 @@ def draw(
     axes = schedule.noise_axes
     drawn_shape = [shape[axis] for axis in axes]
     back = np.argsort(axes)
-    noises = []
-    for _ in range(1 + schedule.noises):
-        drawn = torch.randn(drawn_shape, generator=generator, dtype=torch.bfloat16)
-        noises.append(np.ascontiguousarray(drawn.float().numpy().transpose(back)))
-    return noises
+    return [
+        np.ascontiguousarray(generator.normal(drawn_shape).transpose(back))
+        for _ in range(1 + schedule.noises)
+    ]

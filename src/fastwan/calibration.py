@@ -28,7 +28,7 @@ from fastwan.files import open_regular
 from fastwan.progress import Progress, stage
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import combine, denoise
-from fastwan.runtime.model.noise import DEFAULT_SEED, draw
+from fastwan.runtime.model.noise import DEFAULT_SEED, draw, generator_for
 from fastwan.runtime.model.prompt import check_prompt
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.text import encode_prompt, parse_tokenizer
@@ -123,7 +123,7 @@ def calibrate(
     shape = SHAPE.latents(config.in_channels)
     with stage(progress, "calibrate activations", len(prompts), "prompts"), torch.no_grad():
         for seed, text in enumerate(_embeddings(checkpoint, prompts, notes), DEFAULT_SEED):
-            noises = draw(shape, schedule, torch.Generator().manual_seed(seed))
+            noises = draw(shape, schedule, generator_for(None, seed))
             denoise(_velocity(module, text), noises[0], schedule, noises[1:], combine=combine)
             progress.advance(1, f"prompt {seed - DEFAULT_SEED + 1}")
     return {name: float(scale_of(largest)) for name, largest in amax.items()}

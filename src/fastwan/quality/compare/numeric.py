@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastwan.config import SAMPLERS, SamplerSpec
 from fastwan.errors import BadInput
@@ -27,7 +26,7 @@ from fastwan.quality.verify.graphs import relative_difference
 from fastwan.quality.verify.steps import LONGEST, checked_sampler
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.noise import draw
+from fastwan.runtime.model.noise import draw, generator_for
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
 
@@ -132,7 +131,7 @@ def compare_numeric(
     spec = chosen_sampler(a, b, sampler)
     schedule = schedule_of(replace(spec, guidance=1.0))
     shape = a.check_shape.latents(a.dit_config.in_channels)
-    noises = [draw(shape, schedule, torch.Generator().manual_seed(seed)) for seed in seeds]
+    noises = [draw(shape, schedule, generator_for(None, seed)) for seed in seeds]
     with stage(progress, "encode prompts"):
         work = Work(schedule, embeddings(a, b, prompts), noises)
     decode = all("decoder" in subject.present for subject in (a, b))

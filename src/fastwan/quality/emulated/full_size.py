@@ -21,7 +21,7 @@ from fastwan.runtime.device.session import Platform, Session
 from fastwan.runtime.emulated.engines import Torch
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import combine, denoise
-from fastwan.runtime.model.noise import DEFAULT_SEED, draw
+from fastwan.runtime.model.noise import DEFAULT_SEED, draw, generator_for
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.recording.operations import LaunchRegion, RunEngine
 from fastwan.runtime.recording.recorder import COMPUTE
@@ -58,8 +58,7 @@ class FullSize:
         platform, self.watch = watched(setting.platform, setting.at)
         self._session = Session(platform, subject.bundle, self.schedule)
         shape = self._session.recording.latents.shape
-        generator = torch.Generator().manual_seed(DEFAULT_SEED)
-        self.noises = draw(shape, self.schedule, generator)
+        self.noises = draw(shape, self.schedule, generator_for(None, DEFAULT_SEED))
         self.text = random_inputs(subject)[1]
 
     @cached_property

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from functools import partial
 
 import numpy as np
-import torch
 
 from fastwan.quality.goldens.record import Video
 from fastwan.quality.verify.components import Runtime
@@ -18,7 +17,7 @@ from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.cpu.components import CpuComponents
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import combine, denoise, guided
-from fastwan.runtime.model.noise import draw
+from fastwan.runtime.model.noise import draw, generator_for
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.shapes import shape_text
 
@@ -48,7 +47,7 @@ def play(subject: Subject, videos: Sequence[Video]) -> Iterator[Arrays]:
             def keep(step: int, _timestep: int, latents: Array, made: Arrays = made) -> None:
                 made[f"step_{step}"] = latents
 
-            noises = draw(shape, schedule, torch.Generator().manual_seed(video.seed))
+            noises = draw(shape, schedule, generator_for(None, video.seed))
             runs = [partial(dit.velocity, context=dit.prepare(text)) for text in texts]
             velocity = guided(runs, schedule.guidance, combine=combine)
             clean = denoise(

@@ -27,7 +27,7 @@ from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.dit import DiT
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import combine, denoise, guided
-from fastwan.runtime.model.noise import DEFAULT_SEED, draw
+from fastwan.runtime.model.noise import DEFAULT_SEED, draw, generator_for
 from fastwan.runtime.model.samplers import schedule_of
 
 MARGIN = 2.0
@@ -130,7 +130,7 @@ def check_video(
     """
     schedule = schedule_of(checked_sampler(subject))
     shape = subject.check_shape.latents(subject.dit_config.in_channels)
-    noises = draw(shape, schedule, torch.Generator().manual_seed(DEFAULT_SEED))
+    noises = draw(shape, schedule, generator_for(None, DEFAULT_SEED))
     recipe, attention = subject.recipe, subject.attention
     module = dit_module(
         subject, torch.bfloat16, activations=recipe.quantised, attention=attention.reference

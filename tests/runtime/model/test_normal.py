@@ -1,0 +1,82 @@
+"""Normal numbers without torch: the bytes are those of its generator on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastwan.runtime.model import normal
+from fastwan.runtime.model.normal import NormalGenerator
+
+SHAPE_480P = (1, 21, 16, 60, 104)
+
+EXPECTED = "4a8b270f8e80cd07af5f234369065a5edd059def5c220b5929c2e06e88c97a98"
+"""SHA-256 of the first 65,536 numbers of the published seed."""
+
+avx2 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="torch takes other functions without AVX2",
+)
+
+
+def drawn(generator: torch.Generator, shape: Sequence[int]) -> np.ndarray:
+    numbers = torch.randn(tuple(shape), generator=generator, dtype=torch.bfloat16)
+    return numbers.float().numpy()
+
+
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+SIZES = st.one_of(
+    st.lists(st.integers(0, 6), max_size=4),
+    st.tuples(st.integers(0, 200)),
+)
+
+
+@avx2
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.lists(SIZES, min_size=1, max_size=4))
+def test_every_shape_of_every_seed_is_torchs(seed: int, shapes: list[Sequence[int]]) -> None:
+    """Also below 16, where numbers come singly, and beside the last block, which is drawn anew."""
+    ours, theirs = NormalGenerator(seed), torch.Generator().manual_seed(seed)
+    for shape in shapes:
+        assert same_bytes(ours.normal(shape), drawn(theirs, shape))
+
+
+@avx2
+@pytest.mark.parametrize("seed", [0, 1024, 2**32 - 1, 2**64 - 1])
+def test_latents_of_a_large_video_are_torchs(seed: int) -> None:
+    ours, theirs = NormalGenerator(seed), torch.Generator().manual_seed(seed)
+    first = ours.normal(SHAPE_480P)
+    assert same_bytes(first, drawn(theirs, SHAPE_480P))
+    assert not same_bytes(first, drawn(theirs, SHAPE_480P))
+
+
+def test_numbers_are_the_same_on_every_machine() -> None:
+    """Neither a processor nor a library decides them."""
+    found = NormalGenerator(1024).normal([1 << 16])
+    assert (found[:4] * 256).tolist() == [-298.0, 336.0, 38.5, 580.0]
+    assert hashlib.sha256(found.tobytes()).hexdigest() == EXPECTED
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 5 * normal._CHUNK + 32
+    expected = NormalGenerator(7).normal([size])
+    for threads in (1, 3):
+        monkeypatch.setattr(normal, "_THREADS", threads)
+        assert same_bytes(NormalGenerator(7).normal([size]), expected)
+    assert not same_bytes(NormalGenerator(8).normal([size]), expected)
+
+
+def test_numbers_are_normal_and_bf16() -> None:
+    numbers = NormalGenerator(3).normal([1 << 16])
+    assert abs(float(numbers.mean())) < 0.02
+    assert abs(float(numbers.std()) - 1) < 0.02
+    assert not (numbers.view(np.uint32) & 0xFFFF).any()
