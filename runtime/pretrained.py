@@ -10,6 +10,7 @@ from fastwan.bundle import Bundle
 from fastwan.errors import BadInput, EnvironmentLacks, shown
 from fastwan.hub.bundle import fetch_bundle
 from fastwan.hub.ids import is_repo_id
+from fastwan.install import require
 from fastwan.runtime.batch import UnknownArgument
 from fastwan.runtime.components import Components
 from fastwan.runtime.cpu.components import CpuComponents
@@ -102,6 +103,7 @@ def open_components(bundle: Bundle, device: str, threads: int) -> tuple[DeviceCh
     """
     choice = resolve_device(device)
     if choice.name == "emulated":
+        require("emulated")
         from fastwan.runtime.device.components import DeviceComponents
         from fastwan.runtime.emulated.platform import emulated_platform
 
@@ -112,10 +114,12 @@ def open_components(bundle: Bundle, device: str, threads: int) -> tuple[DeviceCh
         from fastwan.runtime.device.platforms import cuda_platform
 
         try:
+            require("gpu")
             return choice, DeviceComponents(bundle, cuda_platform(bundle))
         except EnvironmentLacks as error:
             if device == "cuda":
                 raise
             fix = f"{error.fix}{or_the_cpu(device)}".removeprefix(", or ")
             raise EnvironmentLacks(error.what, where=error.where, fix=fix) from error
+    require("cpu")
     return choice, CpuComponents(bundle, threads=threads)

@@ -18,22 +18,22 @@ from urllib.request import url2pathname
 
 import fastwan
 from fastwan import cuda_driver
-from fastwan.errors import EnvironmentLacks
+from fastwan.errors import EnvironmentLacks, listed
 
 DISTRIBUTION = "fastwan-export"
 _PACKAGE = Path(fastwan.__file__).resolve().parent
 _PLAY = ("av", "PIL", "safetensors", "tokenizers", "tqdm")
-_CPU = (*_PLAY, "onnxruntime")
-_REPORT = ("PIL", "jinja2", "matplotlib")
+_CPU = ("onnxruntime", *_PLAY)
+_REPORT = ("matplotlib", "jinja2", "PIL")
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cpu": _CPU,
     "build": (
-        *_CPU, *_REPORT, "modelopt", "onnx_ir", "onnxscript", "polygraphy", "requests", "skimage",
-        "tensorrt_rtx", "torch",
+        "torch", "modelopt", "tensorrt_rtx", "onnx_ir", "onnxscript", "polygraphy", "requests",
+        "skimage", *_CPU, *_REPORT,
     ),
-    "gpu": (*_PLAY, "cuda.bindings", "pynvml", "tensorrt_rtx"),
-    "emulated": (*_PLAY, "cuda.bindings", "torch"),
+    "gpu": ("cuda.bindings", "pynvml", "tensorrt_rtx", *_PLAY),
+    "emulated": ("torch", "cuda.bindings", *_PLAY),
     "report": _REPORT,
     "tensorrt": ("tensorrt",),
     "dev": ("diffusers", "tensorrt_lean", "transformers"),
@@ -69,10 +69,11 @@ def require(extra: str) -> None:
     Raises:
         EnvironmentLacks: naming the modules that are not there, and the command that brings them.
     """
-    absent = [each for each in EXTRAS[extra] if each not in _OPTIONAL and not _is_there(each)]
+    wanted = [each for each in dict.fromkeys(EXTRAS[extra]) if each not in _OPTIONAL]
+    absent = [each for each in wanted if not _is_there(each)]
     if absent:
         raise EnvironmentLacks(
-            f"this needs the extra {extra!r}, which is not installed: no {', '.join(absent)}",
+            f"this needs the extra {extra!r}, which is not installed: no {listed(absent)}",
             fix=how_to_install(extra),
         )
 

@@ -6,7 +6,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -74,9 +74,11 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
-def import_all(package: str, *, path: Path | None = None) -> dict[str, object]:
+def import_all(
+    package: str, *, path: Path | None = None, absent: Sequence[str] = ABSENT
+) -> dict[str, object]:
     completed = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, package, json.dumps(ABSENT)],
+        [sys.executable, "-c", IMPORT_ALL, package, json.dumps(absent)],
         capture_output=True, text=True, check=True, cwd=path,
     )  # fmt: skip
     return json.loads(completed.stdout.splitlines()[-1])
@@ -310,6 +312,61 @@ def test_a_wrong_direction_is_seen(file: str, bad: str, good: str) -> None:
     assert not forbidden(file, in_function.replace(bad, good))
     if parent == "fastwan":
         assert forbidden(file, f"from fastwan import {name}")
+
+
+TO_BUILD = {
+    "diffusers", "jinja2", "matplotlib", "modelopt", "onnx_ir", "onnxscript", "polygraphy",
+    "skimage", "torch", "transformers",
+}  # fmt: skip
+"""What no part of the runtime imports, at the top of a file or in a function; torch only for
+types. What a caller gives of torch's is found in what the process has imported."""
+
+TORCH_DEVICE = "runtime/emulated/"
+"""The one part of the runtime that computes with torch."""
+
+
+def heavy_imports(file: str, source: str) -> set[str]:
+    """Packages for building that a file of the runtime imports."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = {name.partition(".")[0] for name in imported(tree)} & TO_BUILD
+    return found - {"torch"} if file.startswith(TORCH_DEVICE) else found
+
+
+def test_the_runtime_imports_nothing_to_build_with(root: Path, tracked: list[Path]) -> None:
+    files = [f for f in tracked if f.parts[0] == "runtime" and f.suffix == ".py"]
+    assert len(files) > 50
+    found = {str(f): heavy_imports(f.as_posix(), (root / f).read_text()) for f in files}
+    assert {name: heavy for name, heavy in found.items() if heavy} == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "seen"),
+    [
+        ("runtime/x.py", "def run():\n    import torch", True),
+        ("runtime/x.py", "from torch.nn import functional", True),
+        ("runtime/x.py", "if TYPE_CHECKING:\n    import torch", False),
+        ("runtime/emulated/x.py", "import torch", False),
+        ("runtime/emulated/x.py", "import onnx_ir", True),
+        ("runtime/x.py", "import numpy", False),
+    ],
+)
+def test_a_heavy_import_of_the_runtime_is_seen(file: str, source: str, seen: bool) -> None:
+    assert bool(heavy_imports(file, source)) is seen
+
+
+def test_the_runtime_is_imported_without_torch() -> None:
+    """Nor does what it imports of the shared modules and the plugins."""
+    done = import_all("fastwan.runtime", absent=[*ABSENT, *sorted(TO_BUILD)])
+    failed, loaded = done["failed"], done["loaded"]
+    assert isinstance(failed, dict)
+    assert isinstance(loaded, list)
+    assert failed
+    assert all(name.startswith("fastwan.runtime.emulated.") for name in failed), failed
+    assert "fastwan.runtime.device.engines" in loaded
+    assert not TO_BUILD & set(loaded)
 
 
 def test_a_command_imports_no_other() -> None:

@@ -184,7 +184,7 @@ def test_auto_without_a_gpu_runs_on_the_cpu_and_says_so(
         (0, "", "no CUDA device"),
         (0, "NVIDIA's driver does not start: CUDA error 803", "error 803.*driver 580"),
         (1, "NVIDIA's driver knows CUDA 12.4, this needs 13.0", "knows CUDA 12.4.*driver 580"),
-        (1, "", "cuda-bindings.*install"),
+        (1, "", "cuda.bindings.*install"),
     ],
 )
 def test_a_gpu_that_is_there_is_used_or_the_call_fails(

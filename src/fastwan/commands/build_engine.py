@@ -30,6 +30,7 @@ from fastwan.config import (
 )
 from fastwan.console import one_line, print_json, say, tell
 from fastwan.failures import require_address_space
+from fastwan.install import require
 from fastwan.shapes import parse_shapes
 from fastwan.tables import described
 
@@ -90,6 +91,7 @@ def build_engine(
     if not cache_key:
         read = Path(options["checkpoint"])
         require_output(options["output"], "bundle", read, force=options["force"])
+    require("build")
     require_address_space()
     from fastwan.parallel import collector_paused
 

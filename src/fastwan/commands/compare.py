@@ -20,6 +20,7 @@ from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import SAMPLERS
 from fastwan.console import print_json, print_rich, typed_text
 from fastwan.failures import require_address_space
+from fastwan.install import require
 
 
 @click.command("compare", epilog=example("compare bundle other --by-block"))
@@ -76,6 +77,10 @@ def compare(
     require_bundle(a, b)
     require_output(report, "report", a, b, option="--report")
     require_output(options["tensors"], "tensors", a, b, force=options["force"], option="--tensors")
+    if not options["static"]:
+        require("build")
+    elif report is not None:
+        require("report")
     require_address_space()
     from fastwan.quality.compare.run import compare_bundles
     from fastwan.quality.compare.text import render

@@ -13,6 +13,7 @@ from fastwan.commands.options import example, json_option, report_option, shape_
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.failures import require_address_space
+from fastwan.install import require
 
 
 @click.command("gate", epilog=example("gate bundle --against baseline.json"))
@@ -54,6 +55,7 @@ def gate(
     """
     require_bundle(bundle)
     require_output(report, "report", bundle, option="--report")
+    require("build")
     require_address_space()
     from fastwan.quality.findings_text import render
     from fastwan.quality.gate.run import gate as run

@@ -13,6 +13,7 @@ from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.errors import BadInput
 from fastwan.failures import require_address_space
+from fastwan.install import require
 
 
 @click.command("goldens", epilog=example("goldens make bundle goldens"))
@@ -51,6 +52,7 @@ def goldens(
         require_output(folder, "goldens", bundle, force=force)
     elif prompts is not None or force:
         raise BadInput("an option of goldens make", where="--prompts" if prompts else "--force")
+    require("build")
     require_address_space()
     from fastwan.quality.findings_text import render
     from fastwan.quality.goldens.run import check_goldens, make_goldens

@@ -11,6 +11,7 @@ from fastwan.commands.names import BundleFolder
 from fastwan.commands.options import example, json_option, report_option, shape_option
 from fastwan.commands.running import report_errors
 from fastwan.console import print_json, print_rich
+from fastwan.install import require
 
 
 @click.command("inspect", epilog=example("inspect bundle --report report"))
@@ -36,6 +37,8 @@ def inspect(
 ) -> None:
     """Show the kernels, dtypes, linears, bytes and predicted time of BUNDLE."""
     require_bundle(bundle)
+    if report is not None or graph is not None:
+        require("report")
     from fastwan.bundle import open_bundle
     from fastwan.quality.report import inspect_bundle
     from fastwan.quality.report_text import render

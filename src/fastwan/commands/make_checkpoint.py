@@ -13,6 +13,7 @@ from fastwan.commands.options import example, force_option, json_option
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import one_line, print_json, tell
 from fastwan.failures import require_address_space
+from fastwan.install import require
 
 
 @click.command("make-checkpoint", epilog=example("make-checkpoint --size tiny checkpoint"))
@@ -34,6 +35,7 @@ def make_checkpoint(
 ) -> None:
     """Write synthetic weights in the published file formats to OUTPUT."""
     require_output(output, "checkpoint", force=force, option="OUTPUT")
+    require("build")
     require_address_space()
     from fastwan.export.checkpoint import synthetic
 

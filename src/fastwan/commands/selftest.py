@@ -13,6 +13,7 @@ from fastwan.commands.options import example, force_option, json_option, shape_o
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.failures import require_address_space
+from fastwan.install import require
 
 
 @click.command("selftest", epilog=example("selftest bundle --device host"))
@@ -38,6 +39,7 @@ def selftest(bundle: Path, output: Path, as_json: bool, **options: Any) -> int:
     """
     require_bundle(bundle)
     require_output(output, "selftest", bundle, force=options["force"])
+    require("build")
     require_address_space()
     from fastwan.quality.selftest.markdown import render
     from fastwan.quality.selftest.stages import selftest as run

@@ -14,6 +14,7 @@ from fastwan.commands.running import report_errors, shown_progress
 from fastwan.config import MODELS
 from fastwan.console import one_line, print_json, tell
 from fastwan.failures import require_address_space
+from fastwan.install import require
 
 
 @click.command("swap-weights", epilog=example("swap-weights bundle --checkpoint other -o swapped"))
@@ -37,6 +38,7 @@ def swap_weights(as_json: bool, no_cache: bool, **options: Any) -> None:
     require_checkpoint(options["checkpoint"])
     read = (Path(options["checkpoint"]), options["bundle"])
     require_output(options["output"], "bundle", *read, force=options["force"])
+    require("build")
     require_address_space()
     from fastwan.parallel import collector_paused
 

@@ -14,6 +14,7 @@ from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, print_rich, tell
 from fastwan.errors import BadInput
 from fastwan.failures import require_address_space
+from fastwan.install import require
 
 
 @click.command("verify", epilog=example("verify bundle"))
@@ -55,6 +56,7 @@ def verify(
         require_checkpoint(options["checkpoint"])
     if list_checks and as_json:
         raise BadInput("names are printed as lines alone", where="--json")
+    require("build")
     require_address_space()
     if list_checks:
         from fastwan.quality.verify.run import list_checks as names

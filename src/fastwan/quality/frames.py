@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fastwan.outputs import OutputFile
 from fastwan.parallel import in_order, workers
 from fastwan.runtime.model.executor import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AMPLIFIED = 8
 """Times that the difference of two frames is shown."""
@@ -66,6 +68,8 @@ def lpips(expected: Array, got: Array) -> float | None:
     """
     if find_spec("lpips") is None:
         return None
+    import torch
+
     module = importlib.import_module("lpips")
     try:
         model = module.LPIPS(net="alex", verbose=False)
@@ -91,6 +95,8 @@ def worst_frame(expected: Array, got: Array) -> int:
 
 
 def _pixels(frame: Array) -> Tensor:
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
 
 

@@ -18,7 +18,6 @@ from fastwan.quality.compare.text import patterns
 from fastwan.quality.cost import Cost
 from fastwan.quality.kernels import Kernel, block_of, bundle_kernels, by_block
 from fastwan.quality.report import inspect_bundle
-from fastwan.quality.verify.subject import Subject
 
 
 def kernel(name: str, *, kind: str = "memory", dtype: str = "BFloat16", moved: int = 8) -> Kernel:
@@ -84,7 +83,7 @@ def test_the_block_of_a_kernel_is_that_of_most_of_its_nodes() -> None:
 @pytest.fixture(scope="module")
 def fp4(unquantised_bundle: Path, tiny_bundle: Path) -> StaticComparison:
     paths = (unquantised_bundle, tiny_bundle)
-    return compare_static(*(Side.of(Subject(open_bundle(path))) for path in paths))
+    return compare_static(*(Side.of(open_bundle(path)) for path in paths))
 
 
 @pytest.mark.trt
@@ -101,7 +100,7 @@ def test_kernels_are_those_that_inspect_counts(tiny_bundle: Path) -> None:
 
 @pytest.mark.trt
 def test_a_bundle_is_the_same_as_itself(tiny_bundle: Path) -> None:
-    own = Side.of(Subject(open_bundle(tiny_bundle)))
+    own = Side.of(open_bundle(tiny_bundle))
     found = compare_static(own, own)
     assert found.counts.pop("same") > 50
     assert set(found.counts.values()) == {0}
@@ -130,7 +129,7 @@ def test_what_fp4_changes(fp4: StaticComparison) -> None:
 @pytest.mark.trt
 def test_what_fusing_changes(tiny_bundle: Path, lifted_bundle: Path) -> None:
     paths = (tiny_bundle, lifted_bundle)
-    found = compare_static(*(Side.of(Subject(open_bundle(path))) for path in paths))
+    found = compare_static(*(Side.of(open_bundle(path)) for path in paths))
     gelu = next(group for group in found.groups if "blocks.0.gelu" in group.nodes)
     assert gelu.status == "fused differently"
     assert [each.name for each in gelu.b] == ["GeluQuantize"]

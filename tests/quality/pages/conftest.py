@@ -36,7 +36,6 @@ from fastwan.quality.verify.report import (
     StepFigure,
     VerifyReport,
 )
-from fastwan.quality.verify.subject import Subject
 from fastwan.schema import BundleFacts
 
 RANDOM = np.random.default_rng(5)
@@ -133,7 +132,7 @@ def documents(tiny_bundle: Path, lifted_bundle: Path) -> dict[str, tuple[Documen
     kernels = bundle_kernels(bundle)
     inspected = inspect_bundle(bundle)
     facts = BundleFacts.of(bundle)
-    sides = tuple(Side.of(Subject(open_bundle(path))) for path in (tiny_bundle, lifted_bundle))
+    sides = tuple(Side.of(open_bundle(path)) for path in (tiny_bundle, lifted_bundle))
     figures = numeric()
     compared = CompareReport(
         a=facts, b=facts, limit=0.12, static=compare_static(*sides), numeric=figures,

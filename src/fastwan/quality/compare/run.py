@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastwan.bundle import Bundle, open_bundle
+from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput
 from fastwan.outputs import OutputFolder
 from fastwan.progress import Progress, Quiet, stage
-from fastwan.quality.compare.numeric import OpenPlayer, compare_numeric, require_comparable
-from fastwan.quality.compare.players import CpuPlayer, DevicePlayer, Player
 from fastwan.quality.compare.report import CompareReport, NumericComparison
 from fastwan.quality.compare.static import Side, compare_static
-from fastwan.quality.emulated.full_size import Setting
-from fastwan.quality.emulated.run import cuda_setting
 from fastwan.quality.findings import Finding
 from fastwan.quality.kernels import Kernel
-from fastwan.quality.verify.components import PROMPT
-from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.noise import DEFAULT_SEED
-from fastwan.runtime.model.schedule import Schedule
 from fastwan.schema import BundleFacts
 
 
@@ -85,34 +77,31 @@ def compare_bundles(
     place = None
     if tensors is not None:
         place = OutputFolder(tensors, "tensors", force, "--tensors", paths)
-    left, right = (Subject(open_bundle(path, shape=shape)) for path in paths)
+    left, right = (open_bundle(path, shape=shape) for path in paths)
+    players = None
     if not static:
-        if device != "cpu":
-            for subject in (left, right):
-                subject.check_shape = subject.shape
-        require_comparable(left, right)
+        # The numbers need torch, the facts do not.
+        from fastwan.quality.compare.play import Players
+
+        players = Players(left, right, device)
     progress = progress or Quiet()
     with stage(progress, "match kernels"):
         sides = Side.of(left), Side.of(right)
         facts = compare_static(*sides)
     played = None
-    if not static:
-        played = compare_numeric(
-            left,
-            right,
-            open_player=opener(device),
-            device=device,
+    if players is not None:
+        played = players.compare(
             sampler=sampler,
-            prompts=prompts or (PROMPT,),
-            seeds=seeds or (DEFAULT_SEED,),
+            prompts=prompts,
+            seeds=seeds,
             by_block=by_block,
             limit=limit,
             tensors=place,
             progress=progress,
         )
     report = CompareReport(
-        a=BundleFacts.of(left.bundle),
-        b=BundleFacts.of(right.bundle),
+        a=BundleFacts.of(left),
+        b=BundleFacts.of(right),
         limit=limit,
         static=facts,
         numeric=None if played is None else played.figures,
@@ -120,44 +109,6 @@ def compare_bundles(
     )
     kernels = (sides[0].kernels, sides[1].kernels)
     return Comparison(report, kernels, [] if played is None else played.videos)
-
-
-def opener(device: str) -> OpenPlayer:
-    """What opens a bundle on a device.
-
-    Raises:
-        BadInput: no such device.
-    """
-    settings: dict[str, Callable[[Bundle], Setting]] = {
-        "emulated": cuda_setting,
-        "cuda": _gpu_setting,
-    }
-    if device == "cpu":
-        return CpuPlayer
-    if device not in settings:
-        raise BadInput(f"unknown device {device!r}", where="--device", fix="cpu, emulated or cuda")
-
-    def open_player(subject: Subject, schedule: Schedule) -> Player:
-        return DevicePlayer(subject, schedule, settings[device](subject.bundle))
-
-    return open_player
-
-
-def _gpu_setting(bundle: Bundle) -> Setting:
-    """The first visible GPU, as `generate` plays on it.
-
-    Raises:
-        EnvironmentLacks: see `fastwan.runtime.device.platforms.cuda_platform`.
-    """
-    import torch
-
-    from fastwan.runtime.device.choice import resolve_device
-    from fastwan.runtime.device.platforms import cuda_platform
-    from fastwan.runtime.emulated.engines import Torch
-
-    resolve_device("cuda")
-    attention = Subject(bundle).attention.reference
-    return Setting(cuda_platform(bundle), Torch(torch.device("cuda", 0)), attention)
 
 
 def judged(figures: NumericComparison, limit: float | None) -> tuple[Finding, ...]:

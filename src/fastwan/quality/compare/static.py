@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fastwan.bundle import Bundle
+from fastwan.errors import BadInput
+from fastwan.onnx_guard import bundle_graph
 from fastwan.quality.compare.nodes import ExportedGraph, computed_nodes
 from fastwan.quality.compare.report import (
     ComponentChange,
@@ -18,7 +20,6 @@ from fastwan.quality.cost import Cost
 from fastwan.quality.inspection import milliseconds
 from fastwan.quality.kernels import Kernel, bundle_kernels, by_block
 from fastwan.quality.report import inspect_bundle
-from fastwan.quality.verify.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,24 @@ class Side:
     nodes: Sequence[frozenset[str]]
 
     @classmethod
-    def of(cls, subject: Subject) -> Side:
+    def of(cls, bundle: Bundle) -> Side:
         """Kernels of a bundle with the nodes that they compute.
 
         Raises:
             BadInput: malformed records or graphs.
             VerificationFailed: a file differs from its hash.
         """
-        kernels = bundle_kernels(subject.bundle)
+        kernels = bundle_kernels(bundle)
         found: dict[int, frozenset[str]] = {}
         for component in dict.fromkeys(kernel.component for kernel in kernels):
-            graph = ExportedGraph.of(subject.proto(subject.graph(component).file))
+            record = bundle.manifest.onnx.graphs.get(component)
+            if record is None:
+                raise BadInput(f"no graph of the component {component}", where="manifest.json")
+            graph = ExportedGraph.of(bundle_graph(bundle, record.file, record.data).model)
             own = [kernel for kernel in kernels if kernel.component == component]
-            computed = computed_nodes(own, subject.manifest, graph)
+            computed = computed_nodes(own, bundle.manifest, graph)
             found |= {id(kernel): nodes for kernel, nodes in zip(own, computed, strict=True)}
-        return cls(subject.bundle, kernels, [found[id(kernel)] for kernel in kernels])
+        return cls(bundle, kernels, [found[id(kernel)] for kernel in kernels])
 
 
 def compare_static(left: Side, right: Side) -> StaticComparison:
