@@ -14,7 +14,7 @@ from fastwan.console import say
 from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.model.noise import DEFAULT_SEED, seed_of
+from fastwan.runtime.model.noise import DEFAULT_SEED, noise_of, seed_of
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
 from fastwan.runtime.report import GenerateReport, MadeVideo
@@ -250,6 +250,7 @@ def _made(pipeline: FastWanPipeline, job: _Job, seed: int, runs: Sequence[Run]) 
         prompt=str(job.request.prompt),
         negative_prompt=job.request.negative_prompt or "",
         seed=seed,
+        noise=noise_of(job.request.generator, job.request.latents),
         sampler=schedule.name,
         guidance_scale=schedule.guidance,
         video=str(video) if video else None,

@@ -12,6 +12,7 @@ import numpy as np
 from fastwan.errors import BadInput
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.given import tensor_or_array
+from fastwan.runtime.model.noise import Noise
 from fastwan.runtime.timings import Timings
 
 OutputType = Literal["np", "pt", "pil", "uint8", "latent"]
@@ -35,6 +36,7 @@ class PipelineOutput:
         note: why "auto" chose it; empty where it was named.
         output_type: what `frames` are.
         seeds: of each video; None for one that a generator was given for.
+        noise: what the initial noise of each video is.
     """
 
     frames: Any
@@ -43,6 +45,7 @@ class PipelineOutput:
     note: str
     output_type: OutputType = "np"
     seeds: tuple[int | None, ...] = ()
+    noise: tuple[Noise, ...] = ()
 
     @property
     def seed(self) -> int | None:

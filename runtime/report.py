@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fastwan.runtime.model.noise import Noise
 from fastwan.runtime.recording.memory_plan import DeviceBytes
 from fastwan.schema import BundleFacts, FigureReport, Measured, Predicted, Record
 
@@ -14,6 +15,9 @@ class MadeVideo(Record):
     prompt: str
     negative_prompt: str
     seed: int
+    noise: Noise
+    """How noise is drawn of the seed: ``torch-cpu-bf16`` has the bytes of torch's generator on the
+    CPU, in every install."""
     sampler: str
     guidance_scale: float
     """1 without guidance, which reads no negative prompt."""

@@ -17,6 +17,7 @@ from fastwan.runtime.guidance import check_negative
 from fastwan.runtime.model.checks import check_finite
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.given import tensor_or_array
+from fastwan.runtime.model.noise import Noise, noise_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.outputs import Collector, PipelineOutput
 from fastwan.runtime.prompt_cache import PromptCache
@@ -170,6 +171,7 @@ def make_videos(runs: Sequence[Run], choice: DeviceChoice) -> PipelineOutput:
     """
     output_type = runs[0].request.output_type
     collected, timings, seeds = Collector(len(runs), output_type), Timings(), []
+    noise: list[Noise] = []
     for run in runs:
         request, components = run.request, run.components
         run.open()
@@ -179,10 +181,17 @@ def make_videos(runs: Sequence[Run], choice: DeviceChoice) -> PipelineOutput:
             collected.add(components.latents_shape[1:], run.latents()[0])
         timings.add(run.timings)
         seeds.append(request.seed if request.generator is None else None)
+        noise.append(noise_of(request.generator, request.latents))
         if run.call.stopped:
             break
     return PipelineOutput(
-        collected.result(), timings, choice.name, choice.note, output_type, tuple(seeds)
+        collected.result(),
+        timings,
+        choice.name,
+        choice.note,
+        output_type,
+        tuple(seeds),
+        tuple(noise),
     )
 
 

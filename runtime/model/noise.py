@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 DEFAULT_SEED = 1024
 """Seed of the published run."""
 
-NoiseSource = Literal["seed", "generator", "latents"]
-"""Where the initial noise of a video is from: drawn of its seed by `NormalGenerator`, which gives
-the bytes of torch's generator on the CPU, whether torch is installed or not; drawn by a
-`torch.Generator` of the caller's; or the caller's latents."""
+Noise = Literal["torch-cpu-bf16", "generator", "latents"]
+"""What the initial noise of a video is. The first is drawn of its seed by `NormalGenerator`, with
+the bytes of torch's generator on the CPU, whether torch is installed or not; the others are of
+a `torch.Generator` or of latents that the caller gave."""
 
 
 class Normals(Protocol):
@@ -81,6 +81,13 @@ def check_generator(generator: object) -> None:
             where="generator",
             fix='torch.Generator("cpu")',
         )
+
+
+def noise_of(generator: object, latents: object) -> Noise:
+    """What the noise of a request is; latents come before a generator, and both before a seed."""
+    if latents is not None:
+        return "latents"
+    return "torch-cpu-bf16" if generator is None else "generator"
 
 
 def generator_for(generator: torch.Generator | None, seed: object) -> Normals:

@@ -144,6 +144,7 @@ def test_each_video_of_a_list_is_the_one_that_is_made_alone(pipe: FastWanPipelin
     output = pipe(prompts, seed=7, output_type="uint8")
     assert output.frames.shape == (3, 9, 16, 32, 3)
     assert output.seeds == (7, 7, 7)
+    assert output.noise == ("torch-cpu-bf16",) * 3
     for video, prompt in zip(output.frames, prompts, strict=True):
         alone = pipe(prompt, seed=7, output_type="uint8").frames[0]
         np.testing.assert_array_equal(video, alone)
@@ -165,6 +166,9 @@ def test_several_videos_of_a_prompt_have_seeds_that_follow_each_other(
 def test_generators_draw_for_their_own_video(pipe: FastWanPipeline) -> None:
     each = pipe(["a", "a"], generator=[cpu_generator(3), cpu_generator(4)])
     assert each.seeds == (None, None)
+    assert each.noise == ("generator", "generator")
+    given = pipe("a", latents=pipe("a", output_type="latent").frames)
+    assert given.noise == ("latents",)
     for video, seed in zip(each.frames, (3, 4), strict=True):
         np.testing.assert_array_equal(video, pipe("a", seed=seed).frames[0])
     together, one = pipe(["a", "a"], generator=cpu_generator(3)), cpu_generator(3)
