@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from fastwan.errors import BadInput
@@ -127,6 +128,7 @@ def dims(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(int(size) for size in spec.shape)
 
 
+@lru_cache(maxsize=4096)
 def tensor(name: str, dtype: str, *shape: int) -> TensorSpec:
     """Name, dtype and shape of a tensor."""
     return TensorSpec(name=name, dtype=dtype, shape=shape)

@@ -123,13 +123,13 @@ def unpacked(data: bytes, where: str) -> BuiltRecords:
     try:
         parts: dict[str, Any] = json.loads(gzip.decompress(data))
         manifest = Manifest.model_validate_json(json.dumps(parts["manifest"]))
-        layers = {
-            name: tuple(map(layer_from_json, records)) for name, records in parts["layers"].items()
-        }
+        layers = {name: tuple(map(layer_from_json, each)) for name, each in parts["layers"].items()}
     except (OSError, EOFError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"records of a build cannot be read: {reason}", where=where) from None
-    return BuiltRecords(manifest, layers)
+    # Blocks repeat each other: what is made of equal records needs to be made once.
+    once: dict[tuple[LayerRecord, ...], tuple[LayerRecord, ...]] = {}
+    return BuiltRecords(manifest, {n: once.setdefault(each, each) for n, each in layers.items()})
 
 
 def _nameless(record: LayerRecord) -> LayerRecord:

@@ -96,13 +96,14 @@ def price(recording: Recording, layers: Layers, gpu: GpuRates) -> VideoCost:
     launch = tuple(stage.name for stage in recording.video)
     manifest = recording.manifest
     regions: dict[RegionOp, Cost] = {}
-    runs: dict[tuple[str, int, int], Cost] = {}
+    runs: dict[tuple[int, int, int], Cost] = {}
 
     def cost_of(operation: Operation) -> Cost:
-        """Steps repeat themselves, and so do blocks."""
+        """Steps repeat themselves, and so do blocks, whose engines may share their records."""
         match operation:
             case RunEngine():
-                run = operation.engine, operation.profile, _size(operation, manifest)
+                records = id(layers.get(operation.engine))
+                run = records, operation.profile, _size(operation, manifest)
                 if run not in runs:
                     runs[run] = operation_cost(operation, manifest, layers, gpu)
                 return runs[run]
@@ -193,15 +194,16 @@ def _run_cost(run: RunEngine, manifest: Manifest, layers: Layers, gpu: GpuRates)
 
 def _size(run: RunEngine, manifest: Manifest) -> int:
     """The largest of the sizes that an engine's named axes have in a run, 1 without any."""
-    return max(
-        [1]
-        + [
-            run.inputs[spec.name].shape[axis]
-            for spec in manifest.engines[run.engine].inputs
-            for axis, named in enumerate(spec.shape)
-            if isinstance(named, str)
-        ]
+    engine = manifest.engines[run.engine]
+    if not engine.profiles:
+        return 1
+    named = (
+        run.inputs[spec.name].shape[axis]
+        for spec in engine.inputs
+        for axis, size in enumerate(spec.shape)
+        if isinstance(size, str)
     )
+    return max(named, default=1)
 
 
 def _copy_cost(copy: Copy, gpu: GpuRates) -> Cost:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from fastwan.config import TOKEN_TILE, VideoShape
 from fastwan.engines.layers import SCALE_TILE, LayerRecord, TensorRecord
@@ -33,6 +34,34 @@ Sizes = Mapping[int, int]
 """What becomes of a size."""
 
 
+class _Reshaped(NamedTuple):
+    """Records of an engine at another shape.
+
+    Attributes:
+        before: bytes that its kernels exchanged.
+        after: bytes that they exchange now.
+        constants_growth: bytes that its constants grew by.
+        has_gemm: a kernel of it is a GEMM.
+    """
+
+    records: tuple[LayerRecord, ...]
+    before: int
+    after: int
+    constants_growth: int
+    has_gemm: bool
+
+    @classmethod
+    def of(cls, old: tuple[LayerRecord, ...], table: Sizes) -> _Reshaped:
+        new = tuple(_record(each, table) for each in old)
+        return cls(
+            records=new,
+            before=_bytes(old, "inputs") + _bytes(old, "outputs"),
+            after=_bytes(new, "inputs") + _bytes(new, "outputs"),
+            constants_growth=_bytes(new, "constants") - _bytes(old, "constants"),
+            has_gemm=any(record.kind == "gemm" for record in old),
+        )
+
+
 def reshaped(records: BuiltRecords, shape: VideoShape) -> BuiltRecords:
     """Records as they would be at `shape`; at the built shape they stay what they are.
 
@@ -47,18 +76,23 @@ def reshaped(records: BuiltRecords, shape: VideoShape) -> BuiltRecords:
     sizes = {"dit": _token_sizes(built, shape), "decoder": _plane_sizes(built, shape)}
     _require_apart(sizes["dit"], manifest.onnx.model)
     layers = dict(records.layers)
+    # Engines of equal blocks have the same records, which are reshaped and counted once.
+    made: dict[tuple[int, str], _Reshaped] = {}
     engines = dict(manifest.engines)
     files = dict(manifest.files)
     for name, engine in manifest.engines.items():
         if engine.runs not in _SHAPED:
             continue
         table = sizes[engine.component]
-        layers[name] = tuple(_record(each, table) for each in records.layers[name])
-        engines[name] = _engine(engine, table, records.layers[name], layers[name])
+        key = id(records.layers[name]), engine.component
+        if key not in made:
+            made[key] = _Reshaped.of(records.layers[name], table)
+        layers[name] = made[key].records
+        engines[name] = _engine(engine, table, made[key])
         # Engines of one plan have one file and the same constants in it.
-        grown = _bytes(layers[name], "constants") - _bytes(records.layers[name], "constants")
         before = manifest.engine_record(engine)
-        files[engine.file] = FileRecord(sha256=before.sha256, bytes=before.bytes + grown)
+        grown = before.bytes + made[key].constants_growth
+        files[engine.file] = FileRecord(sha256=before.sha256, bytes=grown)
     regions = {name: _region(each, sizes["dit"]) for name, each in manifest.regions.items()}
     model = manifest.onnx.model.model_copy(update={"shape": shape})
     onnx = manifest.onnx.model_copy(update={"model": model})
@@ -150,18 +184,14 @@ def _spec(spec: TensorSpec, table: Sizes) -> TensorSpec:
     return spec.model_copy(update={"shape": sizes})
 
 
-def _engine(
-    engine: Engine, table: Sizes, old: tuple[LayerRecord, ...], new: tuple[LayerRecord, ...]
-) -> Engine:
-    before = _bytes(old, "inputs") + _bytes(old, "outputs")
-    after = _bytes(new, "inputs") + _bytes(new, "outputs")
-    has_gemm = any(record.kind == "gemm" for record in old)
-    kept = min(_GEMM_WORKSPACE, engine.scratch_bytes) if has_gemm else 0
+def _engine(engine: Engine, table: Sizes, made: _Reshaped) -> Engine:
+    kept = min(_GEMM_WORKSPACE, engine.scratch_bytes) if made.has_gemm else 0
+    grown = (engine.scratch_bytes - kept) * made.after // max(made.before, 1)
     return engine.model_copy(
         update={
             "inputs": tuple(_spec(each, table) for each in engine.inputs),
             "outputs": tuple(_spec(each, table) for each in engine.outputs),
-            "scratch_bytes": kept + (engine.scratch_bytes - kept) * after // max(before, 1),
+            "scratch_bytes": kept + grown,
         }
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from fastwan.config import (
@@ -89,7 +92,23 @@ def plan_shapes(spec: PlanSpec) -> PlanReport:
         require_attention(target, attention)
     named = spec.targets or tuple(n for n in preset.targets if attention in TARGETS[n].attentions)
     records = shipped_records(preset.name, attention, _fusion(spec, attention))
-    return report_of(records, replace(spec, targets=named))
+    with _without_collector():
+        return report_of(records, replace(spec, targets=named))
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Leave out the search for cycles: a recording is many objects without one.
+
+    The search takes a quarter of the time of a plan (measured).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def report_of(records: BuiltRecords, spec: PlanSpec) -> PlanReport:
