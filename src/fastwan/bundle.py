@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import cached_property
 from pathlib import Path
 
+from fastwan.bundle_folder import MANIFEST, require_folder
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput, FastWanError, VerificationFailed
 from fastwan.files import confined_file, open_regular, sha256_file
 from fastwan.held_folder import HeldFolder
-from fastwan.manifest import MANIFEST, FileRecord, Manifest
+from fastwan.manifest import FileRecord, Manifest
 from fastwan.manifest_reader import parse_manifest
 from fastwan.shapes import parse_shape
 from fastwan.strict_json import parse_json
@@ -156,8 +156,7 @@ def open_bundle(
         VerificationFailed: a file has another size.
     """
     root = Path(path)
-    if not os.path.isdir(root):
-        raise BadInput("bundle is not a folder", where=str(root), fix="see build-engine -o")
+    require_folder(root)
     for attempt in range(_ATTEMPTS):
         held = HeldFolder(root)
         try:

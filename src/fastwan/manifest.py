@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from fastwan.bundle_folder import MANIFEST
 from fastwan.config import Component, SamplerSpec, VideoShape
 from fastwan.errors import BadInput
 from fastwan.manifest_exported import Graph, Model, OnnxManifest
@@ -66,7 +67,6 @@ __all__ = [
 
 SCHEMA_VERSION = 4
 """Of ``manifest.json``."""
-MANIFEST = "manifest.json"
 ONNX_MANIFEST = "export.json"
 LAYERS = "layers.json"
 

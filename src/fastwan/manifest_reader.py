@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
+from fastwan.bundle_folder import require_manifest
 from fastwan.errors import BadInput
 from fastwan.manifest import Manifest, OnnxManifest
 from fastwan.strict_json import read_json, validated
@@ -26,8 +26,7 @@ def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
             or with wrong fields.
     """
     where = where or str(path.parent)
-    if not os.path.exists(path):
-        raise BadInput(f"{path.name} is missing", where=where, fix="is this a bundle's folder?")
+    require_manifest(path, where)
     raw = read_json(path, where=f"{where}/{path.name}")
     version, wanted = raw.get("schema_version"), kind.model_fields["schema_version"].default
     if version != wanted:

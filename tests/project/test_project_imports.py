@@ -170,8 +170,9 @@ def test_doctor_imports_what_takes_seconds_only_when_asked() -> None:
 
 
 SHARED = (
-    "bundle", "cache_entry", "cache_folder", "config", "console", "content_cache", "cuda_driver",
-    "dtypes", "errors", "files", "held_folder", "hub.bundle", "hub.cache", "hub.download",
+    "bundle", "bundle_folder", "cache_entry", "cache_folder", "config", "console",
+    "content_cache", "cuda_driver", "dtypes", "errors", "files", "held_folder", "hub.bundle",
+    "hub.cache", "hub.download",
     "hub.errors", "hub.ids", "hub.links", "hub.repository", "install", "manifest",
     "manifest_exported", "manifest_fields", "manifest_reader", "manifest_records",
     "manifest_sources", "onnx_guard", "outputs", "ownership", "parallel", "progress", "schema",

@@ -5,16 +5,13 @@ The functions that do the work ask again, and more; they are called from Python,
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from fastwan.bundle_folder import MANIFEST, require_folder, require_manifest
 from fastwan.config import COMPONENTS, VideoShape
-from fastwan.errors import BadInput
 from fastwan.hub.ids import require_repo_id
 from fastwan.outputs import OutputFolder
 from fastwan.tables import require_listed
-
-_MANIFEST = "manifest.json"
 
 
 def require_bundle(*folders: Path) -> None:
@@ -24,12 +21,8 @@ def require_bundle(*folders: Path) -> None:
         BadInput: no folder, or one without a manifest.
     """
     for folder in folders:
-        if not os.path.isdir(folder):
-            raise BadInput("bundle is not a folder", where=str(folder), fix="see build-engine -o")
-        if not os.path.exists(folder / _MANIFEST):
-            raise BadInput(
-                f"{_MANIFEST} is missing", where=str(folder), fix="is this a bundle's folder?"
-            )
+        require_folder(folder)
+        require_manifest(folder / MANIFEST, str(folder))
 
 
 def require_checkpoint(source: str) -> None:
