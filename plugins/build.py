@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 from fastwan.errors import EnvironmentLacks
 from fastwan.outputs import OutputFile
 from fastwan.plugins import loader
+from fastwan.plugins.library_file import SOURCE
 from fastwan.progress import Progress, Quiet
 from fastwan.schema import FigureReport, Measured
 
-SOURCE = Path(__file__).resolve().parent
 OLDEST_CUDA = (12, 8)
 DEFAULT_NVCC = Path("/usr/local/cuda/bin/nvcc")
 

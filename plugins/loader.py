@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
-import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,14 @@ from typing import Any
 from fastwan.cache_folder import cache_dir
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins.elementwise import CastDesc, CombineDesc
+from fastwan.plugins.library_file import (
+    HOW_TO_BUILD,
+    HOW_TO_BUILD_EMULATED,
+    SOURCE,
+    built_from,
+    check_elf,
+    sources_digest,
+)
 from fastwan.plugins.regions.attention import A, AttentionRegion, L
 from fastwan.plugins.regions.base import RegionOp
 
@@ -35,12 +41,7 @@ INTERFACE_VERSION = 2
 LIBRARY_VERSION = "0.1.0"
 """Version of CMakeLists.txt; it changes with anything that changes a result."""
 
-HOW_TO_BUILD = "fastwan-export build-plugin, or cmake -S plugins -B build/plugins"
-HOW_TO_BUILD_EMULATED = "fastwan-export build-plugin --emulated"
-
 _OK, _INVALID_ARGUMENT, _UNSUPPORTED_DEVICE, _CUDA_ERROR, _WORKSPACE_TOO_SMALL = range(5)
-_EMULATED_MARK = b" emulated=yes"
-_ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 
 def checkout_root() -> Path | None:
@@ -63,8 +64,17 @@ def build_folder(*, emulated: bool = False) -> Path:
     return folder / "emulated" if emulated else folder
 
 
+def packaged_library() -> Path | None:
+    """The library that came with the wheel; None where this copy has none."""
+    path = SOURCE / LIBRARY_NAME
+    return path if path.is_file() else None
+
+
 def find_library(*, emulated: bool = False) -> Path:
-    """Path of the library: ``$FASTWAN_PLUGIN_LIBRARY``, else the default build folder.
+    """Path of the library: ``$FASTWAN_PLUGIN_LIBRARY``, else the built one, else the wheel's.
+
+    Beside a library of the wheel one that was built counts only if it is of this copy's sources:
+    the folder may be another version's.
 
     Args:
         emulated: find the emulated library, ``$FASTWAN_EMULATED_PLUGIN_LIBRARY``.
@@ -75,6 +85,10 @@ def find_library(*, emulated: bool = False) -> Path:
     variable = EMULATED_LIBRARY_VARIABLE if emulated else LIBRARY_VARIABLE
     named = os.environ.get(variable)
     name = EMULATED_LIBRARY_NAME if emulated else LIBRARY_NAME
+    packaged = None if emulated or named else packaged_library()
+    if packaged is not None:
+        built = _built_of_these_sources()
+        return packaged if built is None else built
     path = Path(named) if named else build_folder(emulated=emulated) / name
     if path.is_file():
         return path
@@ -84,51 +98,22 @@ def find_library(*, emulated: bool = False) -> Path:
     raise EnvironmentLacks(what, where=where, fix=fix)
 
 
-def check_elf(path: Path) -> None:
-    """Refuse what the dynamic loader would crash on or reject without a reason.
-
-    Raises:
-        BadInput: not a shared library for this machine, or cut off.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        head = stream.read(64)
-    if len(head) < 64 or head[:4] != b"\x7fELF" or head[4] != 2 or head[5] != 1:
-        raise BadInput("not a 64-bit ELF library", where=str(path), fix=HOW_TO_BUILD)
-    kind, machine = struct.unpack_from("<HH", head, 16)
-    if kind != 3:
-        raise BadInput("not a shared library", where=str(path), fix=HOW_TO_BUILD)
-    expected = _ELF_MACHINES.get(platform.machine())
-    if expected is not None and machine != expected:
-        raise BadInput(
-            f"library is for another processor (ELF machine {machine}, not {expected})",
-            where=str(path),
-            fix=HOW_TO_BUILD,
-        )
-    (sections_at,) = struct.unpack_from("<Q", head, 40)
-    entry_bytes, entries = struct.unpack_from("<HH", head, 58)
-    end = sections_at + entry_bytes * entries
-    if size < end:
-        raise BadInput(
-            f"library is truncated: {size:,} of at least {end:,} bytes",
-            where=str(path),
-            fix=HOW_TO_BUILD,
-        )
+def origin(path: Path) -> str:
+    """Where a library that was found comes from, in words."""
+    if path == packaged_library():
+        return "from the wheel"
+    named = (os.environ.get(name) for name in (LIBRARY_VARIABLE, EMULATED_LIBRARY_VARIABLE))
+    place = "named in the environment" if str(path) in named else "built here"
+    current = built_from(path) == sources_digest()
+    return place if current else f"{place}, of other sources than this copy's"
 
 
-def refuse_emulated(path: Path) -> None:
-    """Refuse a library that emulates FP4, by its build info in the file; nothing is loaded.
-
-    Raises:
-        BadInput: the library emulates the FP4 MMA.
-    """
-    if _EMULATED_MARK in path.read_bytes():
-        raise BadInput(
-            "plugin library emulates FP4 for compute capability 9.0; a bundle is for a GPU that "
-            "has it",
-            where=str(path),
-            fix=HOW_TO_BUILD,
-        )
+def _built_of_these_sources() -> Path | None:
+    try:
+        path = build_folder() / LIBRARY_NAME
+    except EnvironmentLacks:  # no place for a cache: nothing was built there
+        return None
+    return path if path.is_file() and built_from(path) == sources_digest() else None
 
 
 _POINTERS = ctypes.POINTER(ctypes.c_void_p)

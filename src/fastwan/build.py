@@ -319,7 +319,8 @@ def plugin_library(attention: Attention, backend: Backend) -> Path | None:
     """
     if not attention.uses_library:
         return None
-    from fastwan.plugins.loader import LIBRARY_VARIABLE, check_elf, find_library, refuse_emulated
+    from fastwan.plugins.library_file import check_elf, refuse_emulated
+    from fastwan.plugins.loader import LIBRARY_VARIABLE, find_library
 
     try:
         library = find_library()

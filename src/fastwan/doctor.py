@@ -15,7 +15,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -42,6 +42,7 @@ _LIBRARY = "plugin library"
 _EMULATED_LIBRARY = "emulated plugin library"
 _EMULATED_CAPABILITY = 90
 _GPU_VIDEO = "make a video on the GPU"
+_PLUGIN_BUILD = "build the attention plugin"
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,12 @@ def _gpus(targets: Iterable[str]) -> str:
 
 def _plugin_build() -> Iterable[Finding]:
     from fastwan.plugins.build import requirements
+    from fastwan.plugins.loader import packaged_library
 
+    needed = packaged_library() is None
     for item in requirements():
-        status: Status = "ok" if item.found else "missing" if item.needed else "optional"
+        lacking: Status = "missing" if item.needed and needed else "optional"
+        status: Status = "ok" if item.found else lacking
         detail = item.found or "not found"
         yield Finding("plugin", item.name, status, detail, "" if item.found else item.fix)
 
@@ -217,7 +221,7 @@ def _plugin_build() -> Iterable[Finding]:
 def _plugin_library(name: str, emulated: bool) -> Iterable[Finding]:
     from fastwan.cuda_driver import compute_capability
     from fastwan.errors import EnvironmentLacks
-    from fastwan.plugins.loader import INTERFACE_VERSION, PluginLibrary, find_library
+    from fastwan.plugins.loader import INTERFACE_VERSION, PluginLibrary, find_library, origin
 
     try:
         path = find_library(emulated=emulated)
@@ -228,8 +232,12 @@ def _plugin_library(name: str, emulated: bool) -> Iterable[Finding]:
         return
     library = PluginLibrary(path, emulated=emulated)
     serves = ", ".join(library.compute_capabilities)
-    words = " ".join(f"{key}={value}" for key, value in library.build_info.items())
-    detail = f"serves compute capability {serves}; interface {INTERFACE_VERSION}, {words} ({path})"
+    info = {key: value for key, value in library.build_info.items() if key != "sources"}
+    words = " ".join(f"{key}={value}" for key, value in info.items())
+    detail = (
+        f"{origin(path)}, serves compute capability {serves}; interface {INTERFACE_VERSION}, "
+        f"{words} ({path})"
+    )
     yield Finding("plugin", name, "ok", detail)
 
 
@@ -262,13 +270,18 @@ def _abilities(parts: dict[str, Finding]) -> list[Finding]:
     on_gpu = _guard("ability", _engines_name("tensorrt"), lambda: _builds("tensorrt"))
     cpu = _resting_on("make a video on the CPU", parts, _CPU_RUN, "the reference: slow, small")
     gpu = _guard("ability", _GPU_VIDEO, lambda: _gpu_run(parts))
-    libraries = (_LIBRARY, _EMULATED_LIBRARY)
-    tools = [
-        part for part in parts.values() if part.group == "plugin" and part.name not in libraries
-    ]
-    lacking = [part for part in tools if part.status == "missing"]
-    plugin = _summed("build the attention plugin", lacking)
-    return [export, *engines, *on_gpu, cpu, *gpu, plugin]
+    plugin = _guard("ability", _PLUGIN_BUILD, lambda: [_plugin_ability(parts)])
+    return [export, *engines, *on_gpu, cpu, *gpu, *plugin]
+
+
+def _plugin_ability(parts: dict[str, Finding]) -> Finding:
+    from fastwan.plugins.build import missing_for_build
+    from fastwan.plugins.loader import packaged_library
+
+    summed = _summed(_PLUGIN_BUILD, [parts[item.name] for item in missing_for_build()])
+    if summed.status == "ok" or packaged_library() is None:
+        return summed
+    return replace(summed, status="optional", detail=f"{summed.detail}; the wheel has the library")
 
 
 def _resting_on(

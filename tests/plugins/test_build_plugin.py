@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.plugins import build, loader
+from fastwan.plugins import build, library_file, loader
 
 
 def fake_tools(folder: Path, cuda: str) -> None:
@@ -199,5 +199,6 @@ def test_the_whole_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     log = (tmp_path / "build" / "build.log").read_text()
     assert "warning" not in log.lower()
     info = loader.PluginLibrary(built).build_info
+    assert info["sources"] == library_file.built_from(built) == library_file.sources_digest()
     if info["tensorrt"] == "none":
         assert "no TensorRT plugin" in log

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.plugins import build, loader
+from fastwan.plugins import build, library_file, loader
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
 
@@ -149,6 +149,63 @@ def test_the_library_is_found_by_variable_and_in_the_build_folder(
     assert loader.find_library() == named
     monkeypatch.delenv(loader.LIBRARY_VARIABLE)
     assert loader.find_library() == built
+
+
+@pytest.mark.parametrize("built_from", ["these", "other", "nothing"])
+def test_a_built_library_counts_beside_the_wheels_if_it_is_of_these_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_from: str
+) -> None:
+    folder, packaged = tmp_path / "cache", tmp_path / "package" / loader.LIBRARY_NAME
+    for path in (folder / loader.LIBRARY_NAME, packaged):
+        path.parent.mkdir()
+        path.write_bytes(b"\x7fELF sources=" + b"0" * 64)
+    built = folder / loader.LIBRARY_NAME
+    if built_from == "these":
+        built.write_bytes(b"\x7fELF sources=" + library_file.sources_digest().encode())
+    elif built_from == "nothing":
+        built.unlink()
+    monkeypatch.delenv(loader.LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr(loader, "build_folder", lambda **_: folder)
+    monkeypatch.setattr(loader, "SOURCE", packaged.parent)
+    assert loader.find_library() == (built if built_from == "these" else packaged)
+    monkeypatch.setenv(loader.LIBRARY_VARIABLE, str(packaged))
+    assert loader.find_library() == packaged
+    monkeypatch.delenv(loader.LIBRARY_VARIABLE)
+    packaged.unlink()
+    if built_from == "nothing":
+        with pytest.raises(EnvironmentLacks):
+            loader.find_library()
+    else:
+        assert loader.find_library() == built
+
+
+def test_where_a_library_comes_from_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / loader.LIBRARY_NAME
+    path.write_bytes(b" sources=" + library_file.sources_digest().encode())
+    monkeypatch.delenv(loader.LIBRARY_VARIABLE, raising=False)
+    assert loader.origin(path) == "built here"
+    monkeypatch.setenv(loader.LIBRARY_VARIABLE, str(path))
+    assert loader.origin(path) == "named in the environment"
+    path.write_bytes(b" sources=" + b"0" * 64)
+    assert loader.origin(path) == "named in the environment, of other sources than this copy's"
+    monkeypatch.setattr(loader, "SOURCE", tmp_path)
+    assert loader.origin(path) == "from the wheel"
+
+
+def test_every_source_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "plugins"
+    shutil.copytree(library_file.SOURCE, copy, ignore=shutil.ignore_patterns("*.py", "*.so"))
+    monkeypatch.setattr(library_file, "SOURCE", copy)
+    digest = library_file.sources_digest.__wrapped__
+    before = digest()
+    assert before == library_file.sources_digest()
+    (copy / "csrc" / "notes.orig").touch()
+    assert digest() == before
+    for name in ("CMakeLists.txt", "exports.map", "csrc/glue.cu", "csrc/shims/ATen/new.h"):
+        (copy / name).open("a").write("\n")
+        assert before != (before := digest()), name
 
 
 def test_workspace_is_the_operands_and_little_else(each_library: PluginLibrary) -> None:

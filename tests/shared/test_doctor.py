@@ -54,6 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
             Requirement("TensorRT headers", "/usr/include", False, "set TENSORRT_ROOT"),
         ],
         find_library=lambda: tmp_path / "lib.so",
+        packaged=None,
         find_emulated=lambda: tmp_path / "emulated.so",
         library=lambda path: SimpleNamespace(
             build_info={"cuda": "13.0"},
@@ -75,6 +76,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
         "fastwan.engines.backend.load_backend": backend,
         "fastwan.cuda_driver.compute_capability": lambda: here.capability,
         "fastwan.plugins.build.requirements": lambda: here.requirements,
+        "fastwan.plugins.loader.origin": lambda path: "built here",
+        "fastwan.plugins.loader.packaged_library": lambda: here.packaged,
         "fastwan.plugins.loader.PluginLibrary": lambda path, emulated: here.library(path),
         "fastwan.plugins.loader.find_library": lambda emulated: (
             here.find_emulated() if emulated else here.find_library()
@@ -259,6 +262,18 @@ def test_what_the_plugin_build_lacks_is_explained(
         assert found[PLUGIN].fix == "install CUDA 12.8"
     else:
         assert found[PLUGIN].status == "ok"
+
+
+@pytest.mark.parametrize("packaged", [True, False])
+def test_a_wheel_with_the_library_needs_no_compiler(
+    machine: Machine, packaged: bool, tmp_path: Path
+) -> None:
+    machine.packaged = tmp_path / "lib.so" if packaged else None
+    machine.requirements.append(Requirement("CUDA compiler", "", True, "install CUDA 12.8"))
+    found = by_name(diagnose())
+    assert found["CUDA compiler"].status == ("optional" if packaged else "missing")
+    assert found[PLUGIN].status == ("optional" if packaged else "missing")
+    assert ("the wheel has the library" in found[PLUGIN].detail) is packaged
 
 
 def test_the_plugin_library_is_loaded(machine: Machine) -> None:
