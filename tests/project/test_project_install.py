@@ -18,6 +18,11 @@ from fastwan.errors import EnvironmentLacks
 from fastwan.install import extra_of, how_to_install, require
 from testkit.declared import declared_requirements
 
+FILES = (
+    "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "THIRD_PARTY_NOTICES.md",
+)  # fmt: skip
+"""What of a checkout its package is made of, beside the modules."""
+
 
 def pip(*words: str, folder: Path) -> str:
     """Run pip without a network; what it says."""
@@ -43,7 +48,7 @@ def checkout(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     package = folder / "src" / "fastwan"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+    for name in FILES:
         shutil.copy(root / name, folder)
     monkeypatch.setattr(install, "_PACKAGE", package)
     return folder

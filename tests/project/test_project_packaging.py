@@ -25,6 +25,9 @@ from testkit.declared import declared_requirements
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 """SHA-256 of https://www.apache.org/licenses/LICENSE-2.0.txt."""
 
+NEWEST_MINOR = 14
+"""Of Python 3, the newest for which every dependency has a wheel; scripts/pythons.sh tries them."""
+
 MAX_LINES = 400
 CODE = {".py", ".cu", ".cuh", ".cpp", ".h"}
 MACHINE_PATH = re.compile(r"(?:^|[^A-Za-z0-9_.:/])/(?:work|farm|root)/(?!\*)\w")
@@ -70,7 +73,8 @@ def test_the_wheel_holds_only_the_package(wheel: set[str]) -> None:
             assert name.startswith("fastwan/plugins/"), name
             assert Path(name).suffix in NATIVE, name
     assert any(name.startswith(RECORDS) and name.endswith(".json.gz") for name in wheel)
-    assert any(name.endswith("dist-info/licenses/LICENSE") for name in wheel)
+    licences = {name.partition("/licenses/")[2] for name in wheel if "/licenses/" in name}
+    assert licences == {"LICENSE", "THIRD_PARTY_NOTICES.md"}
 
 
 def test_the_wheel_holds_every_module_and_source(wheel: set[str], tracked: list[Path]) -> None:
@@ -171,6 +175,26 @@ def test_a_pin_for_a_later_python_is_seen(tmp_path: Path, wanted: str, seen: boo
 def test_the_license_is_apache_2(root: Path, project: dict[str, Any]) -> None:
     assert hashlib.sha256((root / "LICENSE").read_bytes()).hexdigest() == APACHE_2
     assert project["project"]["license"] == "Apache-2.0"
+
+
+def test_every_code_of_others_in_the_library_is_noticed(root: Path) -> None:
+    pinned = (root / "plugins" / "cmake" / "kernel_headers.txt").read_text().splitlines()
+    versions = {line.split()[0].partition("==")[2] for line in pinned if "==" in line}
+    heads = (root / "THIRD_PARTY_NOTICES.md").read_text().split("\n## ")[1:]
+    titles = [head.splitlines()[0] for head in heads]
+    assert len(versions) == 3
+    assert {title.rpartition(" ")[2] for title in titles} == versions | {"runtime"}
+
+
+def test_the_project_says_what_it_is(project: dict[str, Any]) -> None:
+    declared = project["project"]
+    assert declared["authors"] == [{"name": "The fastwan-export project"}]
+    assert declared["classifiers"] == sorted(declared["classifiers"])
+    oldest = int(declared["requires-python"].removeprefix(">=3."))
+    pythons = [each for each in declared["classifiers"] if ":: Python :: 3." in each]
+    assert pythons == [
+        f"Programming Language :: Python :: 3.{minor}" for minor in range(oldest, NEWEST_MINOR + 1)
+    ]
 
 
 def test_no_tracked_file_names_a_path_of_a_machine(root: Path, tracked: list[Path]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 TOP = {
-    ".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "action.yml",
-    "benchmarks", "constraints.txt", "docs", "engines", "export", "plugins", "pyproject.toml",
-    "runtime", "scripts", "src", "tests",
+    ".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md",
+    "THIRD_PARTY_NOTICES.md", "action.yml", "benchmarks", "constraints.txt", "docs", "engines",
+    "export", "plugins", "pyproject.toml", "runtime", "scripts", "src", "tests",
 }  # fmt: skip
 """Files and folders at the root; action.yml is where GitHub looks for it."""
 

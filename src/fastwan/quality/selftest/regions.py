@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.plugins.build import SOURCE
+from fastwan.plugins.library_file import SOURCE
 from fastwan.plugins.regions.attention import AttentionRegion, SageTensors
 from fastwan.quality.selftest.attention_kinds import KINDS, Stored, differing_bytes
 from fastwan.quality.selftest.context import Context, Outcome, Skip, StageFailure
