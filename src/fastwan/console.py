@@ -13,16 +13,14 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Literal, TextIO, cast
 
 from fastwan.errors import BadInput, EnvironmentLacks, FastWanWarning
 
 if TYPE_CHECKING:
-    from rich.console import Console as RichConsole
-    from rich.console import ConsoleOptions, RenderableType
-    from rich.text import Text
+    from rich.console import RenderableType
 
     from fastwan.schema import Report
 
@@ -184,11 +182,11 @@ def print_json(report: Report) -> None:
 _NARROWEST, _WIDTH = 20, 80
 """Columns below which no table can be read, and those that are used then."""
 
-_UNBOUNDED = 10_000
+UNBOUNDED = 10_000
 """Columns of a file or a pipe: a row is a line, and no name is cut."""
 
 WIDE = 100
-"""Columns from which on a table with notes is shown as one; in fewer each row is a line of text."""
+"""Columns from which on there is room for notes beside what they are of."""
 
 
 Color = Literal["auto", "always", "never"]
@@ -212,7 +210,7 @@ def print_rich(text: RenderableType) -> None:
         force_terminal=True if Look.color == "always" else None,
     )
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
-        console.width = _UNBOUNDED
+        console.width = UNBOUNDED
         with console.capture() as captured:
             console.print(text)
         tell("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
@@ -220,29 +218,6 @@ def print_rich(text: RenderableType) -> None:
     if console.width < _NARROWEST:  # as where COLUMNS is 0: nothing would be shown
         console.width = _WIDTH
     console.print(text)
-
-
-class Rows:
-    """A table where there is room for it, else the same as lines of text.
-
-    Args:
-        table: for a terminal of `WIDE` columns or more.
-        lines: for fewer, and for files and pipes; a terminal wraps them between words.
-    """
-
-    def __init__(self, table: RenderableType, lines: Sequence[Text]) -> None:
-        self._table = table
-        self._lines = lines
-
-    def __rich_console__(
-        self, console: RichConsole, options: ConsoleOptions
-    ) -> Iterator[RenderableType]:
-        if WIDE <= options.max_width < _UNBOUNDED:
-            yield self._table
-        else:
-            for line in self._lines:
-                line.overflow = "fold"
-                yield line
 
 
 _show_other_warning = warnings.showwarning

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fastwan.config import MODELS, TARGETS
-from fastwan.console import Rows
 from fastwan.errors import FastWanError
 from fastwan.install import extra_of, how_to_install
 from fastwan.schema import Report
+from fastwan.screen import Rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

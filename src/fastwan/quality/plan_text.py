@@ -6,15 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
 from fastwan.quality.fit import RESERVED_BYTES
 from fastwan.quality.plan_report import PlannedShape, PlannedVideo, PlanReport
+from fastwan.screen import Grid
 from fastwan.shapes import shape_text
-
-_ANY_WIDTH = 10_000
 
 
 class PlanText:
@@ -46,50 +43,51 @@ def _title(report: PlanReport) -> str:
     )
 
 
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    for column in columns:
-        table.add_column(column, justify="left" if column == "shape" else "right", no_wrap=True)
-    return table
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
+    return Grid(columns, rows, right=range(1, len(columns)), box=SIMPLE)
 
 
-def _one_target(report: PlanReport, target: str) -> Table:
-    table = _table(
-        ("shape", "tokens", "step\nms", "decode\nms", "video\nms", "attained\nms", "video\nGB",
-         "needed\nGB", "fits")
-    )  # fmt: skip
+def _one_target(report: PlanReport, target: str) -> Grid:
+    rows = []
     for row in report.rows:
         video = row.targets[target]
         times = (video.step_ms, video.decode_ms, video.video_ms, video.sober_video_ms)
-        table.add_row(
+        cells = (
             shape_text(row.shape),
             f"{row.tokens:,}",
             *("-" if each is None else f"{each:,.0f}" for each in times),
             *_memory(row),
             {True: "yes", False: "no", None: "-"}[video.fits],
         )
-    return table
+        rows.append(cells)
+    columns = (
+        "shape", "tokens", "step\nms", "decode\nms", "video\nms", "attained\nms", "video\nGB",
+        "needed\nGB", "fits",
+    )  # fmt: skip
+    return _grid(columns, rows)
 
 
-def _many_targets(report: PlanReport, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-    """As few tables as the width allows."""
+def _many_targets(report: PlanReport, console: Console, options: ConsoleOptions) -> Iterator[Grid]:
+    """As few tables as the width allows; lines of all targets where there is no room for one."""
+    names = list(report.targets)
+    if not all(_side_by_side(report, [name]).fits(console, options) for name in names):
+        yield _side_by_side(report, names)
+        return
     shown: list[str] = []
-    for name in report.targets:
-        wider = _side_by_side(report, [*shown, name])
-        needed = Measurement.get(console, options.update_width(_ANY_WIDTH), wider).maximum
-        if shown and needed > options.max_width:
+    for name in names:
+        if shown and not _side_by_side(report, [*shown, name]).fits(console, options):
             yield _side_by_side(report, shown)
             shown = []
         shown.append(name)
     yield _side_by_side(report, shown)
 
 
-def _side_by_side(report: PlanReport, targets: Sequence[str]) -> Table:
-    table = _table(("shape", "video\nGB", "needed\nGB", *(f"{name}\ns" for name in targets)))
+def _side_by_side(report: PlanReport, targets: Sequence[str]) -> Grid:
+    rows = []
     for row in report.rows:
         cells = (_seconds(row.targets[name]) for name in targets)
-        table.add_row(shape_text(row.shape), *_memory(row), *cells)
-    return table
+        rows.append((shape_text(row.shape), *_memory(row), *cells))
+    return _grid(("shape", "video\nGB", "needed\nGB", *(f"{name}\ns" for name in targets)), rows)
 
 
 def _memory(row: PlannedShape) -> Iterator[str]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from fastwan.quality.inspection import (
@@ -17,6 +16,7 @@ from fastwan.quality.inspection import (
 )
 from fastwan.runtime.recording.memory_plan import DeviceBytes
 from fastwan.schema import labels_of
+from fastwan.screen import Grid
 from fastwan.shapes import shape_text
 
 _ROWS = (
@@ -44,15 +44,12 @@ _RUNS = {"dit": "one step", "decoder": "one latent frame", "text_encoder": "one 
 def render(report: InspectReport) -> RenderableType:
     """Tables of a report; every figure with how it was got."""
     title = f"{report.bundle.model} for {report.bundle.target}"
-    table = Table(title=title, title_justify="left")
     titles, rows = component_table(report)
-    for column, name in enumerate(titles):
-        table.add_column(name, justify="right" if 0 < column < len(titles) - 1 else "left")
-    for row in rows:
-        table.add_row(*row)
+    figures = range(1, len(titles) - 1)
+    table = Grid(titles, rows, title=title, right=figures, labelled=True)
     parts: list[RenderableType] = [Text(_headline(report)), table]
     if report.prediction is not None:
-        parts.append(_prediction(report.prediction))
+        parts += _prediction(report.prediction)
     if report.fallbacks:
         parts.append(_fallbacks(report.fallbacks))
     if report.device_bytes is not None:
@@ -99,23 +96,14 @@ def _headline(report: InspectReport) -> str:
     )
 
 
-def _prediction(prediction: Prediction) -> RenderableType:
+def _prediction(prediction: Prediction) -> list[RenderableType]:
     if prediction.gpu is None:
-        return Text("no prediction: no rates are known for this target")
-    title = f"predicted on {prediction.gpu}, rates of {prediction.rates_date}"
-    table = Table(title=title, title_justify="left", caption=f"covers {prediction.covers}")
-    for column in (
-        "",
-        "at peak rates",
-        "at attained rates",
-        "arithmetic alone (floor)",
-        "published",
-    ):
-        table.add_column(column, justify="right" if column else "left")
+        return [Text("no prediction: no rates are known for this target")]
+    rows = []
     for name, stage in prediction.stages.items():
         times = (_format(each, "ms") for each in (stage.predicted_ms, None, stage.floor_ms))
-        table.add_row(name, *times, "")
-    rows = {
+        rows.append((name, *times, ""))
+    means = {
         "step (mean)": (
             prediction.step_ms, prediction.sober_step_ms, prediction.step_floor_ms,
             prediction.published_step_ms,
@@ -125,9 +113,12 @@ def _prediction(prediction: Prediction) -> RenderableType:
             prediction.published_video_ms,
         ),
     }  # fmt: skip
-    for name, figures in rows.items():
-        table.add_row(name, *(_format(figure, "ms") for figure in figures))
-    return table
+    for name, figures in means.items():
+        rows.append((name, *(_format(figure, "ms") for figure in figures)))
+    titles = ("", "at peak rates", "at attained rates", "arithmetic alone (floor)", "published")
+    title = f"predicted on {prediction.gpu}, rates of {prediction.rates_date}"
+    grid = Grid(titles, rows, title=title, right=range(1, len(titles)))
+    return [grid, Text(f"covers {prediction.covers}")]
 
 
 def _fallbacks(fallbacks: Mapping[str, FallbackFigures]) -> RenderableType:
@@ -143,7 +134,8 @@ def _fallbacks(fallbacks: Mapping[str, FallbackFigures]) -> RenderableType:
             if each.predicted_ms is not None and each.node_ms is not None
         ]
         longer = f", {sum(more):+,.2f} ms a step (predicted)" if len(more) == len(figures) else ""
-        parts.append(f"{kind} ({sum(each.nodes for each in figures)} nodes{longer})")
+        nodes = sum(each.nodes for each in figures)
+        parts.append(f"{kind} ({nodes} node{'s' if nodes > 1 else ''}{longer})")
     return Text(f"not played unless a GPU calls for it: fallbacks of {'; '.join(parts)}")
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from fastwan.quality.compare.report import (
@@ -20,6 +19,7 @@ from fastwan.quality.compare.report import (
 )
 from fastwan.quality.findings_text import verdict_line
 from fastwan.quality.inspection import ComponentFigures
+from fastwan.screen import Grid
 
 _FIELDS = (
     ("kernels", "kernels", 1, ",d"),
@@ -139,7 +139,7 @@ def render(report: CompareReport) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"A: {report.a.path}: {_bundle(report, 'a')}"),
         Text(f"B: {report.b.path}: {_bundle(report, 'b')}"),
-        _table("components", ("", "", "A", "B", "change"), _changed_rows(static)),
+        Grid(("", "", "A", "B", "change"), _changed_rows(static), title="components", names=2),
         Text(f"kernels by the ONNX nodes that they compute: {counts}"),
         *map(Text, map(_line, patterns(static.groups))),
     ]
@@ -178,10 +178,10 @@ def _numeric(numeric: NumericComparison) -> list[RenderableType]:
         )
         for each in numeric.steps
     ]
-    titles = ("prompt", "seed", "step", "velocity", "largest", "latents, own ways")
+    titles = ("prompt", "seed", "step", "velocity", "largest", "latents (own ways)")
     parts: list[RenderableType] = [
         Text(f"played on {numeric.device}: sampler {numeric.sampler}, {numeric.shape} (emulated)"),
-        _table("relative L2 difference of each step", titles, rows),
+        Grid(titles, rows, title="relative L2 difference of each step", names=3),
     ]
     for each in numeric.frames:
         ratio = "equal" if each.psnr is None else f"{each.psnr:.1f} dB"
@@ -197,9 +197,8 @@ def _numeric(numeric: NumericComparison) -> list[RenderableType]:
         block_rows = [
             (str(each.block), figure(each.drift), figure(each.own)) for each in numeric.blocks
         ]
-        parts.append(
-            _table("blocks in the first step", ("block", "drift", "it adds alone"), block_rows)
-        )
+        heads = ("block", "drift", "it adds alone")
+        parts.append(Grid(heads, block_rows, title="blocks in the first step"))
         parts.append(Text(parting(numeric)))
     return parts
 
@@ -215,12 +214,3 @@ def parting(numeric: NumericComparison) -> str:
 def figure(value: float | None) -> str:
     """A figure in four digits."""
     return "-" if value is None else f"{value:.4g}"
-
-
-def _table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for each in titles:
-        table.add_column(each)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table

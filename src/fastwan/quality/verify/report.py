@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import computed_field, field_validator
 
-from fastwan.console import Rows
 from fastwan.errors import EnvironmentLacks, FastWanError
 from fastwan.schema import BundleFacts, Emulated, Label, Record, Report
+from fastwan.screen import Rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
