@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fastwan.errors import EnvironmentLacks
+from fastwan.install import has_pip
 from fastwan.outputs import OutputFile
 from fastwan.plugins import loader
 from fastwan.plugins.library_file import SOURCE
@@ -97,16 +97,6 @@ def _tensorrt_headers() -> Requirement:
     )
 
 
-def _has_pip() -> bool:
-    # find_spec("pip") would do, but setuptools' import hook takes it for pip running and turns
-    # its own distutils off for the rest of the process.
-    try:
-        importlib.metadata.distribution("pip")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def _kernel_headers() -> Requirement:
     """The attentions' published headers and CUTLASS: at hand, or pip to download them with."""
     named = loader.HEADER_VARIABLES
@@ -116,7 +106,7 @@ def _kernel_headers() -> Requirement:
     elif downloaded.is_dir():
         found = str(downloaded)
     else:
-        found = "downloaded by pip, 92 MB" if _has_pip() else ""
+        found = "downloaded by pip, 92 MB" if has_pip() else ""
     fix = f"install pip for {sys.executable}, or set {', '.join(named)}"
     return Requirement("kernel headers", found, True, fix)
 

@@ -112,7 +112,18 @@ def how_to_install(extra: str = "") -> str:
 
 
 def _pip(*words: str) -> str:
-    return shlex.join(["pip", "install", *words])
+    return shlex.join([*(["pip"] if has_pip() else ["uv", "pip"]), "install", *words])
+
+
+def has_pip() -> bool:
+    """Whether this environment has pip; one that uv made has none."""
+    # find_spec("pip") would do, but setuptools' import hook takes it for pip running and turns
+    # its own distutils off for the rest of the process.
+    try:
+        metadata.distribution("pip")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _source() -> str:

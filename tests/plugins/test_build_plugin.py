@@ -88,7 +88,7 @@ def test_only_a_plugin_library_is_replaced(
 
 def test_kernel_headers_need_pip_or_a_place(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tools(bare, "12.8")
-    monkeypatch.setattr(build, "_has_pip", lambda: False)
+    monkeypatch.setattr(build, "has_pip", lambda: False)
     (missing,) = build.missing_for_build()
     assert missing.name == "kernel headers"
     for name in loader.HEADER_VARIABLES:

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,6 +102,21 @@ def test_a_repository_and_a_url_are_named_again(installed: SimpleNamespace) -> N
     assert shlex.split(how_to_install("gpu"))[2:] == [f"fastwan-export[gpu] @ git+{where}@abc"]
     installed.text = json.dumps({"url": f"{where}.whl", "archive_info": {}})
     assert shlex.split(how_to_install())[2:] == [f"fastwan-export @ {where}.whl"]
+
+
+@pytest.mark.parametrize("pip_there", [True, False])
+def test_an_environment_of_uv_has_no_pip(
+    checkout: Path, pip_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distribution(name: str) -> SimpleNamespace:
+        if name == "pip" and not pip_there:
+            raise metadata.PackageNotFoundError(name)
+        return SimpleNamespace()
+
+    monkeypatch.setattr(install.metadata, "distribution", distribution)
+    monkeypatch.chdir(checkout)
+    program = "pip" if pip_there else "uv pip"
+    assert how_to_install("gpu") == f"{program} install -c constraints.txt -e '.[gpu]'"
 
 
 @pytest.mark.parametrize("text", [None, "no JSON", "[]"])
