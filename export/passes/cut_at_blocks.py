@@ -11,6 +11,7 @@ from fastwan.errors import BadInput
 from fastwan.export.passes.graphs import constants, nbytes, submodel, with_constants
 
 _BLOCK = re.compile(r"^(?:encoder\.block|blocks)\.(\d+)\.")
+_LAST_PRODUCT = ".ffn.fc2/MatMul"
 _LARGE = 1 << 20
 _SHARED = ".shared"
 
@@ -19,20 +20,25 @@ def cut_every(model: ir.Model, blocks: int) -> tuple[ir.Model, ...]:
     """Divide a transformer into models of some blocks each, with what they hand on as outputs.
 
     What comes before the first block belongs to the first model, what follows the last block to
-    the last. As one engine, 30 blocks take 4 GB to build and plan their memory worse.
+    the last. As one engine, 30 blocks take 4 GB to build and plan their memory worse. The cut is
+    behind the last product of a block, since what follows it is one kernel with the next norm.
 
-    Requires: nodes of block i are named ``blocks.<i>.…``.
+    Requires: nodes of block i are named ``blocks.<i>.…``, its last product `_LAST_PRODUCT`.
     Ensures: the models in order compute what `model` does; values keep their names. A constant of
     more than 1 MiB is held by the first model alone, which has it as an output ``<name>.shared``.
     """
     fixed = constants(model.graph)
     groups: dict[int, list[ir.Node]] = {}
     piece = 0
-    for node in model.graph:
-        match = _BLOCK.match(str(node.name))
-        if match:
+    names = [str(node.name) for node in model.graph]
+    last = max((int(match[1]) for match in map(_BLOCK.match, names) if match), default=0)
+    for node, name in zip(model.graph, names, strict=True):
+        match = _BLOCK.match(name)
+        if match and int(match[1]) // blocks >= piece:
             piece = int(match[1]) // blocks
         groups.setdefault(piece, []).append(node)
+        if match and name.endswith(_LAST_PRODUCT):
+            piece = min(int(match[1]) + 1, last) // blocks
     if len(groups) == 1:
         return (model,)
     models = []

@@ -1,4 +1,4 @@
-"""`cut_at_regions` on a small graph and on the transformer."""
+"""`cut_at_regions` and `cut_every` on a small graph and on the transformer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from fastwan.export.attentions import EXACT
+from fastwan.export.passes.cut_at_blocks import cut_every
 from fastwan.export.passes.cut_at_regions import Cut, cut_at_regions
 from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_for_onnxruntime import lower_for_onnxruntime
@@ -185,3 +186,29 @@ def test_transformer_in_segments_is_the_whole(exported: Any, tiny: Any, kit: Any
             values |= kit.run(_lowered(cut.regions[index].model), values)
     assert kit.relative(values["velocity"], expected) < 1e-6
     assert torch.isfinite(expected).all()
+
+
+def test_blocks_are_cut_behind_their_last_product(exported: Any, tiny: Any, kit: Any) -> None:
+    """What follows it is one kernel with the next block's norm, where one engine has both."""
+    whole = split_dit(exported.model())["dit"]
+    pieces = cut_every(whole, 1)
+    assert len(pieces) == tiny.config.num_layers > 1
+    product = "blocks.0.ffn.fc2/MatMul"
+    assert product in {node.name for node in pieces[0].graph}
+    behind = {
+        use.node.name
+        for node in whole.graph
+        if node.name == product
+        for use in node.outputs[0].uses()
+    }
+    assert behind
+    assert behind <= {node.name for node in pieces[1].graph}
+    inputs = kit.inputs(tiny.config, tiny.shape)
+    time, text, dit = (_lowered(each) for each in split_dit(exported.model()).values())
+    values = {"latents": inputs.latents}
+    values |= kit.run(time, {"timestep": inputs.timestep})
+    values |= kit.run(text, {"encoder_hidden_states": inputs.text})
+    expected = kit.run(dit, values)["velocity"]
+    for piece in cut_every(whole, 1):
+        values |= kit.run(_lowered(piece), values)
+    assert kit.relative(values["velocity"], expected) < 1e-6
