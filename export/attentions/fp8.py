@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastwan.config import KEY_SAMPLE
 from fastwan.export import fp8
 from fastwan.export.attentions.base import Attention, AttentionKernel, Division, Form
-from fastwan.export.attentions.heads import rotated_heads
 from fastwan.export.attentions.native import divide_blocks
 from fastwan.export.recipes.fp8 import FP8_WORDS
 
@@ -57,39 +57,50 @@ def _fp8(
     softmax_scale: float,
     exact_max: bool = False,
 ) -> Tensor:
-    """q and k with a scale a head, k less its mean over the tokens, v with a scale a channel.
+    """q and k with a scale a head, k less a mean of its tokens, v with a scale a head.
 
-    The softmax's own scale goes into q before it is rounded. k less its mean leaves the softmax as
-    it is, and takes off what all keys share.
+    The softmax's own scale goes into q before it is rounded. k less any vector leaves the softmax
+    as it is; the mean of every `KEY_SAMPLE`-th token takes off what all keys share.
     """
-    batch, length, channels, dtype = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3, qkv.dtype
-    q, k, _ = rotated_heads(
-        qkv,
-        qkv_scale,
-        qkv_bias,
-        q_norm,
-        k_norm,
-        rope_cos,
-        rope_sin,
-        num_heads=num_heads,
-        num_tokens=num_tokens,
-        eps=eps,
-    )
-    # v takes a path of its own: with q and k the builder would store all three in fp32.
-    v = (qkv[:, :num_tokens, 2 * channels :].float() * qkv_scale[2]).to(dtype)
-    v = (v + qkv_bias[2 * channels :]).reshape(batch, num_tokens, num_heads, -1).transpose(1, 2)
+    length, channels, dtype = qkv.shape[1], qkv.shape[2] // 3, qkv.dtype
+    heads = (length, 3, num_heads, channels // num_heads)
+    tokens, factor = num_tokens, qkv_scale.reshape(3, 1, 1)
+    bias = qkv_bias.reshape(heads[1:])
+    weights = torch.stack([q_norm, k_norm]).reshape(2, *heads[2:])
+
+    def rotated(x: Tensor, scale: Tensor, weight: Tensor, rows: slice) -> Tensor:
+        x = (x.float() * scale).to(dtype) * weight
+        cos, sin = (
+            table[rows].reshape(-1, *([1] * (x.dim() - 2)), table.shape[1])
+            for table in (rope_cos, rope_sin)
+        )
+        even, odd = x.reshape(*x.shape[:-1], -1, 2).float().unbind(-1)
+        pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+        return pairs.reshape(x.shape).to(dtype)
+
+    # One pass over all rows leaves sums of squares, one over the tokens writes all operands.
+    x = (qkv.reshape(heads).float() * factor).to(dtype) + bias
+    squares = (x.float() * x.float()).mean(-1, keepdim=True)
+    scale = torch.rsqrt(squares[:, :2].mean(2, keepdim=True) + eps)
+    sampled = slice(0, tokens, KEY_SAMPLE)
+    keys = rotated(x[sampled, 1], scale[sampled, 1], weights[1], sampled)
+    mean = keys.float().mean(0, keepdim=True)
+    # No value is larger than the head's values of a token together.
+    v_scale = fp8.scale_of(torch.sqrt(squares[:tokens, 2].amax(0, keepdim=True) * heads[3]))
     q_scale = head_scale(q_norm, num_heads, softmax_scale)
     k_scale = head_scale(k_norm, num_heads, 2)  # a value and the mean are of one bound each
-    v_scale = fp8.scale_of(v.abs().amax(2, keepdim=True))
-    q = (q.float() * (softmax_scale / q_scale)).to(dtype)
-    k = ((k.float() - k.float().mean(2, keepdim=True)) / k_scale).to(dtype)
-    v = fp8.scaled(v, v_scale)
-    q, k, v = (fp8.round_e4m3(each, 1.0) for each in (q, k, v))
-    scores = torch.matmul(q, k.transpose(2, 3)) * (q_scale * k_scale).to(dtype)
-    weights = fp8.round_e4m3(torch.softmax(scores, -1), 1 / fp8.E4M3_MAX)
-    out = (torch.matmul(weights, v).float() * v_scale).to(dtype)
-    out = out.transpose(1, 2).reshape(batch, num_tokens, channels)
-    return F.pad(out, (0, 0, 0, length - num_tokens))
+
+    x = (qkv.reshape(heads)[:tokens].float() * factor).to(dtype) + bias
+    pair = rotated(x[:, :2], scale[:tokens], weights, slice(0, tokens))
+    q = (pair[:, 0].float() * (softmax_scale / q_scale).reshape(1, num_heads, 1)).to(dtype)
+    k = ((pair[:, 1].float() - mean) / k_scale.reshape(1, num_heads, 1)).to(dtype)
+    v = fp8.scaled(x[:, 2], v_scale)
+    q, k, v = (fp8.round_e4m3(each.transpose(0, 1), 1.0) for each in (q, k, v))
+    scores = torch.matmul(q, k.transpose(1, 2)) * (q_scale * k_scale)[0].to(dtype)
+    probabilities = fp8.round_e4m3(torch.softmax(scores, -1), 1 / fp8.E4M3_MAX)
+    out = (torch.matmul(probabilities, v).float() * v_scale.reshape(num_heads, 1, 1)).to(dtype)
+    out = out.transpose(0, 1).reshape(1, tokens, channels)
+    return F.pad(out, (0, 0, 0, length - tokens))
 
 
 FP8 = Form("fp8", _fp8)

@@ -11,6 +11,9 @@ from fastwan.export.passes.graphs import constant, constants, insert_before, nby
 SUFFIX = "/statistic"
 _ROW = 64
 """A value of so many times fewer bytes than another is a factor of its rows."""
+_FEW = 16
+"""A slice of so many times fewer bytes is a sample: it reads what the statistic reads."""
+_MOVED = {"Cast", "Mul", "Reshape"}
 _WALKED = {"Add", "Cast", "Mul", "Reshape", "Slice"}
 
 
@@ -20,6 +23,8 @@ def split_statistics(model: ir.Model) -> tuple[ir.Model, bool]:
     Where a transpose follows the norm, the builder makes two kernels of it and stores what both
     need, the biased fp32 value of twice the size of the GEMM's output. Computed twice, from equal
     constants of different names, nothing is stored: 302 MB less for a norm over 32,768 x 1536.
+
+    A norm whose heads `attend_rows` left in rows needs none of this.
 
     Requires: the norm as it is traced, ``ReduceMean(Mul(x, x))``.
     Ensures: the same values; every node between the mean and the nearest value that is not an
@@ -38,13 +43,16 @@ def split_statistics(model: ir.Model) -> tuple[ir.Model, bool]:
         left, right = square.inputs
         if left is None or right is None or _origin(left) is not _origin(right):
             continue
+        if _stays_in_rows(_origin(left)):
+            continue
         path = _path(left, fixed)
         if not (_read_elsewhere(_origin(left), square) or _branches(path, square)):
             continue
         if any(v.is_initializer() for step in path for v in step.inputs[1:] if v is not None):
-            own = _copy(model.graph, square, path, fixed)
-            square.replace_input_with(0, own)
-            square.replace_input_with(1, own)
+            copies = _copy(model.graph, square, path, fixed)
+            square.replace_input_with(0, copies[left])
+            square.replace_input_with(1, copies[left])
+            _move_samples(_origin(left), copies)
             changed = True
     return model, changed
 
@@ -72,6 +80,23 @@ def _read_elsewhere(origin: ir.Value, square: ir.Node) -> bool:
         if node.op_type != "Cast":
             return True
         readers += [use.node for use in node.outputs[0].uses()]
+    return False
+
+
+def _stays_in_rows(origin: ir.Value) -> bool:
+    """Whether heads of what is normed are read row by row, in an attention of rank 3.
+
+    One kernel norms and writes it then, and reads the GEMM's output once.
+    """
+    waiting, seen = [origin], set()
+    while waiting:
+        for use in waiting.pop().uses():
+            node = use.node
+            if node.op_type == "Transpose" and len(node.attributes["perm"].as_ints()) == 3:
+                return True
+            if node.op_type in _MOVED and node not in seen:
+                seen.add(node)
+                waiting.append(node.outputs[0])
     return False
 
 
@@ -108,8 +133,19 @@ def _spares(value: ir.Value | None, moving: ir.Value, fixed: set[ir.Value]) -> b
     return 0 < nbytes(value) * _ROW <= nbytes(moving)
 
 
-def _copy(graph: ir.Graph, anchor: ir.Node, path: list[ir.Node], fixed: set[ir.Value]) -> ir.Value:
-    """Copy `path` before `anchor`; returns what the copy makes."""
+def _move_samples(origin: ir.Value, copies: dict[ir.Value, ir.Value]) -> None:
+    """Let slices that leave few rows of `origin` read its copy, as the statistic does."""
+    for use in list(origin.uses()):
+        node = use.node
+        few = node.op_type == "Slice" and nbytes(node.outputs[0]) * _FEW <= nbytes(origin)
+        if few and origin in copies:
+            node.replace_input_with(use.idx, copies[origin])
+
+
+def _copy(
+    graph: ir.Graph, anchor: ir.Node, path: list[ir.Node], fixed: set[ir.Value]
+) -> dict[ir.Value, ir.Value]:
+    """Copy `path` before `anchor`; returns what is made by what it is the copy of."""
     nodes: list[ir.Node] = []
     current = path[0].inputs[0]
     assert current is not None
@@ -168,7 +204,9 @@ def _copy(graph: ir.Graph, anchor: ir.Node, path: list[ir.Node], fixed: set[ir.V
     if path[0].op_type == "Cast" and current.dtype == ir.DataType.BFLOAT16:
         # Both paths would begin with this cast, and the builder store its fp32 result for both.
         current = multiply_by_ones(current)
+    copies = {}
     for node in path:
         current = add(node, [current, *(own(v) for v in node.inputs[1:])])
+        copies[node.outputs[0]] = current
     insert_before(anchor, nodes)
-    return current
+    return copies

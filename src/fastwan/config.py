@@ -19,6 +19,8 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 TOKEN_TILE = 128
 """Rows of one FP4 attention tile; token counts are padded to a multiple of it."""
+KEY_SAMPLE = 24
+"""Attention ``fp8`` takes a mean of keys over one token of so many."""
 
 VAE_SPATIAL = 8
 VAE_TEMPORAL = 4

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from fastwan.config import TOKEN_TILE, VideoShape
+from fastwan.config import KEY_SAMPLE, TOKEN_TILE, VideoShape
 from fastwan.engines.layers import SCALE_TILE, LayerRecord, TensorRecord
 from fastwan.errors import BadInput
 from fastwan.manifest import Engine, FileRecord, Model, Region, RegionNode, TensorSpec
@@ -106,7 +106,8 @@ def _token_sizes(old: VideoShape, new: VideoShape) -> Sizes:
     def of(shape: VideoShape) -> list[int]:
         frames, rows, columns = shape.patches
         plane = shape.latent_height, shape.latent_width
-        tokens = shape.num_tokens, shape.padded_tokens
+        sampled = -(-shape.num_tokens // KEY_SAMPLE)
+        tokens = shape.num_tokens, shape.padded_tokens, sampled
         return [*tokens, frames, rows, columns, rows * columns, *plane]
 
     return _told_apart(zip(of(old), of(new), strict=True))
