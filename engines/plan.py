@@ -156,13 +156,16 @@ def plan_dit(
     """
     as_data = weights == DATA
     lifted = fusion.apply(model)
-    recipes = {linear.format: find_recipe(linear.format) for linear in linears} if as_data else {}
-    for recipe in recipes.values():
-        recipe.scale_behind(lifted)
+    recipes = {linear.format: find_recipe(linear.format) for linear in linears}
+    if as_data:
+        for recipe in recipes.values():
+            recipe.scale_behind(lifted)
     apart = split_dit(lifted)
     step = attention.divide(apart["dit"], plugins=plugins)
     fusion.require_outside(model, step.models)
     for part in step.models:
+        for recipe in recipes.values():
+            recipe.arrange(part)
         split_statistics(part)
     graphs: list[tuple[Cadence, ir.Model]] = [
         ("schedule", apart["time_tables"]),

@@ -194,3 +194,16 @@ def chain(value: ir.Value | None, *op_types: str) -> list[ir.Node] | None:
         nodes.append(node)
         value = node.inputs[0]
     return nodes
+
+
+def remove_unread(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a node if nothing reads what it makes, and those before it that are then unread."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        unread = not any(value.uses() or value.is_graph_output() for value in node.outputs)
+        if node.graph is not graph or not unread:
+            continue
+        before = [value.producer() for value in node.inputs if value is not None]
+        graph.remove(node, safe=True)
+        waiting += [each for each in dict.fromkeys(before) if each is not None]

@@ -14,6 +14,7 @@ from fastwan.export.passes.graphs import (
     copy_value,
     insert_before,
     producer,
+    remove_unread,
 )
 from fastwan.export.recipes.nvfp4 import QUANTISE
 
@@ -107,7 +108,7 @@ def lift(
         new.name, old.name = old.name, f"{old.name}/unread"
         unread.append(maker)
     for maker in unread:
-        _remove_unread(model.graph, maker)
+        remove_unread(model.graph, maker)
     model.graph.opset_imports[FASTWAN] = VERSION
 
 
@@ -170,16 +171,3 @@ def _between(reads: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> set[ir.N
 
 def _without_content(value: ir.Value) -> ir.Value:
     return ir.Value(name=value.name, type=value.type, shape=value.shape)
-
-
-def _remove_unread(graph: ir.Graph, node: ir.Node) -> None:
-    """Remove a node if nothing reads what it makes, and those before it that are then unread."""
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        unread = not any(value.uses() or value.is_graph_output() for value in node.outputs)
-        if node.graph is not graph or not unread:
-            continue
-        before = [value.producer() for value in node.inputs if value is not None]
-        graph.remove(node, safe=True)
-        waiting += [each for each in dict.fromkeys(before) if each is not None]

@@ -177,6 +177,13 @@ class Recipe(ABC):
         Ensures: each linear is a MatMul node of the name that its traced node had.
         """
 
+    def arrange(self, model: ir.Model) -> bool:
+        """Rewrite a part of a step as the builder computes it best; nothing by default.
+
+        In place; returns whether anything changed. The CPU reference keeps the graph as it is.
+        """
+        return False
+
     def scale_behind(self, model: ir.Model) -> bool:
         """Move factors of whole weights out of the GEMMs, into the lifted nodes behind them.
 

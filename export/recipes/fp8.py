@@ -140,6 +140,13 @@ class FP8(Recipe):
 
         return expand_fp8(model)
 
+    def arrange(self, model: ir.Model) -> bool:
+        from fastwan.export.passes.attend_rows import attend_rows
+        from fastwan.export.passes.read_once import read_once
+
+        changed = [each(model)[1] for each in (attend_rows, read_once)]
+        return any(changed)
+
     def lower(self, model: ir.Model, *, quantize_activations: bool) -> bool:
         from fastwan.export.passes.lower_fp8 import lower_fp8
 
