@@ -21,7 +21,8 @@ def cut_every(model: ir.Model, blocks: int) -> tuple[ir.Model, ...]:
 
     What comes before the first block belongs to the first model, what follows the last block to
     the last. As one engine, 30 blocks take 4 GB to build and plan their memory worse. The cut is
-    behind the last product of a block, since what follows it is one kernel with the next norm.
+    behind the last product of a block where that is quantised: the builder makes one kernel of what
+    follows it and the next norm. What follows another product is a part of the GEMM.
 
     Requires: nodes of block i are named ``blocks.<i>.…``, its last product `_LAST_PRODUCT`.
     Ensures: the models in order compute what `model` does; values keep their names. A constant of
@@ -37,7 +38,7 @@ def cut_every(model: ir.Model, blocks: int) -> tuple[ir.Model, ...]:
         if match and int(match[1]) // blocks >= piece:
             piece = int(match[1]) // blocks
         groups.setdefault(piece, []).append(node)
-        if match and name.endswith(_LAST_PRODUCT):
+        if match and name.endswith(_LAST_PRODUCT) and _quantised(node):
             piece = min(int(match[1]) + 1, last) // blocks
     if len(groups) == 1:
         return (model,)
@@ -57,6 +58,16 @@ def cut_every(model: ir.Model, blocks: int) -> tuple[ir.Model, ...]:
         models.append(submodel(model, f"{model.graph.name}_{index:02}", wanted, results))
     _share_tables(models)
     return tuple(models)
+
+
+def _quantised(product: ir.Node) -> bool:
+    """Whether the weight of a MatMul is dequantised in the graph."""
+    weight = product.inputs[1]
+    while weight is not None and (node := weight.producer()) is not None:
+        if node.op_type == "DequantizeLinear":
+            return True
+        weight = node.inputs[0]
+    return False
 
 
 def _share_tables(models: list[ir.Model]) -> None:

@@ -188,27 +188,39 @@ def test_transformer_in_segments_is_the_whole(exported: Any, tiny: Any, kit: Any
     assert torch.isfinite(expected).all()
 
 
+PRODUCT = "blocks.0.ffn.fc2/MatMul"
+
+
+def _behind(model: ir.Model) -> set[str | None]:
+    """Nodes that read the last product of the first block."""
+    (product,) = (node for node in model.graph if node.name == PRODUCT)
+    return {use.node.name for use in product.outputs[0].uses()}
+
+
 def test_blocks_are_cut_behind_their_last_product(exported: Any, tiny: Any, kit: Any) -> None:
     """What follows it is one kernel with the next block's norm, where one engine has both."""
-    whole = split_dit(exported.model())["dit"]
+    time, text, whole = split_dit(exported.model()).values()
     pieces = cut_every(whole, 1)
     assert len(pieces) == tiny.config.num_layers > 1
-    product = "blocks.0.ffn.fc2/MatMul"
-    assert product in {node.name for node in pieces[0].graph}
-    behind = {
-        use.node.name
-        for node in whole.graph
-        if node.name == product
-        for use in node.outputs[0].uses()
-    }
-    assert behind
-    assert behind <= {node.name for node in pieces[1].graph}
+    assert PRODUCT in names(pieces[0].graph)
+    assert _behind(whole)
+    assert _behind(whole) <= names(pieces[1].graph)
     inputs = kit.inputs(tiny.config, tiny.shape)
-    time, text, dit = (_lowered(each) for each in split_dit(exported.model()).values())
     values = {"latents": inputs.latents}
-    values |= kit.run(time, {"timestep": inputs.timestep})
-    values |= kit.run(text, {"encoder_hidden_states": inputs.text})
-    expected = kit.run(dit, values)["velocity"]
-    for piece in cut_every(whole, 1):
+    values |= kit.run(_lowered(time), {"timestep": inputs.timestep})
+    values |= kit.run(_lowered(text), {"encoder_hidden_states": inputs.text})
+    expected = kit.run(_lowered(whole), values)["velocity"]
+    for piece in pieces:
         values |= kit.run(_lowered(piece), values)
     assert kit.relative(values["velocity"], expected) < 1e-6
+
+
+def test_what_follows_a_product_that_is_not_quantised_stays_with_it(exported: Any) -> None:
+    """The builder makes it a part of the GEMM."""
+    whole = split_dit(exported.model())["dit"]
+    (product,) = (node for node in whole.graph if node.name == PRODUCT)
+    plain = ir.Value(name="plain", type=product.inputs[1].type, shape=product.inputs[1].shape)
+    plain.const_value = ir.tensor(np.zeros(plain.shape.numpy(), ml_dtypes.bfloat16))
+    whole.graph.initializers.add(plain)
+    product.replace_input_with(1, plain)
+    assert _behind(whole) <= names(cut_every(whole, 1)[0].graph)
