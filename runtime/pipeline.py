@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -240,7 +240,7 @@ class FastWanPipeline(LikeDiffusers):
         *,
         timings: Timings | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Array]:
+    ) -> Generator[Array]:
         """Frames of a video in order, uint8 [H, W, 3]; a frame is valid until the next.
 
         On a GPU the steps and the decoder are one launch; a callback needs the host between two

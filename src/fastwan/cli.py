@@ -27,6 +27,7 @@ COMMANDS = (
     "compare",
     "plan",
     "generate",
+    "serve",
     "bench",
     "verify",
     "gate",

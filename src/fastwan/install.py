@@ -35,6 +35,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "gpu": ("cuda.bindings", "pynvml", "tensorrt_rtx", *_PLAY),
     "emulated": ("torch", "cuda.bindings", *_PLAY),
     "report": _REPORT,
+    "serve": ("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "tensorrt": ("tensorrt",),
     "dev": ("diffusers", "tensorrt_lean", "transformers"),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ MODULES = {
     "nvidia-modelopt": "modelopt",
     "onnx-ir": "onnx_ir",
     "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
+    "python-multipart": "python_multipart",
     "scikit-image": "skimage",
     "tensorrt-cu13": "tensorrt",
     "tensorrt-lean-cu13": "tensorrt_lean",
@@ -35,12 +38,13 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gpu": (("runtime/", "src/fastwan/quality/gpu_state.py"), ("runtime/cpu/", "runtime/emulated")),
     "emulated": (("runtime/",), ("runtime/cpu/",)),
     "report": (("src/fastwan/quality/pages/",), ()),
+    "serve": (("src/fastwan/serve/",), ()),
     "build": (ALL, DEVICE),
     "tensorrt": (("engines/", "runtime/device/"), ()),
 }
 """Where the part of an extra begins, and what of it belongs to others."""
 
-UNDECLARED = {"requests": "modelopt"}
+UNDECLARED = {"requests": "modelopt", "python_multipart": "starlette"}
 """A dependency that a package of others imports and does not declare."""
 
 BY_NAME = {
@@ -117,7 +121,7 @@ def test_what_another_package_forgot_to_declare_is_still_needed(name: str) -> No
     assert package is not None
     assert package.submodule_search_locations
     folder = Path(package.submodule_search_locations[0])
-    users = [f for f in folder.rglob("*.py") if f"import {name}\n" in f.read_text()]
+    users = [f for f in folder.rglob("*.py") if re.search(rf"import {name}\b", f.read_text())]
     assert users
 
 

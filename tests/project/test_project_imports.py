@@ -19,7 +19,7 @@ ABSENT = [
 ]  # fmt: skip
 HEAVY = [
     *ABSENT, "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "safetensors",
-    "polygraphy", "skimage",
+    "polygraphy", "skimage", "fastapi", "starlette", "uvicorn", "prometheus_client",
 ]  # fmt: skip
 FOLDERS = ("export", "engines", "runtime", "plugins")
 
@@ -147,7 +147,7 @@ def test_what_is_wrong_with_the_words_is_said_before_anything_heavy_is_imported(
         "build-engine --checkpoint owner/name -o {there}", "make-checkpoint {there} --size tiny",
         "build-engine --checkpoint owner/name -o x --height 17",
         "build-engine --checkpoint owner/name -o x --components dot",
-        "plan --model none",
+        "plan --model none", "serve nowhere", "serve nowhere --port 99999",
     )  # fmt: skip
     completed = subprocess.run(
         [sys.executable, "-c", WRONG, *(each.format(there=there) for each in words)],
@@ -202,6 +202,7 @@ MAY_IMPORT = {
         "fastwan.runtime.model", "fastwan.runtime.cpu", "fastwan.runtime.components",
         "fastwan.runtime.text", "fastwan.runtime.timings",
     },
+    "src/fastwan/serve": {"fastwan.runtime", "fastwan.serve"},
 }  # fmt: skip
 """What a folder may import beside COMMON; a name stands for everything below it. The longest row
 that a file lies in counts."""
@@ -216,6 +217,7 @@ MAY_NOT_IMPORT = {
 ONLY_FOR = {
     "fastwan.commands": ("src/fastwan/cli.py", "src/fastwan/commands/"),
     "fastwan.quality": ("src/fastwan/commands/", "src/fastwan/quality/"),
+    "fastwan.serve": ("src/fastwan/commands/", "src/fastwan/serve/"),
 }
 
 
@@ -302,6 +304,9 @@ def test_every_folder_with_a_rule_has_files(folder: str, root: Path) -> None:
         ("src/fastwan/quality/x.py", "fastwan.commands.options", "fastwan.quality.report"),
         ("src/fastwan/x.py", "fastwan.quality.report", "fastwan.engines.build"),
         ("src/fastwan/quality/x.py", "fastwan.cli", "fastwan.quality.report"),
+        ("src/fastwan/quality/x.py", "fastwan.serve.app", "fastwan.quality.report"),
+        ("src/fastwan/serve/x.py", "fastwan.engines.build", "fastwan.runtime.pipeline"),
+        ("src/fastwan/serve/x.py", "fastwan.quality.report", "fastwan.serve.app"),
     ],
 )
 def test_a_wrong_direction_is_seen(file: str, bad: str, good: str) -> None:

@@ -1,0 +1,56 @@
+"""The application: routes over a service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+
+import fastwan
+from fastwan.serve import routes_server, routes_videos
+from fastwan.serve.auth import Clients
+from fastwan.serve.body import BodyLimit
+from fastwan.serve.counting import CountRequests
+from fastwan.serve.failures import add_handlers
+from fastwan.serve.player import Player
+from fastwan.serve.service import Service
+from fastwan.serve.settings import Settings
+
+
+def create_app(settings: Settings, player: Player) -> FastAPI:
+    """An application whose worker runs from its start to its end.
+
+    Args:
+        player: closed with the application.
+
+    Raises:
+        BadInput: the folder is another server's or holds something else.
+        EnvironmentLacks: it cannot be written.
+    """
+    service = Service(settings, player)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="fastwan-export", version=fastwan.__version__, lifespan=lifespan,
+        description="Videos of a bundle, in the form of the public videos API.",
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
+    app.state.service = service
+    app.state.clients = Clients(settings.tokens)
+    app.state.created = int(time.time())
+    add_handlers(app)
+    app.include_router(routes_videos.router)
+    app.include_router(routes_server.router)
+    app.add_middleware(BodyLimit, longest=settings.longest_body)
+    app.add_middleware(CountRequests, metrics=service.metrics)
+    return app

@@ -1,0 +1,102 @@
+"""A bundle as the server's player."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from fastwan.runtime.pipeline import FastWanPipeline
+from fastwan.runtime.request import Request
+from fastwan.runtime.timings import Timings
+from fastwan.runtime.video import FPS
+from fastwan.serve.jobs import Asked
+from fastwan.serve.offer import Offer, resolve
+from fastwan.serve.player import Cancelled, State, Watch
+from fastwan.serve.wire import CreateVideo
+
+if TYPE_CHECKING:
+    import torch
+
+_WARM_UP = CreateVideo(prompt="A red fox in the snow", seed=0)
+
+
+class BundlePlayer:
+    """Makes videos with a pipeline.
+
+    Args:
+        pipeline: closed with the player.
+    """
+
+    def __init__(self, pipeline: FastWanPipeline) -> None:
+        self._pipeline = pipeline
+        manifest = pipeline.bundle.manifest
+        self._offer = Offer(
+            model=manifest.onnx.model.name,
+            shapes=manifest.video_shapes,
+            samplers={spec.name: spec for spec in manifest.samplers},
+            fps=FPS,
+            device=pipeline.choice.name,
+        )
+
+    @classmethod
+    def open(cls, bundle: Path, device: str, *, prompt_cache: Path | None = None) -> Self:
+        """Open a bundle; errors as of `FastWanPipeline.from_bundle`."""
+        return cls(FastWanPipeline.from_bundle(bundle, device, prompt_cache=prompt_cache))
+
+    @property
+    def offer(self) -> Offer:
+        return self._offer
+
+    @property
+    def runs_on(self) -> str:
+        """The device, and why where it was not named."""
+        choice = self._pipeline.choice
+        return choice.note or f"device {choice.name}"
+
+    def warm_up(self) -> None:
+        for sampler in self._offer.samplers:
+            self._pipeline.load(sampler=sampler)
+        asked = resolve(self._offer, _WARM_UP, longest_prompt=len(_WARM_UP.prompt))
+        unwatched = Watch(on_step=lambda _: None, on_frame=lambda _: None, cancelled=lambda: False)
+        self.play(asked, unwatched)
+
+    def play(self, asked: Asked, watch: Watch) -> Timings:
+        timings = Timings()
+        begin = time.perf_counter()
+
+        def refuse_cancelled() -> None:
+            if watch.cancelled():
+                raise Cancelled
+
+        def on_step(step: int, _timestep: int, _latents: torch.Tensor) -> None:
+            watch.on_step(step + 1)
+            refuse_cancelled()
+
+        request = Request(
+            prompt=asked.prompt,
+            negative_prompt=asked.negative_prompt,
+            guidance_scale=asked.guidance_scale,
+            height=asked.height,
+            width=asked.width,
+            num_frames=asked.num_frames,
+            seed=asked.seed,
+            sampler=asked.sampler,
+            output_type="uint8",
+            on_step=on_step,
+        )
+        refuse_cancelled()
+        with closing(self._pipeline.frames(request, timings=timings)) as frames:
+            for frame in frames:
+                timings.setdefault("first_frame", time.perf_counter() - begin)
+                refuse_cancelled()
+                watch.on_frame(frame)
+        timings["total"] = time.perf_counter() - begin
+        return timings
+
+    def state(self) -> State:
+        return State(launch="graph" if self._pipeline.components.fused else "none")
+
+    def close(self) -> None:
+        self._pipeline.close()

@@ -1,0 +1,105 @@
+"""What happens to a job, told as it happens: from the worker's thread to any number of readers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["queued", "started", "step", "frames", "chunk", "done"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        kind: ``queued``; ``started``; ``step`` (``step`` of ``steps`` are done); ``frames``
+            (``frames`` of ``num_frames`` are decoded); ``chunk`` (the next bytes of the video as it
+            is made, in `body`); ``done`` (``status``), which is the last one.
+        data: what a reader is told, as JSON has it.
+    """
+
+    kind: Kind
+    data: Mapping[str, Any] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Channel:
+    """The events of one job so far, and readers that wait for the next."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+        self._readers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._closed = False
+
+    def publish(self, event: Event) -> None:
+        """Tell all readers, of any thread; nothing follows ``done``."""
+        with self._lock:
+            if self._closed:
+                return
+            self._events.append(event)
+            self._closed = event.kind == "done"
+            for reader, loop in self._readers.items():
+                loop.call_soon_threadsafe(reader.set)
+
+    def last(self, kind: Kind) -> Event | None:
+        """The latest event of a kind."""
+        with self._lock:
+            return next((each for each in reversed(self._events) if each.kind == kind), None)
+
+    async def follow(self) -> AsyncIterator[Event]:
+        """All events from the first on, until ``done``."""
+        fresh = asyncio.Event()
+        with self._lock:
+            self._readers[fresh] = asyncio.get_running_loop()
+        seen = 0
+        try:
+            while True:
+                fresh.clear()
+                with self._lock:
+                    events, closed = self._events[seen:], self._closed
+                for event in events:
+                    yield event
+                seen += len(events)
+                if closed:
+                    return
+                await fresh.wait()
+        finally:
+            with self._lock:
+                del self._readers[fresh]
+
+
+class Channels:
+    """The channels of the jobs that are not finished."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[str, Channel] = {}
+
+    def open(self, job_id: str) -> Channel:
+        """The channel of a job, made where there is none."""
+        with self._lock:
+            return self._open.setdefault(job_id, Channel())
+
+    def get(self, job_id: str) -> Channel | None:
+        """The channel of a job; None once it is finished."""
+        with self._lock:
+            return self._open.get(job_id)
+
+    def finish(self, job_id: str, status: str) -> None:
+        """Tell the readers of a job how it ended, and forget it; they keep the channel."""
+        with self._lock:
+            channel = self._open.pop(job_id, None)
+        if channel is not None:
+            channel.publish(Event("done", {"status": status}))
+
+    def close(self, status: str) -> None:
+        """Let the readers of all jobs go."""
+        with self._lock:
+            jobs = list(self._open)
+        for job_id in jobs:
+            self.finish(job_id, status)

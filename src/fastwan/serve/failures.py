@@ -1,0 +1,107 @@
+"""Every answer that is an error, in the form of the public API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from fastwan.errors import FastWanError
+from fastwan.serve.wire import ErrorAnswer, ErrorDetail
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+
+
+class Refused(Exception):
+    """A request is answered with an error.
+
+    Args:
+        status: of HTTP.
+        code: what programs look at.
+        param: field of the request that is at fault.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = headers
+
+
+def answer(
+    status: int,
+    message: str,
+    *,
+    code: str | None = None,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """An error as the API's clients read it."""
+    detail = ErrorDetail(
+        message=message,
+        type=_TYPES.get(status, "invalid_request_error"),
+        param=param,
+        code=code,
+    )
+    content = ErrorAnswer(error=detail).model_dump()
+    return JSONResponse(content, status, headers=dict(headers or {}))
+
+
+def invalid(errors: Sequence[Any]) -> tuple[str, str | None]:
+    """The first of pydantic's errors as a message, and the field that it is about."""
+    first = errors[0]
+    place = [str(each) for each in first["loc"] if each not in ("query", "path", "header")]
+    param = ".".join(place) or None
+    text = str(first["msg"])
+    return (f"{param}: {text}" if param else text), param
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Have an application answer all errors in this form."""
+
+    @app.exception_handler(Refused)
+    def refused(_: Request, error: Refused) -> JSONResponse:
+        return answer(
+            error.status, str(error), code=error.code, param=error.param, headers=error.headers
+        )
+
+    @app.exception_handler(FastWanError)
+    def bad_input(_: Request, error: FastWanError) -> JSONResponse:
+        return answer(400, str(error), code="invalid_value", param=error.where or None)
+
+    @app.exception_handler(ValidationError)
+    @app.exception_handler(RequestValidationError)
+    def bad_request(_: Request, error: Any) -> JSONResponse:
+        message, param = invalid(error.errors())
+        return answer(400, message, code="invalid_value", param=param)
+
+    @app.exception_handler(HTTPException)
+    def http(_: Request, error: HTTPException) -> JSONResponse:
+        return answer(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(Exception)
+    def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return answer(500, f"{HTTPStatus(500).phrase}: {type(error).__name__}")
