@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastwan.errors import BadInput
@@ -17,10 +17,6 @@ from fastwan.strict_json import parse_json
 
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _FIELDS = 32
-
-
-class _TooLong(Exception):
-    pass
 
 
 class BodyLimit:
@@ -33,25 +29,21 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        message = f"the body is longer than {self._longest:,} bytes"
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._longest:
+            return await answer(413, message, code="too_long")(scope, receive, send)
         seen = 0
 
         async def counted() -> Message:
             nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
+            received = await receive()
+            seen += len(received.get("body", b""))
             if seen > self._longest:
-                raise _TooLong
-            return message
+                raise Refused(413, message, code="too_long")
+            return received
 
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        try:
-            if declared.isdigit() and int(declared) > self._longest:
-                raise _TooLong
-            await self._app(scope, counted, send)
-        except _TooLong:
-            refusal = answer(413, f"the body is longer than {self._longest:,} bytes")
-            refusal.headers["connection"] = "close"
-            await refusal(scope, receive, send)
+        await self._app(scope, counted, send)
 
 
 async def read_create(request: Request) -> tuple[CreateVideo, str]:

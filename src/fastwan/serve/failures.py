@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from fastwan.errors import FastWanError
+from fastwan.errors import BadInput
 from fastwan.serve.wire import ErrorAnswer, ErrorDetail
 
 _TYPES = {
@@ -88,8 +88,8 @@ def add_handlers(app: FastAPI) -> None:
             error.status, str(error), code=error.code, param=error.param, headers=error.headers
         )
 
-    @app.exception_handler(FastWanError)
-    def bad_input(_: Request, error: FastWanError) -> JSONResponse:
+    @app.exception_handler(BadInput)
+    def bad_input(_: Request, error: BadInput) -> JSONResponse:
         return answer(400, str(error), code="invalid_value", param=error.where or None)
 
     @app.exception_handler(ValidationError)

@@ -43,7 +43,7 @@ def listen(settings: Settings) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Drains on the first signal and ends at once on the second."""
+    """Drains on the first signal, and on the second ends the video that is being made."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -66,12 +66,11 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.is_draining:
-            self.force_exit = True
+            self._service.worker.stop()
         self._service.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        done = self._service.is_draining and not self._service.worker.is_alive()
-        if done or self._service.worker.fault is not None:
+        if self._service.is_drained():  # or the worker failed
             self.should_exit = True
         return await super().on_tick(counter)
 

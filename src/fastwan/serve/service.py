@@ -24,6 +24,8 @@ from fastwan.serve.worker import Ended, Worker
 _SWEEP_SECONDS = 30.0
 """Between two searches for jobs whose time is over."""
 
+_DRAIN_TICK = 0.1
+
 
 class Draining(Exception):
     """The server is about to end and takes no further job."""
@@ -64,6 +66,7 @@ class Service:
         )
         self._sweeper = threading.Thread(target=self._sweep, name="fastwan-sweeper", daemon=True)
         self._seconds_a_video = 1.0
+        self._deadline = 0.0
 
     @property
     def offer(self) -> Offer:
@@ -190,7 +193,8 @@ class Service:
         if ended.size:  # it was cancelled or removed meanwhile, or others make room
             dropped = self.store.drop_contents(self.settings.keep_bytes) if written else [job_id]
             self.results.remove(dropped)
-        self.metrics.count_video(ended.status, ended.timings)
+        if written:
+            self.metrics.count_video(ended.status, ended.timings)
         self.channels.finish(job_id, ended.status)
 
     def _sweep(self) -> None:
@@ -202,16 +206,22 @@ class Service:
 
     def drain(self) -> None:
         """Take no further job and begin no other; what waits stays for the next server."""
+        if not self._ending.is_set():
+            self._deadline = time.monotonic() + self.settings.drain_seconds
         self._ending.set()
         self.queue.close()
+
+    def is_drained(self) -> bool:
+        """Whether nothing is being made any more; what takes too long is ended."""
+        if self.is_draining and time.monotonic() > self._deadline:
+            self.worker.stop()
+        return not self.worker.is_alive()
 
     def close(self) -> None:
         """Drain, wait for the video that is being made, and give everything back."""
         self.drain()
-        if self.worker.is_alive():
-            self.worker.join(self.settings.drain_seconds)
-            self.worker.stop()
-            self.worker.join()
+        while not self.is_drained():
+            self.worker.join(_DRAIN_TICK)
         if self._sweeper.is_alive():
             self._sweeper.join()
         self.channels.close("queued")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastwan.errors import FastWanError, first_line
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.timings import Timings
-from fastwan.runtime.video import open_output
 from fastwan.serve.events import Channels, Event
+from fastwan.serve.frame_file import FrameFile
 from fastwan.serve.jobs import Job, Status
 from fastwan.serve.player import Cancelled, Player, Watch
 from fastwan.serve.queue import FairQueue
@@ -40,8 +42,10 @@ class Ended:
 class Worker(threading.Thread):
     """Takes jobs from the queue until it is closed. The player is used by this thread alone.
 
+    A video's file is written beside the next video; the one after that waits for it.
+
     Args:
-        ended: told of each job, on this thread.
+        ended: told of each job, on this thread or on the one that writes its file.
 
     Attributes:
         ready: set once the player is warm.
@@ -75,8 +79,15 @@ class Worker(threading.Thread):
         try:
             self._player.warm_up()
             self.ready.set()
-            while (job_id := self._queue.take()) is not None:
-                self._serve(job_id)
+            with ThreadPoolExecutor(1, "fastwan-writer") as pool:
+                before: Future[None] | None = None
+                while (job_id := self._queue.take()) is not None:
+                    begun = self._serve(job_id, pool)
+                    if before is not None:
+                        before.result()
+                    before = begun
+                if before is not None:
+                    before.result()
         except Exception as error:
             self.fault = error
 
@@ -93,66 +104,67 @@ class Worker(threading.Thread):
         with self._lock:
             self._stopping = True
 
-    def _serve(self, job_id: str) -> None:
+    def _serve(self, job_id: str, pool: ThreadPoolExecutor) -> Future[None] | None:
+        """Make a job's video; what is done when its file is written, or None without one."""
         with self._lock:
             self._current, self._unwanted = job_id, False
         job = self._store.begin(job_id, time.time())
-        ended = self._make(job) if job is not None else None
-        with self._lock:
-            self._current = ""
-        if ended is not None:
-            self._ended(ended)
-
-    def _make(self, job: Job) -> Ended:
+        if job is None:  # it was cancelled meanwhile
+            return None
+        self._channels.open(job.id).publish(Event("started", {"attempt": job.attempts}))
+        file = FrameFile(pool, self._results.output(job.id), job.asked.shape)
         try:
-            timings = self._write(job)
-            return Ended(
-                job=job,
-                status="completed",
-                size=self._results.path(job.id).stat().st_size,
-                timings=timings,
-            )
-        except Cancelled:
-            return Ended(job=job, status="cancelled", again=not self._unwanted)
-        except FastWanError as error:
-            return Ended(job=job, status="failed", error=(_code(error), str(error)))
+            timings = self._player.play(job.asked, self._watch(job, file))
         except Exception as error:
-            what = f"{type(error).__name__}: {first_line(error)}"
-            return Ended(job=job, status="failed", error=("internal_error", what))
+            file.abandon()
+            self._ended(self._failed(job, error))
+            return None
+        finally:
+            with self._lock:
+                self._current = ""
+        file.end()
+        return pool.submit(partial(self._finish, job, timings, file))
 
-    def _write(self, job: Job) -> Timings:
-        """Make a job's video and its file."""
+    def _watch(self, job: Job, file: FrameFile) -> Watch:
+        """Tell the readers of a job's channel, and hand its frames on."""
         asked, channel = job.asked, self._channels.open(job.id)
-        channel.publish(Event("started", {"attempt": job.attempts}))
-        written, decoded = Timings(), 0
-        with open_output(
-            self._results.output(job.id), height=asked.height, width=asked.width
-        ) as write:
+        decoded = 0
 
-            def on_step(done: int) -> None:
-                channel.publish(Event("step", {"step": done, "steps": asked.steps}))
+        def on_step(done: int) -> None:
+            channel.publish(Event("step", {"step": done, "steps": asked.steps}))
 
-            def on_frame(frame: Array) -> None:
-                nonlocal decoded
-                with written.measure("write"):
-                    write(frame)
-                decoded += 1
-                channel.publish(
-                    Event("frames", {"frames": decoded, "num_frames": asked.num_frames})
-                )
+        def on_frame(frame: Array) -> None:
+            nonlocal decoded
+            file.put(frame)
+            decoded += 1
+            channel.publish(Event("frames", {"frames": decoded, "num_frames": asked.num_frames}))
 
-            watch = Watch(on_step=on_step, on_frame=on_frame, cancelled=self._is_cancelled)
-            timings = self._player.play(asked, watch)
-            begin = time.perf_counter()
-        written["write"] = written.get("write", 0.0) + time.perf_counter() - begin
-        timings.update(written)
-        assert job.started_at is not None
-        timings["queue"] = max(0.0, job.started_at - job.created_at)
-        return timings
+        return Watch(on_step=on_step, on_frame=on_frame, cancelled=self._is_cancelled)
 
     def _is_cancelled(self) -> bool:
         with self._lock:
             return self._unwanted or self._stopping
+
+    def _finish(self, job: Job, timings: Timings, file: FrameFile) -> None:
+        """Tell of a video whose file is written, or could not be."""
+        try:
+            timings["write"] = file.written.result()
+            size = self._results.path(job.id).stat().st_size
+        except Exception as error:
+            return self._ended(self._failed(job, error))
+        assert job.started_at is not None
+        timings["queue"] = max(0.0, job.started_at - job.created_at)
+        self._ended(Ended(job=job, status="completed", size=size, timings=timings))
+
+    def _failed(self, job: Job, error: Exception) -> Ended:
+        match error:
+            case Cancelled():
+                return Ended(job=job, status="cancelled", again=not self._unwanted)
+            case FastWanError():
+                code, text = _code(error), str(error)
+            case _:
+                code, text = "internal_error", f"{type(error).__name__}: {first_line(error)}"
+        return Ended(job=job, status="failed", error=(code, text))
 
 
 def _code(error: FastWanError) -> str:
