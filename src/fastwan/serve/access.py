@@ -57,7 +57,7 @@ Owner = Annotated[str | None, Depends(_owner)]
 def _job(
     service: TheService,
     owner: Owner,
-    video_id: Annotated[str, Path(pattern="^video_[0-9a-f]{32}$", description="Of a job.")],
+    video_id: Annotated[str, Path(description="Id of a job.")],
 ) -> Job:
     job = service.store.get(video_id)
     if job is None or owner not in (None, job.client):

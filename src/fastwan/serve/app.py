@@ -14,6 +14,7 @@ from fastwan.serve import routes_server, routes_videos
 from fastwan.serve.auth import Clients
 from fastwan.serve.body import BodyLimit
 from fastwan.serve.counting import CountRequests
+from fastwan.serve.document import describe
 from fastwan.serve.failures import add_handlers
 from fastwan.serve.player import Player
 from fastwan.serve.service import Service
@@ -49,6 +50,7 @@ def create_app(settings: Settings, player: Player) -> FastAPI:
     app.state.clients = Clients(settings.tokens)
     app.state.created = int(time.time())
     add_handlers(app)
+    describe(app, service.offer, settings)
     app.include_router(routes_videos.router)
     app.include_router(routes_server.router)
     app.add_middleware(BodyLimit, longest=settings.longest_body)

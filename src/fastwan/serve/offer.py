@@ -12,10 +12,7 @@ from fastwan.runtime.guidance import check_negative, guided_schedule
 from fastwan.runtime.model.prompt import check_prompt
 from fastwan.runtime.request import Request
 from fastwan.serve.jobs import Asked
-from fastwan.serve.wire import CreateVideo, seconds_text
-
-_NEAR = 0.5
-"""Seconds by which a length that is asked for may differ from a shape's: whole ones are typed."""
+from fastwan.serve.wire import CreateVideo, seconds_text, size_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +88,12 @@ def _check_length(name: str, text: str | None, longest: int) -> None:
 
 def _shape(offer: Offer, request: CreateVideo) -> VideoShape:
     """The first shape that is all that was asked for."""
-    if request.seconds is not None and request.num_frames is not None:
-        raise BadInput("both seconds and num_frames were given", where="seconds", fix="give one")
     for shape in offer.shapes:
         if _fits(shape, request, offer.fps):
             return shape
     made = ", ".join(
-        f"{each.width}x{each.height} of {seconds_text(each.num_frames, offer.fps)} s "
-        f"({each.num_frames} frames)"
+        f"size {size_text(each)} with seconds {' or '.join(lengths(each, offer.fps))} "
+        f"(num_frames {each.num_frames})"
         for each in offer.shapes
     )
     given = {name: getattr(request, name) for name in ("size", "seconds", "num_frames")}
@@ -111,9 +106,15 @@ def _shape(offer: Offer, request: CreateVideo) -> VideoShape:
 
 
 def _fits(shape: VideoShape, request: CreateVideo, fps: int) -> bool:
-    if request.width_height not in (None, (shape.width, shape.height)):
-        return False
-    if request.num_frames not in (None, shape.num_frames):
-        return False
-    length = shape.num_frames / fps
-    return request.seconds is None or abs(float(request.seconds) - length) < _NEAR
+    return (
+        request.size in (None, size_text(shape))
+        and request.num_frames in (None, shape.num_frames)
+        and request.seconds in (None, *lengths(shape, fps))
+    )
+
+
+def lengths(shape: VideoShape, fps: int) -> tuple[str, ...]:
+    """Seconds that a request may name a shape by: the exact length, and the whole one nearest."""
+    exact = seconds_text(shape.num_frames, fps)
+    whole = str(max(1, round(shape.num_frames / fps)))
+    return (exact,) if exact == whole else (exact, whole)

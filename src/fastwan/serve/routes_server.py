@@ -6,10 +6,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from fastwan.serve.access import Client, TheService
+from fastwan.serve.failures import Refused
 from fastwan.serve.metrics import CONTENT_TYPE
 from fastwan.serve.routes_videos import errors
 from fastwan.serve.service import Service
-from fastwan.serve.wire import Health, Model, ModelList, seconds_text
+from fastwan.serve.wire import Health, Model, ModelList, seconds_text, size_text
 
 router = APIRouter(tags=["server"])
 
@@ -17,20 +18,31 @@ router = APIRouter(tags=["server"])
 @router.get("/v1/models", responses=errors(401))
 def list_models(request: Request, service: TheService, client: Client) -> ModelList:
     """What there is to make videos with, and what it can make."""
+    return ModelList(data=[_model(request, service)])
+
+
+@router.get("/v1/models/{model_id}", responses=errors(401, 404))
+def retrieve_model(model_id: str, request: Request, service: TheService, client: Client) -> Model:
+    """The same, by its name."""
+    model = _model(request, service)
+    if model_id != model.id:
+        raise Refused(
+            404, f"there is no model {model_id}", code="model_not_found", param="model_id"
+        )
+    return model
+
+
+def _model(request: Request, service: Service) -> Model:
     offer = service.offer
-    return ModelList(
-        data=[
-            Model(
-                id=offer.model,
-                created=request.app.state.created,
-                sizes=[f"{each.width}x{each.height}" for each in offer.shapes],
-                seconds=[seconds_text(each.num_frames, offer.fps) for each in offer.shapes],
-                num_frames=[each.num_frames for each in offer.shapes],
-                samplers=list(offer.samplers),
-                fps=offer.fps,
-                device=offer.device,
-            )
-        ]
+    return Model(
+        id=offer.model,
+        created=request.app.state.created,
+        sizes=[size_text(each) for each in offer.shapes],
+        seconds=[seconds_text(each.num_frames, offer.fps) for each in offer.shapes],
+        num_frames=[each.num_frames for each in offer.shapes],
+        samplers=list(offer.samplers),
+        fps=offer.fps,
+        device=offer.device,
     )
 
 

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
+from fastapi.responses import Response
 
 from fastwan.serve.access import Client, Owner, TheJob, TheService
 from fastwan.serve.body import read_create
+from fastwan.serve.content import VIDEO, content
 from fastwan.serve.failures import Refused
 from fastwan.serve.jobs import Job
 from fastwan.serve.queue import QueueFull
@@ -31,7 +32,7 @@ def shown(service: Service, job: Job) -> Video:
     return Video.of(job, service.step(job))
 
 
-@router.post("", responses=errors(400, 401, 413, 415, 422, 429, 503))
+@router.post("", responses=errors(400, 401, 409, 413, 415, 429, 503))
 async def create_video(
     request: Request,
     service: TheService,
@@ -41,7 +42,7 @@ async def create_video(
         Header(min_length=1, max_length=255, description="Requests of one key are one job."),
     ] = None,
 ) -> Video:
-    """Ask for a video."""
+    """Ask for a video. The body is JSON or a form."""
     create, digest = await read_create(request)
     wait = {"retry-after": str(service.retry_after)}
     try:
@@ -50,7 +51,7 @@ async def create_video(
         )
     except KeyReused:
         raise Refused(
-            422,
+            409,
             "this idempotency key came with another request before",
             code="idempotency_key_reused",
             param="Idempotency-Key",
@@ -109,20 +110,23 @@ def cancel_video(service: TheService, job: TheJob) -> Video:
 
 @router.get(
     "/{video_id}/content",
-    response_class=FileResponse,
+    response_class=Response,
     responses={
-        200: {"content": {"video/mp4": {}}},
-        206: {"content": {"video/mp4": {}, "multipart/byteranges": {}}},
+        200: {"content": {VIDEO: {}}},
+        206: {"content": {VIDEO: {}}, "description": "A range of it."},
+        304: {"description": "The client has it."},
         **errors(400, 401, 404, 409, 416),
     },
 )
 def video_content(
-    service: TheService, job: TheJob, variant: Literal["video"] = "video"
-) -> FileResponse:
-    """The video of a completed job, or ranges of it."""
-    path = service.content(job)
-    if path is not None:
-        return FileResponse(path, media_type="video/mp4", filename=path.name)
+    request: Request, service: TheService, job: TheJob, variant: Literal["video"] = "video"
+) -> Response:
+    """The video of a completed job as mp4, or a range of it."""
+    try:
+        if job.has_content:
+            return content(service.results.path(job.id), job.id, request.headers)
+    except FileNotFoundError:
+        pass  # it made room, or somebody deleted it
     if job.status in ("queued", "in_progress"):
         raise Refused(409, f"the video is not there yet: {job.status}", code="video_not_ready")
     raise Refused(404, f"the video is not there: {job.status}", code="video_has_no_content")

@@ -152,11 +152,6 @@ class Service:
         last = channel.last("step")
         return int(last.data["step"]) if last else 0
 
-    def content(self, job: Job) -> Path | None:
-        """A job's video; None where it has none, or none any more."""
-        path = self.results.path(job.id)
-        return path if job.has_content and path.is_file() else None
-
     def cancel(self, job: Job) -> None:
         """End a job that is not finished; one that is being made ends after its step."""
         if not self.worker.cancel(job.id):

@@ -6,14 +6,12 @@ Fields that are this server's own come last in each model.
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from fastwan.config import VideoShape
 from fastwan.serve.jobs import Job, Status
-
-_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 def _numeral(value: Any) -> Any:
@@ -21,9 +19,6 @@ def _numeral(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:g}"
     return value
-
-
-Seconds = Annotated[str, BeforeValidator(_numeral), Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
 
 
 class _Wire(BaseModel):
@@ -39,12 +34,12 @@ class CreateVideo(_Wire):
     """What there is to see."""
     model: str | None = None
     """The bundle's model, see ``/v1/models``."""
-    seconds: Seconds | None = None
-    """Length; that of a shape of the bundle, to half a second."""
-    size: Annotated[str, Field(pattern=f"^{_SIZE.pattern}$")] | None = None
+    seconds: Annotated[str, BeforeValidator(_numeral)] | None = None
+    """Length of a shape of the bundle, whole or exact."""
+    size: str | None = None
     """Width and height in pixels, as ``832x480``."""
-    num_frames: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Length in frames, in place of `seconds`."""
+    num_frames: int | None = None
+    """Length in frames."""
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] | None = None
     """Of the noise; a fresh one where it is left out."""
     sampler: str | None = None
@@ -53,13 +48,6 @@ class CreateVideo(_Wire):
     """What a guided sampler leads away from."""
     guidance_scale: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Of a guided sampler."""
-
-    @property
-    def width_height(self) -> tuple[int, int] | None:
-        """`size` as numbers."""
-        if self.size is None or not (match := _SIZE.fullmatch(self.size)):
-            return None
-        return int(match[1]), int(match[2])
 
 
 class VideoError(_Wire):
@@ -126,7 +114,7 @@ class Video(_Wire):
             expires_at=_whole(job.expires_at),
             prompt=asked.prompt,
             seconds=seconds_text(asked.num_frames, asked.fps),
-            size=f"{asked.width}x{asked.height}",
+            size=size_text(asked.shape),
             error=VideoError(code=job.error[0], message=job.error[1]) if job.error else None,
             started_at=_whole(job.started_at),
             seed=asked.seed,
@@ -206,6 +194,11 @@ class ErrorAnswer(_Wire):
     """Every answer that is an error."""
 
     error: ErrorDetail
+
+
+def size_text(shape: VideoShape) -> str:
+    """Width and height as the API writes them."""
+    return f"{shape.width}x{shape.height}"
 
 
 def seconds_text(num_frames: int, fps: int) -> str:
