@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from fastwan.errors import BadInput
 from fastwan.serve.wire import ErrorAnswer, ErrorDetail
@@ -79,6 +80,16 @@ def invalid(errors: Sequence[Any]) -> tuple[str, str | None]:
     return (f"{param}: {text}" if param else text), param
 
 
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """Documented methods of a path; the router names those of its first route alone."""
+    return sorted(
+        method.upper()
+        for template, operations in app.openapi()["paths"].items()
+        if compile_path(template)[0].fullmatch(path)
+        for method in operations
+    )
+
+
 def add_handlers(app: FastAPI) -> None:
     """Have an application answer all errors in this form."""
 
@@ -99,8 +110,11 @@ def add_handlers(app: FastAPI) -> None:
         return answer(400, message, code="invalid_value", param=param)
 
     @app.exception_handler(HTTPException)
-    def http(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, str(error.detail), headers=error.headers)
+    def http(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405 and (methods := _methods(app, request.url.path)):
+            headers = {"allow": ", ".join(methods)}
+        return answer(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(Exception)
     def unexpected(_: Request, error: Exception) -> JSONResponse:
