@@ -38,7 +38,7 @@ class FakePlayer:
     """
 
     def __init__(self, *, guided: bool = False, shapes: tuple[VideoShape, ...] = (SHAPE,)) -> None:
-        names = ("dmd", "wan-unipc") if guided else ("dmd",)
+        names = ("dmd", "unipc-50") if guided else ("dmd",)
         self.offer = Offer(
             model="fake", shapes=shapes, samplers={n: SAMPLERS[n] for n in names}, fps=16,
             device="cpu",
