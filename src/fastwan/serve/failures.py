@@ -74,7 +74,9 @@ def answer(
 def invalid(errors: Sequence[Any]) -> tuple[str, str | None]:
     """The first of pydantic's errors as a message, and the field that it is about."""
     first = errors[0]
-    place = [str(each) for each in first["loc"] if each not in ("query", "path", "header")]
+    place = [str(each) for each in first["loc"]]
+    if len(place) > 1 and place[0] in ("query", "path", "header"):
+        del place[0]
     param = ".".join(place) or None
     text = str(first["msg"])
     return (f"{param}: {text}" if param else text), param

@@ -229,7 +229,8 @@ def _locked(folder: Path) -> FileLock:
     """Hold a folder, made where nothing is, for this server alone."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock", blocking=False)
+        # It is given up on another thread than it is taken on.
+        lock = FileLock(folder / "lock", blocking=False, thread_local=False)
         lock.acquire()
     except Timeout:
         raise BadInput(
