@@ -43,8 +43,8 @@ from fastwan.install import require
     help="Videos that may wait.",
 )  # fmt: skip
 @click.option(
-    "--client-share", type=click.IntRange(1), default=32, show_default=True, metavar="N",
-    help="Of these, what one client may have.",
+    "--client-share", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+    help="Of these, what one client may have; 0: half.",
 )  # fmt: skip
 @click.option(
     "--keep-seconds", type=click.IntRange(1), default=86400, show_default=True, metavar="N",

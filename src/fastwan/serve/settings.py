@@ -19,7 +19,8 @@ class Settings:
         host: address to listen on; this machine alone unless told otherwise.
         port: 0 takes a free one.
         queue_size: videos that may wait; further ones are refused with 503.
-        client_share: of these, what one client may have; further ones are refused with 429.
+        client_share: of these, what one client may have, 0 for half; further ones are refused
+            with 429.
         keep_seconds: how long a finished job and its video are kept.
         keep_bytes: what all videos together may take; beyond it the oldest are deleted.
         tokens: of clients; empty serves everybody who can connect.
@@ -36,7 +37,7 @@ class Settings:
     host: str = LOCAL_HOSTS[0]
     port: int = 8000
     queue_size: int = 64
-    client_share: int = 32
+    client_share: int = 0
     keep_seconds: int = 24 * 3600
     keep_bytes: int = 10 << 30
     tokens: tuple[str, ...] = ()
@@ -47,12 +48,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         least = {
-            "port": 0, "queue_size": 1, "client_share": 1, "keep_seconds": 1, "keep_bytes": 1,
+            "port": 0, "queue_size": 1, "client_share": 0, "keep_seconds": 1, "keep_bytes": 1,
             "longest_prompt": 1, "longest_body": 1, "drain_seconds": 0, "attempts": 1,
         }  # fmt: skip
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
-                raise BadInput(f"{getattr(self, name)} is below {smallest}", where=name)
+                raise BadInput(f"{name} {getattr(self, name)} is below {smallest}", where=name)
+        if self.client_share == 0:
+            object.__setattr__(self, "client_share", max(1, self.queue_size // 2))
+        if self.client_share > self.queue_size:
+            raise BadInput(
+                f"client_share {self.client_share} is above queue_size {self.queue_size}",
+                where="client_share",
+            )
 
     @property
     def is_local(self) -> bool:
