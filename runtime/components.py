@@ -38,6 +38,10 @@ class Components(Protocol):
         """Whether kernels compiled by an earlier process were used; see `RuntimeCache`."""
 
     @property
+    def eager_reason(self) -> str:
+        """Why a device's work is enqueued call by call; empty where it is graphs, or no device."""
+
+    @property
     def shape(self) -> VideoShape:
         """Height, width and frames that the bundle was built for."""
 

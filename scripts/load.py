@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from load_customers import PROMPTS, SEED, Moment, Plan, Session, load, prompt
+from load_customers import Moment, Plan, Session, load
+from load_prompts import PROMPTS, SEED, prompt
 from locust.env import Environment
 
 _URL = re.compile(r"on (http://\S+),")
@@ -42,7 +43,8 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        digests, alone = make_alone(arguments.bundle, arguments.device, folder, arguments.probes)
+        digests = make_alone(arguments.bundle, arguments.device, folder)
+        alone = seconds_alone(arguments.bundle, arguments.device, arguments.probes)
         with server(arguments.bundle, arguments.device, folder / "served") as url:
             session = Session(url)
             served = statistics.median(session.one(alone) for _ in range(arguments.probes))
@@ -64,25 +66,25 @@ def main() -> int:
     return 1 if plan.lost or plan.wrong else 0
 
 
-def make_alone(
-    bundle: Path, device: str, folder: Path, probes: int
-) -> tuple[dict[str, str], float]:
-    """Hash of the video of each prompt, and the median seconds of one, by ``generate``."""
-    command = [
-        sys.executable, "-m", "fastwan", "-q", "generate", str(bundle), "--json", "--device",
-        device, "--seed", str(SEED), "--warmup", "1",
-    ]  # fmt: skip
+def make_alone(bundle: Path, device: str, folder: Path) -> dict[str, str]:
+    """Hash of the video of each prompt, by ``generate``."""
     names = [prompt(number) for number in range(PROMPTS)]
+    words = ["generate", str(bundle), *names, "--seed", str(SEED), "--device", device]
     subprocess.run(
-        [*command, *names, "-o", str(folder / "x.mp4")], check=True, stdout=subprocess.DEVNULL
-    )
-    digests = {
+        [sys.executable, "-m", "fastwan", "-q", *words, "-o", str(folder / "x.mp4")],
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return {
         name: hashlib.sha256((folder / f"x_{index}.mp4").read_bytes()).hexdigest()
         for index, name in enumerate(names)
     }
-    words = [*command, names[0], "--repeat", str(probes), "-o", str(folder / "y.mp4")]
-    report = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
-    return digests, statistics.median(run["total"] for run in report["videos"][0]["runs"])
+
+
+def seconds_alone(bundle: Path, device: str, count: int) -> float:
+    """Median seconds of a video and its file without a server."""
+    script = Path(__file__).with_name("load_alone.py")
+    words = [sys.executable, str(script), str(bundle), device, str(count)]
+    return float(subprocess.run(words, check=True, capture_output=True).stdout)
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def table(report: dict[str, Any], environment: Environment, moments: list[Moment
     """What a reader wants to see, all of it measured."""
     rows = [
         "| | |", "|---|---|",
-        f"| a video by `generate`, median | {report['alone_seconds'] * 1e3:.1f} ms |",
+        f"| a video and its file without a server | {report['alone_seconds'] * 1e3:.1f} ms |",
         f"| the same from request to last byte | {report['served_seconds'] * 1e3:.1f} ms |",
         f"| videos a second | {report['videos_a_second']:.2f} |",
         f"| requests a second that were sent | {report['asked_a_second']:.2f} |",

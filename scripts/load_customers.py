@@ -13,17 +13,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
+from load_prompts import SEED, prompt
 from locust import HttpUser, constant_throughput, task
 from locust.env import Environment
 
-PROMPTS = 8
-"""Different videos that requests ask for, one after the other."""
-
-SEED = 7
 _FIGURE = r"^{} (\S+)$"
 _USERS = 10
 _POLL = 0.5
 _QUICK_POLL = 0.002
+_TRIES = 3
 _PATIENCE = 600
 """Seconds after which a job that is not done counts as lost."""
 
@@ -54,7 +52,6 @@ class Plan:
     requests: int
     digests: dict[str, str]
     asked: int = 0
-    accepted: int = 0
     refused: int = 0
     done: int = 0
     lost: int = 0
@@ -65,10 +62,6 @@ class Plan:
     def open(self) -> int:
         """Requests whose end is not known yet."""
         return self.requests - self.done - self.lost
-
-
-def prompt(number: int) -> str:
-    return f"A red fox in the snow, number {number % PROMPTS}."
 
 
 class Customer(HttpUser):
@@ -107,20 +100,16 @@ class Customer(HttpUser):
         fields = {"prompt": prompt(number), "seed": SEED}
         key = {"Idempotency-Key": f"load {number}"}
         while True:
-            with self.client.post(
-                "/v1/videos", json=fields, headers=key, catch_response=True
-            ) as answer:
-                if answer.status_code not in (429, 503):
-                    break
-                answer.success()  # it is an answer: there is no room now
-                self.plan.refused += 1
+            answer = self._ask("POST", "/v1/videos", json=fields, headers=key)
+            if answer.status_code not in (429, 503):
+                break
+            self.plan.refused += 1
             gevent.sleep(float(answer.headers["retry-after"]))
         if answer.status_code != 200:
             return f"{answer.status_code} {answer.text}"
-        self.plan.accepted += 1
         url = f"/v1/videos/{answer.json()['id']}"
         while time.monotonic() < end:
-            video = self.client.get(url, name="/v1/videos/ID").json()
+            video = self._ask("GET", url, name="/v1/videos/ID").json()
             if video["status"] == "completed":
                 return self._compare(number, url)
             if video["status"] not in ("queued", "in_progress"):
@@ -128,8 +117,18 @@ class Customer(HttpUser):
             gevent.sleep(_POLL)
         return "not done in time"
 
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        """An answer; without one the request is sent again, as clients of the API do."""
+        for _ in range(_TRIES):
+            with self.client.request(method, path, catch_response=True, **options) as answer:
+                if answer.status_code in (429, 503):
+                    answer.success()  # there is no room now, which is no failure
+            if answer.status_code:
+                break
+        return answer
+
     def _compare(self, number: int, url: str) -> str:
-        content = self.client.get(f"{url}/content", name="/v1/videos/ID/content")
+        content = self._ask("GET", f"{url}/content", name="/v1/videos/ID/content")
         if content.status_code != 200:
             return f"{content.status_code} {content.text}"
         digest = hashlib.sha256(content.content).hexdigest()

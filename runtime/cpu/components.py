@@ -47,6 +47,10 @@ class CpuComponents:
     def runtime_cache(self) -> State:
         return "unused"
 
+    @property
+    def eager_reason(self) -> str:
+        return ""
+
     @cached_property
     def shape(self) -> VideoShape:
         return bundle_shape(self._bundle)

@@ -95,6 +95,11 @@ class DeviceComponents:
         cache = self._platform.runtime_cache
         return "unused" if cache is None else cache.state
 
+    @property
+    def eager_reason(self) -> str:
+        reasons = (session.eager_reason for session in list(self._sessions.values()))
+        return next(filter(None, reasons), "")
+
     def _open_engines(self, bundle: Bundle) -> Mapping[str, DeviceEngine]:
         if self._engines is None:
             self._engines = self._platform.open_engines(bundle)

@@ -115,6 +115,22 @@ def test_a_failure_is_told_and_the_next_video_is_made(
     assert files(tmp_path / "videos") == [f"{done}.mp4"]
 
 
+@pytest.mark.parametrize("lost", [2, 3])
+def test_a_device_that_fails_in_a_row_ends_the_server(
+    client: TestClient, player: FakePlayer, lost: int
+) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    for index in range(lost):
+        player.fault = EnvironmentLacks("the device failed")
+        until(client, ask(client, f"a {index}").json()["id"], "failed")
+    if lost == 3:
+        service.worker.join()
+        assert client.get("/health").json()["status"] == "failing"
+        return
+    until(client, ask(client, "b").json()["id"], "completed")
+    assert client.get("/health").json()["status"] == "ok"
+
+
 def test_an_idempotency_key_is_one_job(client: TestClient, player: FakePlayer) -> None:
     first = ask(client, "a", **{"idempotency-key": "k"}).json()
     until(client, first["id"], "completed")

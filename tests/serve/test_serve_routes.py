@@ -136,7 +136,7 @@ def test_an_error_of_the_server_tells_no_more_than_its_kind(
         secret = RuntimeError("/a/secret/path")
         service = client.app.state.service  # type: ignore[attr-defined]
         monkeypatch.setattr(service.store, "page", lambda **_: (_ for _ in ()).throw(secret))
-        loose = TestClient(client.app, raise_server_exceptions=False)
+        loose = TestClient(client.app, "http://127.0.0.1", raise_server_exceptions=False)
         answer = loose.get("/v1/videos")
     assert answer.status_code == 500
     assert error(answer)["message"] == "Internal Server Error: RuntimeError"
@@ -208,6 +208,41 @@ def test_a_client_sees_its_own_jobs_alone(tmp_path: Path) -> None:
         assert client.get("/v1/videos", headers=beta).json()["data"] == []
         assert len(client.get("/v1/videos", headers=alpha).json()["data"]) == 1
         assert client.get(f"/v1/videos/{job_id}/content", headers=alpha).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://127.0.0.1"}, 200),
+        ({"host": "localhost:8000", "origin": "http://localhost:8000"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"origin": "https://example.com"}, 403),
+        ({"origin": "http://127.0.0.1:9000"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "example.com", "origin": "http://example.com"}, 403),
+        ({"host": "example.com"}, 403),
+        ({"host": "[::1"}, 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(
+    client: TestClient, headers: dict[str, str], status: int
+) -> None:
+    answer = client.post("/v1/videos", data={"prompt": "a"}, headers=headers)
+    assert answer.status_code == status
+    if status == 403:
+        assert error(answer)["code"] == "other_origin"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tokens": TOKENS}, {"host": "0.0.0.0"}], ids=["tokens", "not local"]
+)
+def test_a_server_that_is_not_local_has_any_name(tmp_path: Path, settings: dict[str, Any]) -> None:
+    headers = {"host": "example.com", "authorization": f"Bearer {TOKENS[0]}"}
+    with serving(tmp_path / "videos", **settings) as client:
+        assert client.get("/v1/models", headers=headers).status_code == 200
+        headers["origin"] = "http://example.org"
+        assert client.get("/v1/models", headers=headers).status_code == 403
 
 
 def test_figures_for_prometheus(client: TestClient, player: FakePlayer) -> None:

@@ -120,10 +120,19 @@ def test_pages_hold_every_job_once(store: Store, newest_first: bool) -> None:
 
 def test_jobs_are_forgotten_when_their_time_is_over(store: Store) -> None:
     early, late, waiting = finished(store, 1, 100.0), finished(store, 1, 101.0), added(store)
-    assert store.remove_expired(150.0) == [early.id]
+    assert store.remove_expired(150.0, 99) == [early.id]
     assert store.get(early.id) is None
     assert store.get(late.id) is not None
     assert store.get(waiting.id) is not None
+
+
+def test_no_more_finished_jobs_are_kept_than_were_asked_for(store: Store) -> None:
+    waiting = added(store)
+    ids = [finished(store, 1).id for _ in range(4)]
+    assert store.remove_expired(0.0, 4) == []
+    assert store.remove_expired(0.0, 2) == ids[:2]
+    assert store.get(waiting.id) is not None
+    assert store.get(ids[2]) is not None
 
 
 def test_the_oldest_videos_make_room(store: Store) -> None:

@@ -55,6 +55,10 @@ from fastwan.install import require
     help="What all videos may take; the oldest make room.",
 )  # fmt: skip
 @click.option(
+    "--keep-jobs", type=click.IntRange(1), default=10_000, show_default=True, metavar="N",
+    help="Finished jobs that are kept.",
+)  # fmt: skip
+@click.option(
     "--longest-prompt", type=click.IntRange(1), default=4096, show_default=True, metavar="N",
     help="Characters.",
 )  # fmt: skip

@@ -16,6 +16,7 @@ from fastwan.serve.body import BodyLimit
 from fastwan.serve.counting import CountRequests
 from fastwan.serve.document import describe
 from fastwan.serve.failures import add_handlers
+from fastwan.serve.origins import SameOrigin
 from fastwan.serve.player import Player
 from fastwan.serve.service import Service
 from fastwan.serve.settings import Settings
@@ -53,6 +54,7 @@ def create_app(settings: Settings, player: Player) -> FastAPI:
     describe(app, service.offer, settings)
     app.include_router(routes_videos.router)
     app.include_router(routes_server.router)
+    app.add_middleware(SameOrigin, local=settings.is_local and not settings.tokens)
     app.add_middleware(BodyLimit, longest=settings.longest_body)
     app.add_middleware(CountRequests, metrics=service.metrics)
     return app

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from fastwan.runtime.pipeline import FastWanPipeline
+from fastwan.runtime.recording.memory_plan import bundle_memory
 from fastwan.runtime.request import Request
 from fastwan.runtime.timings import Timings
 from fastwan.runtime.video import FPS
@@ -31,6 +32,7 @@ class BundlePlayer:
 
     def __init__(self, pipeline: FastWanPipeline) -> None:
         self._pipeline = pipeline
+        self._device_bytes = 0
         manifest = pipeline.bundle.manifest
         self._offer = Offer(
             model=manifest.onnx.model.name,
@@ -56,6 +58,8 @@ class BundlePlayer:
         return choice.note or f"device {choice.name}"
 
     def warm_up(self) -> None:
+        if self._pipeline.components.fused:
+            self._device_bytes = bundle_memory(self._pipeline.bundle).total
         for sampler in self._offer.samplers:
             self._pipeline.load(sampler=sampler)
         asked = resolve(self._offer, _WARM_UP, longest_prompt=len(_WARM_UP.prompt))
@@ -96,7 +100,11 @@ class BundlePlayer:
         return timings
 
     def state(self) -> State:
-        return State(launch="graph" if self._pipeline.components.fused else "none")
+        components = self._pipeline.components
+        if not components.fused:
+            return State()
+        launch: Literal["graph", "eager"] = "eager" if components.eager_reason else "graph"
+        return State(launch=launch, device_bytes=self._device_bytes)
 
     def close(self) -> None:
         self._pipeline.close()

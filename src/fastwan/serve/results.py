@@ -45,11 +45,3 @@ class Results:
         for file in self._folder.iterdir():
             if _NAME.fullmatch(file.name) and file.name not in kept:
                 file.unlink(missing_ok=True)
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of the videos that are there, by the id of their job."""
-        return {
-            file.stem: file.stat().st_size
-            for file in self._folder.iterdir()
-            if _NAME.fullmatch(file.name)
-        }

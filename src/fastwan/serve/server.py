@@ -17,6 +17,10 @@ from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.serve.service import Service
 from fastwan.serve.settings import Settings
 
+_IDLE_SECONDS = 75
+"""Before an idle connection is closed: clients keep them for about a minute, and one that is closed
+while the next request is on its way looks like a failure."""
+
 _GRACE_SECONDS = 5
 """For the answers that are being sent when the last video is done."""
 
@@ -59,7 +63,8 @@ class _Server(uvicorn.Server):
             return
         before = {
             number: signal.signal(number, self.handle_exit)
-            for number in (signal.SIGINT, signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN  # as SIGHUP is under nohup
         }
         try:
             yield
@@ -93,6 +98,7 @@ def serve(app: FastAPI, listening: socket.socket, *, access_log: bool = False) -
         log_level="info" if access_log else "warning",
         access_log=access_log,
         timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_keep_alive=_IDLE_SECONDS,
         server_header=False,
     )
     _Server(config, service).run(sockets=[listening])

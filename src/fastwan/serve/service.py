@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -194,10 +196,11 @@ class Service:
 
     def _sweep(self) -> None:
         while not self._ending.wait(_SWEEP_SECONDS):
-            self._remove_expired()
+            with suppress(sqlite3.Error, OSError):  # of a full disk: there will be another time
+                self._remove_expired()
 
     def _remove_expired(self) -> None:
-        self.results.remove(self.store.remove_expired(time.time()))
+        self.results.remove(self.store.remove_expired(time.time(), self.settings.keep_jobs))
 
     def drain(self) -> None:
         """Take no further job and begin no other; what waits stays for the next server."""

@@ -23,6 +23,7 @@ class Settings:
             with 429.
         keep_seconds: how long a finished job and its video are kept.
         keep_bytes: what all videos together may take; beyond it the oldest are deleted.
+        keep_jobs: finished jobs that are kept; beyond it the oldest are forgotten.
         tokens: of clients; empty serves everybody who can connect.
         longest_prompt: characters.
         longest_body: bytes of a request.
@@ -40,6 +41,7 @@ class Settings:
     client_share: int = 0
     keep_seconds: int = 24 * 3600
     keep_bytes: int = 10 << 30
+    keep_jobs: int = 10_000
     tokens: tuple[str, ...] = ()
     longest_prompt: int = 4096
     longest_body: int = 64 << 10
@@ -49,7 +51,8 @@ class Settings:
     def __post_init__(self) -> None:
         least = {
             "port": 0, "queue_size": 1, "client_share": 0, "keep_seconds": 1, "keep_bytes": 1,
-            "longest_prompt": 1, "longest_body": 1, "drain_seconds": 0, "attempts": 1,
+            "keep_jobs": 1, "longest_prompt": 1, "longest_body": 1, "drain_seconds": 0,
+            "attempts": 1,
         }  # fmt: skip
         for name, smallest in least.items():
             if getattr(self, name) < smallest:

@@ -204,11 +204,14 @@ class Store:
         with self._cursor() as cursor:
             return bool(cursor.execute("DELETE FROM jobs WHERE id = ?", (job_id,)).rowcount)
 
-    def remove_expired(self, now: float) -> list[str]:
-        """Forget the jobs whose time is over; their ids."""
+    def remove_expired(self, now: float, most: int) -> list[str]:
+        """Forget the finished jobs whose time is over, and the oldest beyond `most`; their ids."""
         with self._cursor() as cursor:
             rows = cursor.execute(
-                "DELETE FROM jobs WHERE expires_at <= ? RETURNING id", (now,)
+                "DELETE FROM jobs WHERE expires_at <= ? OR (expires_at IS NOT NULL AND number <="
+                " (SELECT number FROM jobs WHERE expires_at IS NOT NULL"
+                " ORDER BY number DESC LIMIT 1 OFFSET ?)) RETURNING id",
+                (now, most),
             ).fetchall()
         return [row["id"] for row in rows]
 

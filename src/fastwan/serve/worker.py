@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from fastwan.errors import FastWanError, first_line
+from fastwan.errors import EnvironmentLacks, FastWanError, first_line
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.timings import Timings
 from fastwan.serve.events import Channels, Event
@@ -19,6 +19,9 @@ from fastwan.serve.player import Cancelled, Player, Watch
 from fastwan.serve.queue import FairQueue
 from fastwan.serve.results import Results
 from fastwan.serve.store import Store
+
+_LOST = 3
+"""Videos in a row that a device fails at before it counts as lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,9 @@ class Worker(threading.Thread):
     """Takes jobs from the queue until it is closed. The player is used by this thread alone.
 
     A video's file is written beside the next video; the one after that waits for it.
+
+    A device that fails several times in a row is lost: the worker ends, so that a new process can
+    take its place.
 
     Args:
         ended: told of each job, on this thread or on the one that writes its file.
@@ -74,6 +80,7 @@ class Worker(threading.Thread):
         self._current = ""
         self._unwanted = False
         self._stopping = False
+        self._lost_in_a_row = 0
 
     def run(self) -> None:
         try:
@@ -118,12 +125,21 @@ class Worker(threading.Thread):
         except Exception as error:
             file.abandon()
             self._ended(self._failed(job, error))
+            self._count_lost(error)
             return None
         finally:
             with self._lock:
                 self._current = ""
+        self._lost_in_a_row = 0
         file.end()
         return pool.submit(partial(self._finish, job, timings, file))
+
+    def _count_lost(self, error: Exception) -> None:
+        """Raise the error of a device that made no video of several in a row."""
+        if isinstance(error, EnvironmentLacks):
+            self._lost_in_a_row += 1
+            if self._lost_in_a_row == _LOST:
+                raise error
 
     def _watch(self, job: Job, file: FrameFile) -> Watch:
         """Tell the readers of a job's channel, and hand its frames on."""

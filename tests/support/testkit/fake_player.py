@@ -93,7 +93,7 @@ def serving(
     """
     player = player or FakePlayer()
     app = create_app(Settings(folder=folder, **settings), player)  # type: ignore[arg-type]
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
         player.gate.set()
 

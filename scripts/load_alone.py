@@ -1,0 +1,42 @@
+"""Seconds of a video from its prompt to its finished file, by a call in this process.
+
+    python scripts/load_alone.py BUNDLE cpu 20
+
+``generate`` counts the frames alone: the file is finished behind its last measurement.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from load_prompts import SEED, prompt
+
+from fastwan.runtime.pipeline import FastWanPipeline
+from fastwan.runtime.request import Request
+from fastwan.runtime.video import open_output, parse_output
+
+
+def main(bundle: str, device: str, count: str) -> None:
+    with (
+        FastWanPipeline.from_bundle(bundle, device) as pipeline,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        place = parse_output(Path(folder) / "x.mp4")
+        shape = pipeline.components.shape
+        request = Request(prompt=prompt(0), seed=SEED)
+        seconds = []
+        for _ in range(int(count) + 2):
+            begin = time.perf_counter()
+            with open_output(place, height=shape.height, width=shape.width) as write:
+                for frame in pipeline.frames(request):
+                    write(frame)
+            seconds.append(time.perf_counter() - begin)
+    print(statistics.median(seconds[2:]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
