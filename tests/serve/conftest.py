@@ -11,6 +11,12 @@ from fastapi.testclient import TestClient
 from testkit.fake_player import FakePlayer, serving
 
 
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Root of the checkout."""
+    return Path(__file__).resolve().parents[2]
+
+
 @pytest.fixture
 def player() -> FakePlayer:
     return FakePlayer()

@@ -1,4 +1,7 @@
-"""A server of its own over a fake player: ``python -m testkit.fake_server FOLDER SECONDS``."""
+"""A server of its own over a fake player: ``python -m testkit.fake_server FOLDER SECONDS [fail]``.
+
+With the last word its first video fails.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ if __name__ == "__main__":
     )
     player = FakePlayer()
     player.seconds = float(sys.argv[2])
+    if sys.argv[3:] == ["fail"]:
+        player.fault = RuntimeError("asked to fail")
+        player.warm_up = lambda: None  # type: ignore[method-assign]
     with listen(settings) as listening:
         app = create_app(settings, player)
         say(f"fake on http://127.0.0.1:{listening.getsockname()[1]}, device cpu")
