@@ -12,8 +12,9 @@ from click.testing import CliRunner, Result
 
 from fastwan.cli import main
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.serve.app import create_app
 from fastwan.serve.auth import read_tokens
-from fastwan.serve.server import listen
+from fastwan.serve.server import listen, serve
 from fastwan.serve.service import Service
 from fastwan.serve.settings import Settings
 from testkit.fake_player import FakePlayer
@@ -84,6 +85,17 @@ def test_an_address_is_this_machines(
         return
     with pytest.raises(error):
         listen(settings)
+
+
+@pytest.mark.parametrize("fault", [EnvironmentLacks("no GPU"), BadInput("no decoder")])
+def test_a_player_that_cannot_be_made_ready_ends_the_server(
+    tmp_path: Path, fault: EnvironmentLacks | BadInput
+) -> None:
+    settings, player = Settings(folder=tmp_path / "videos", port=0), FakePlayer()
+    player.fault = fault
+    with listen(settings) as listening, pytest.raises(type(fault), match=fault.what):
+        serve(create_app(settings, player), listening)
+    assert player.closed
 
 
 def test_a_folder_has_one_server(tmp_path: Path) -> None:

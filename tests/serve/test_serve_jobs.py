@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,23 @@ def test_what_killed_the_server_too_often_is_reported(
     if status == "failed":
         assert video["error"]["code"] == "interrupted"
         assert files(folder) == []
+
+
+@pytest.mark.parametrize(("model", "status"), [("fake", "completed"), ("other", "failed")])
+def test_a_job_of_another_bundle_is_reported(tmp_path: Path, model: str, status: str) -> None:
+    folder, player = tmp_path / "videos", FakePlayer()
+    with serving(folder, player, drain_seconds=0) as client:
+        held(client, player)
+        waits = ask(client, "waits").json()["id"]
+        client.app.state.service.close()  # type: ignore[attr-defined]
+    after = FakePlayer()
+    after.offer = replace(after.offer, model=model)
+    with serving(folder, after) as client:
+        video = until(client, waits, "completed", "failed")
+    assert video["status"] == status
+    assert after.begun == (["held", "waits"] if status == "completed" else [])
+    if status == "failed":
+        assert video["error"]["code"] == "bundle_changed"  # type: ignore[index]
 
 
 def test_videos_of_no_job_are_deleted_and_other_files_stay(tmp_path: Path) -> None:

@@ -60,8 +60,7 @@ class BundlePlayer:
     def warm_up(self) -> None:
         if self._pipeline.components.fused:
             self._device_bytes = bundle_memory(self._pipeline.bundle).total
-        for sampler in self._offer.samplers:
-            self._pipeline.load(sampler=sampler)
+        # Of the default sampler alone: on a GPU each has memory of its own.
         asked = resolve(self._offer, _WARM_UP, longest_prompt=len(_WARM_UP.prompt))
         unwatched = Watch(on_step=lambda _: None, on_frame=lambda _: None, cancelled=lambda: False)
         self.play(asked, unwatched)

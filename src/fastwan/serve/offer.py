@@ -77,6 +77,16 @@ def resolve(offer: Offer, request: CreateVideo, *, longest_prompt: int) -> Asked
     return asked
 
 
+def serves(offer: Offer, asked: Asked) -> bool:
+    """Whether a video that was resolved before is one that can be made now."""
+    return (
+        asked.model == offer.model
+        and asked.shape in offer.shapes
+        and asked.sampler in offer.samplers
+        and asked.steps == offer.samplers[asked.sampler].steps
+    )
+
+
 def _check_length(name: str, text: str | None, longest: int) -> None:
     if text is not None and len(text) > longest:
         raise BadInput(

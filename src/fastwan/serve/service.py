@@ -14,7 +14,7 @@ from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.serve.events import Channels, Event
 from fastwan.serve.jobs import Job, new_id
 from fastwan.serve.metrics import Metrics
-from fastwan.serve.offer import Offer, resolve
+from fastwan.serve.offer import Offer, resolve, serves
 from fastwan.serve.player import Player
 from fastwan.serve.queue import FairQueue
 from fastwan.serve.results import Results
@@ -90,26 +90,24 @@ class Service:
         self._sweeper.start()
 
     def _recover(self) -> None:
-        """Queue again what waited or was interrupted, but for what was begun too often."""
-        now = time.time()
+        """Queue again what waited or was interrupted, where it can still be made."""
         for job in self.store.unfinished():
-            if job.status == "in_progress":
-                if job.attempts >= self.settings.attempts:
-                    self.store.finish(
-                        job.id,
-                        "failed",
-                        now=now,
-                        expires_at=now + self.settings.keep_seconds,
-                        error=(
-                            "interrupted",
-                            f"the server ended {job.attempts} times while it made this video",
-                        ),
-                    )
-                    continue
-                self.store.queue_again(job.id, counted=True)
+            if error := self._hopeless(job):
+                self._finish(Ended(job=job, status="failed", error=error))
+                continue
+            self.store.queue_again(job.id, counted=True)
             self._enqueue(job)
         self._remove_expired()
         self.results.remove_others(self.store.with_content())
+
+    def _hopeless(self, job: Job) -> tuple[str, str] | None:
+        """Code and message of why a job that the last server left is not made any more."""
+        if job.status == "in_progress" and job.attempts >= self.settings.attempts:
+            times = f"the server ended {job.attempts} times while it made this video"
+            return "interrupted", times
+        if not serves(self.offer, job.asked):
+            return "bundle_changed", "the server now has a bundle that cannot make this video"
+        return None
 
     def submit(
         self, client: str, request: CreateVideo, *, key: str | None = None, digest: str = ""
@@ -211,9 +209,12 @@ class Service:
 
     def is_drained(self) -> bool:
         """Whether nothing is being made any more; what takes too long is ended."""
-        if self.is_draining and time.monotonic() > self._deadline:
-            self.worker.stop()
-        return not self.worker.is_alive()
+        if self.worker.is_alive():
+            if self.is_draining and time.monotonic() > self._deadline:
+                self.worker.stop()
+            return False
+        self.channels.close("queued")  # nobody waits for what the next server makes
+        return True
 
     def close(self) -> None:
         """Drain, wait for the video that is being made, and give everything back."""
@@ -222,7 +223,6 @@ class Service:
             self.worker.join(_DRAIN_TICK)
         if self._sweeper.is_alive():
             self._sweeper.join()
-        self.channels.close("queued")
         self.player.close()
         self.store.close()
         self._folder_lock.release()
