@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from fastwan.errors import EnvironmentLacks, VerificationFailed
 from fastwan.serve.events import Event
+from fastwan.serve.queue import QueueFull
 from testkit.fake_player import FakePlayer, serving, until
 
 
@@ -171,6 +172,18 @@ def test_what_there_is_no_room_for_is_refused_and_may_come_again(
         assert accepted.status_code == 200
         until(client, accepted.json()["id"], "completed")
     assert player.begun == ["held", "a", "b", "c"]
+
+
+def test_a_refused_client_is_told_when_half_of_the_queue_is_made(
+    client: TestClient, player: FakePlayer
+) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    service._seconds_a_video = 2.0
+    assert service.retry_after(QueueFull(of_client=False)) == 64
+    assert service.retry_after(QueueFull(of_client=True)) == 32
+    assert service.retry_after() == 2
+    service._seconds_a_video = 0.01
+    assert service.retry_after(QueueFull(of_client=True)) == 1
 
 
 def test_a_stopped_server_leaves_its_jobs_to_the_next(tmp_path: Path) -> None:

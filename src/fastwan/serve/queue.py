@@ -27,7 +27,7 @@ class FairQueue:
     """
 
     def __init__(self, size: int, share: int) -> None:
-        self._size = size
+        self.size = size
         self._share = share
         self._waiting: OrderedDict[str, deque[str]] = OrderedDict()
         self._clients: dict[str, str] = {}
@@ -45,7 +45,7 @@ class FairQueue:
             QueueFull: likewise.
         """
         with self._changed:
-            if len(self._clients) >= self._size:
+            if len(self._clients) >= self.size:
                 raise QueueFull(of_client=False)
             if len(self._waiting.get(client, ())) >= self._share:
                 raise QueueFull(of_client=True)

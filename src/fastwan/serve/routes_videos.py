@@ -44,7 +44,6 @@ async def create_video(
 ) -> Video:
     """Ask for a video. The body is JSON or a form."""
     create, digest = await read_create(request)
-    wait = {"retry-after": str(service.retry_after)}
     try:
         job = await run_in_threadpool(
             service.submit, client, create, key=idempotency_key, digest=digest
@@ -57,12 +56,14 @@ async def create_video(
             param="Idempotency-Key",
         ) from None
     except QueueFull as full:
+        wait = {"retry-after": str(service.retry_after(full))}
         if full.of_client:
             message = "too many of this client's videos wait"
             raise Refused(429, message, code="client_share_used", headers=wait) from None
         raise Refused(503, "too many videos wait", code="queue_full", headers=wait) from None
     except Draining:
         message = "the server is about to end"
+        wait = {"retry-after": str(service.retry_after())}
         raise Refused(503, message, code="draining", headers=wait) from None
     return await run_in_threadpool(shown, service, job)
 

@@ -16,7 +16,7 @@ from fastwan.serve.jobs import Job, new_id
 from fastwan.serve.metrics import Metrics
 from fastwan.serve.offer import Offer, resolve, serves
 from fastwan.serve.player import Player
-from fastwan.serve.queue import FairQueue
+from fastwan.serve.queue import FairQueue, QueueFull
 from fastwan.serve.results import Results
 from fastwan.serve.settings import Settings
 from fastwan.serve.store import Store
@@ -78,10 +78,16 @@ class Service:
     def is_draining(self) -> bool:
         return self._ending.is_set()
 
-    @property
-    def retry_after(self) -> int:
-        """Seconds after which there may be room: what a video takes at present."""
-        return max(1, round(self._seconds_a_video))
+    def retry_after(self, full: QueueFull | None = None) -> int:
+        """Seconds after which there is room.
+
+        Where the queue, or a client's share of it, is full, these are the seconds until half of it
+        is made: by then many requests find room, and until then the player has work.
+        """
+        videos = 1.0
+        if full is not None:
+            videos = (self.settings.client_share if full.of_client else self.queue.size) / 2
+        return max(1, round(videos * self._seconds_a_video))
 
     def start(self) -> None:
         """Take up what the last server left, and begin."""
