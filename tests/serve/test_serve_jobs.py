@@ -242,6 +242,7 @@ def test_what_killed_the_server_too_often_is_reported(
     with serving(folder) as client:
         video = until(client, job_id, "completed", "failed")
     assert video["status"] == status
+    assert video["attempts"] == 3
     if status == "failed":
         assert video["error"]["code"] == "interrupted"
         assert files(folder) == []

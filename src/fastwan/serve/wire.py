@@ -78,6 +78,8 @@ class Video(_Wire):
     remixed_from_video_id: str | None = None
     error: VideoError | None
     started_at: int | None
+    attempts: int
+    """How often it was begun: more than once where the server was killed meanwhile."""
     seed: int
     sampler: str
     negative_prompt: str | None
@@ -117,6 +119,7 @@ class Video(_Wire):
             size=size_text(asked.shape),
             error=VideoError(code=job.error[0], message=job.error[1]) if job.error else None,
             started_at=_whole(job.started_at),
+            attempts=job.attempts,
             seed=asked.seed,
             sampler=asked.sampler,
             negative_prompt=asked.negative_prompt,
