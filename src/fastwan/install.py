@@ -18,7 +18,7 @@ from urllib.request import url2pathname
 
 import fastwan
 from fastwan import cuda_driver
-from fastwan.errors import EnvironmentLacks, listed
+from fastwan.errors import EnvironmentLacks
 
 DISTRIBUTION = "fastwan-export"
 _PACKAGE = Path(fastwan.__file__).resolve().parent
@@ -39,10 +39,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "dev": ("diffusers", "tensorrt_lean", "transformers"),
 }  # fmt: skip
-"""Modules that an extra of this package brings, beside those that the package always needs."""
-
-_OPTIONAL = frozenset({"av", "pynvml"})
-"""Modules that their users do without, or ask for themselves: PNG frames need no PyAV."""
+"""Modules that an extra of this package brings, beside those that the package always needs. The
+first stands for the extra: without it, none of its commands does anything."""
 
 
 def extra_of(module: str) -> str:
@@ -67,14 +65,15 @@ def _within(module: str, package: str) -> bool:
 def require(extra: str) -> None:
     """Refuse to begin what needs an extra that is not installed; imports nothing.
 
+    A package that is missing beside its first one is told of where it is imported.
+
     Raises:
-        EnvironmentLacks: naming the modules that are not there, and the command that brings them.
+        EnvironmentLacks: with the command that installs it.
     """
-    wanted = [each for each in dict.fromkeys(EXTRAS[extra]) if each not in _OPTIONAL]
-    absent = [each for each in wanted if not _is_there(each)]
-    if absent:
+    first = EXTRAS[extra][0]
+    if not _is_there(first):
         raise EnvironmentLacks(
-            f"this needs the extra {extra!r}, which is not installed: no {listed(absent)}",
+            f"this needs the extra {extra!r}, which is not installed: no {first}",
             fix=how_to_install(extra),
         )
 

@@ -161,13 +161,13 @@ def test_a_module_has_its_extra(
     assert extra_of(module) == extras[gpus]
 
 
-@pytest.mark.parametrize(("absent", "refused"), [("torch", True), ("av", False)])
+@pytest.mark.parametrize(("absent", "refused"), [("torch", True), ("onnx_ir", False)])
 def test_an_extra_is_asked_for_before_anything_is_imported(
     absent: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require("build")
     monkeypatch.setitem(sys.modules, absent, None)
-    if not refused:
+    if not refused:  # told where it is imported
         require("build")
         return
     with pytest.raises(EnvironmentLacks, match=r"'build'.*: no torch: pip install .*\[build\]"):

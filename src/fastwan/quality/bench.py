@@ -12,7 +12,6 @@ import numpy as np
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.engines.layer_json import bundle_layers
 from fastwan.errors import BadInput
-from fastwan.install import require
 from fastwan.manifest import LAYERS
 from fastwan.progress import Progress, Quiet
 from fastwan.quality.baseline import require_same_bundle
@@ -150,7 +149,6 @@ def _measure(
     bundle: Bundle, schedule: Schedule, prompt: str, runs: int, warmup: int, progress: Progress
 ) -> tuple[str, Measurement]:
     """Name of the GPU and what was measured on it."""
-    require("gpu")
     from fastwan.runtime.device.components import DeviceComponents
     from fastwan.runtime.model.noise import DEFAULT_SEED, draw, generator_for
     from fastwan.runtime.timings import Timings
