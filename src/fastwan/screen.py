@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 _INDENT = "  "
 
 
+class Lines:
+    """Lines of text, folded between words where a terminal has no room for them."""
+
+    def __init__(self, *lines: str) -> None:
+        self._lines = lines
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        yield from _wrapped([Text(line) for line in self._lines], console, options)
+
+
 class Rows:
     """A table with notes where there is room for it, else the same as lines of text.
 

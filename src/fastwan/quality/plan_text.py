@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fastwan.quality.fit import RESERVED_BYTES
 from fastwan.quality.plan_report import PlannedShape, PlannedVideo, PlanReport
-from fastwan.screen import Grid
+from fastwan.screen import Grid, Lines
 from fastwan.shapes import shape_text
 
 
@@ -30,8 +30,7 @@ class PlanText:
             yield _one_target(report, next(iter(report.targets)))
         else:
             yield from _many_targets(report, console, options)
-        for line in _below(report):
-            yield Text(line)
+        yield Lines(*_below(report))
 
 
 def _title(report: PlanReport) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from fastwan.quality.inspection import (
     ComponentFigures,
@@ -16,7 +15,7 @@ from fastwan.quality.inspection import (
 )
 from fastwan.runtime.recording.memory_plan import DeviceBytes
 from fastwan.schema import labels_of
-from fastwan.screen import Grid
+from fastwan.screen import Grid, Lines
 from fastwan.shapes import shape_text
 
 _ROWS = (
@@ -47,7 +46,7 @@ def render(report: InspectReport) -> RenderableType:
     titles, rows = component_table(report)
     figures = range(1, len(titles) - 1)
     table = Grid(titles, rows, title=title, right=figures, labelled=True)
-    parts: list[RenderableType] = [Text(_headline(report)), table]
+    parts: list[RenderableType] = [Lines(_headline(report)), table]
     if report.prediction is not None:
         parts += _prediction(report.prediction)
     if report.fallbacks:
@@ -55,9 +54,9 @@ def render(report: InspectReport) -> RenderableType:
     if report.device_bytes is not None:
         parts.append(_memory(report.device_bytes))
     if report.shapes:
-        parts.append(Text(shapes_text(report.shapes)))
+        parts.append(Lines(shapes_text(report.shapes)))
     if report.note:
-        parts.append(Text(report.note))
+        parts.append(Lines(report.note))
     return Group(*parts)
 
 
@@ -98,7 +97,7 @@ def _headline(report: InspectReport) -> str:
 
 def _prediction(prediction: Prediction) -> list[RenderableType]:
     if prediction.gpu is None:
-        return [Text("no prediction: no rates are known for this target")]
+        return [Lines("no prediction: no rates are known for this target")]
     rows = []
     for name, stage in prediction.stages.items():
         times = (_format(each, "ms") for each in (stage.predicted_ms, None, stage.floor_ms))
@@ -118,7 +117,7 @@ def _prediction(prediction: Prediction) -> list[RenderableType]:
     titles = ("", "at peak rates", "at attained rates", "arithmetic alone (floor)", "published")
     title = f"predicted on {prediction.gpu}, rates of {prediction.rates_date}"
     grid = Grid(titles, rows, title=title, right=range(1, len(titles)))
-    return [grid, Text(f"covers {prediction.covers}")]
+    return [grid, Lines(f"covers {prediction.covers}")]
 
 
 def _fallbacks(fallbacks: Mapping[str, FallbackFigures]) -> RenderableType:
@@ -136,13 +135,13 @@ def _fallbacks(fallbacks: Mapping[str, FallbackFigures]) -> RenderableType:
         longer = f", {sum(more):+,.2f} ms a step (predicted)" if len(more) == len(figures) else ""
         nodes = sum(each.nodes for each in figures)
         parts.append(f"{kind} ({nodes} node{'s' if nodes > 1 else ''}{longer})")
-    return Text(f"not played unless a GPU calls for it: fallbacks of {'; '.join(parts)}")
+    return Lines(f"not played unless a GPU calls for it: fallbacks of {'; '.join(parts)}")
 
 
 def _memory(memory: DeviceBytes) -> RenderableType:
     sizes = memory.model_dump(exclude={"total"})
     parts = ", ".join(f"{name} {_format(size, 'MB')}" for name, size in sizes.items())
-    return Text(f"device memory (predicted): {_format(memory.total, 'MB')}: {parts}")
+    return Lines(f"device memory (predicted): {_format(memory.total, 'MB')}: {parts}")
 
 
 def _format(value: Any, unit: str) -> str:

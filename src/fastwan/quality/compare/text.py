@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from fastwan.quality.compare.report import (
     CompareReport,
@@ -19,7 +18,7 @@ from fastwan.quality.compare.report import (
 )
 from fastwan.quality.findings_text import verdict_line
 from fastwan.quality.inspection import ComponentFigures
-from fastwan.screen import Grid
+from fastwan.screen import Grid, Lines
 
 _FIELDS = (
     ("kernels", "kernels", 1, ",d"),
@@ -81,7 +80,7 @@ def _kernels(facts: Sequence[KernelFact]) -> str:
 
 
 def _short(fact: KernelFact) -> str:
-    return "gemm" if fact.kind == "gemm" else _starred(fact.name)[:28]
+    return "gemm" if fact.kind == "gemm" else _starred(fact.name)
 
 
 def _starred(name: str) -> str:
@@ -137,16 +136,20 @@ def render(report: CompareReport) -> RenderableType:
     static = report.static
     counts = ", ".join(f"{count} {name}" for name, count in static.counts.items())
     parts: list[RenderableType] = [
-        Text(f"A: {report.a.path}: {_bundle(report, 'a')}"),
-        Text(f"B: {report.b.path}: {_bundle(report, 'b')}"),
+        Lines(
+            f"A: {report.a.path}: {_bundle(report, 'a')}",
+            f"B: {report.b.path}: {_bundle(report, 'b')}",
+        ),
         Grid(("", "", "A", "B", "change"), _changed_rows(static), title="components", names=2),
-        Text(f"kernels by the ONNX nodes that they compute: {counts}"),
-        *map(Text, map(_line, patterns(static.groups))),
+        Lines(
+            f"kernels by the ONNX nodes that they compute: {counts}",
+            *map(_line, patterns(static.groups)),
+        ),
     ]
     if report.numeric is not None:
         parts += _numeric(report.numeric)
     if report.findings and report.limit is not None:
-        parts.append(Text(verdict_line(report.findings)))
+        parts.append(Lines(verdict_line(report.findings)))
     return Group(*parts)
 
 
@@ -158,7 +161,7 @@ def _changed_rows(static: StaticComparison) -> list[tuple[str, ...]]:
 def _line(row: Pattern) -> str:
     moved = " -> ".join(f"{each / 1e6:,.1f}" for each in row.bytes_moved)
     where = f" ({row.where})" if row.where else ""
-    return f"  {row.status}: {row.nodes}{where}: {row.a} -> {row.b}, {moved} MB"
+    return f"{row.status}: {row.nodes}{where}: {row.a} -> {row.b}, {moved} MB"
 
 
 def _bundle(report: CompareReport, which: str) -> str:
@@ -180,14 +183,14 @@ def _numeric(numeric: NumericComparison) -> list[RenderableType]:
     ]
     titles = ("prompt", "seed", "step", "velocity", "largest", "latents (own ways)")
     parts: list[RenderableType] = [
-        Text(f"played on {numeric.device}: sampler {numeric.sampler}, {numeric.shape} (emulated)"),
+        Lines(f"played on {numeric.device}: sampler {numeric.sampler}, {numeric.shape} (emulated)"),
         Grid(titles, rows, title="relative L2 difference of each step", names=3),
     ]
     for each in numeric.frames:
         ratio = "equal" if each.psnr is None else f"{each.psnr:.1f} dB"
         perceived = "" if each.lpips is None else f", LPIPS {each.lpips:.3f}"
         parts.append(
-            Text(
+            Lines(
                 f"frames of prompt {each.prompt}, seed {each.seed}: PSNR {ratio}, "
                 f"SSIM {figure(each.ssim)}{perceived}, largest difference {each.largest} levels, "
                 f"most in frame {each.worst_frame} of {each.frames}"
@@ -199,7 +202,7 @@ def _numeric(numeric: NumericComparison) -> list[RenderableType]:
         ]
         heads = ("block", "drift", "it adds alone")
         parts.append(Grid(heads, block_rows, title="blocks in the first step"))
-        parts.append(Text(parting(numeric)))
+        parts.append(Lines(parting(numeric)))
     return parts
 
 

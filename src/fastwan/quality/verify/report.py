@@ -11,7 +11,7 @@ from pydantic import computed_field, field_validator
 
 from fastwan.errors import EnvironmentLacks, FastWanError
 from fastwan.schema import BundleFacts, Emulated, Label, Record, Report
-from fastwan.screen import Rows
+from fastwan.screen import Lines, Rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -179,12 +179,12 @@ def render(report: VerifyReport) -> RenderableType:
         rows.append(Text(what, style=style))
     failed = [check.name for check in report.checks if not check.passed]
     verdict = f"failed: {', '.join(failed)}" if failed else f"{len(report.checks)} checks passed"
-    lines = [Text(verdict if report.checks else "no checks")]
+    lines = [verdict if report.checks else "no checks"]
     if report.fp4 is not None:
-        lines.append(Text(_fp4_line(report.fp4)))
-    lines += [Text(_lora_line(each)) for each in report.lora]
-    lines += [Text(f"not checked: {each}") for each in report.unchecked]
-    return Group(Rows(table, rows), *lines)
+        lines.append(_fp4_line(report.fp4))
+    lines += map(_lora_line, report.lora)
+    lines += [f"not checked: {each}" for each in report.unchecked]
+    return Group(Rows(table, rows), Lines(*lines))
 
 
 def _fp4_line(fp4: FP4Comparison) -> str:
