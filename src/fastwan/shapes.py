@@ -28,7 +28,10 @@ def parse_shape(text: str) -> VideoShape:
             f"{text!r:.40} is no WIDTHxHEIGHTxFRAMES", where="--shape", fix="e.g. 832x480x81"
         )
     width, height, frames = map(int, match.groups())
-    return VideoShape(height=height, width=width, num_frames=frames)
+    try:
+        return VideoShape(height=height, width=width, num_frames=frames)
+    except BadInput as error:  # of one of the three, for which there may be no option
+        raise BadInput(error.what, where=f"--shape {text}", fix=error.fix) from None
 
 
 def parse_shapes(texts: Sequence[str]) -> tuple[VideoShape, ...]:
