@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 BLOCKS = 1
-"""Blocks in an engine where nothing else divides the transformer. More of them save a norm's pass
-over the hidden state (101 MB), and cost 131 MB of scratch and memory at build time."""
+"""Blocks in an engine where nothing else divides the transformer. More of them cost 131 MB of
+scratch and memory at build time; where linears are not quantised, they save a norm's pass over the
+hidden state (101 MB)."""
 
 SINGLE_ENGINE_BYTES = 1 << 20
 """Hidden state up to which all is one engine; a larger one is worth dividing for."""

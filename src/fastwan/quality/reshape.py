@@ -106,11 +106,13 @@ def _token_sizes(old: VideoShape, new: VideoShape) -> Sizes:
     def of(shape: VideoShape) -> list[int]:
         frames, rows, columns = shape.patches
         plane = shape.latent_height, shape.latent_width
-        sampled = -(-shape.num_tokens // KEY_SAMPLE)
-        tokens = shape.num_tokens, shape.padded_tokens, sampled
+        tokens = shape.num_tokens, shape.padded_tokens
         return [*tokens, frames, rows, columns, rows * columns, *plane]
 
-    return _told_apart(zip(of(old), of(new), strict=True))
+    table = _told_apart(zip(of(old), of(new), strict=True))
+    # A sample is small: a size that is another's too is taken for that one.
+    old_sample, new_sample = (-(-shape.num_tokens // KEY_SAMPLE) for shape in (old, new))
+    return {old_sample: new_sample} | table
 
 
 def _plane_sizes(old: VideoShape, new: VideoShape) -> Sizes:
