@@ -13,7 +13,7 @@ from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet
-from fastwan.runtime.arguments import chosen_shape
+from fastwan.runtime.arguments import chosen_shape, latents_like
 from fastwan.runtime.batch import check_built_in, refuse_unknown, requests_of
 from fastwan.runtime.call import Call
 from fastwan.runtime.callback import step_callback
@@ -316,6 +316,35 @@ class FastWanPipeline(LikeDiffusers):
             (run,) = self._runs([request], call, progress or Quiet())
             return run.open()
 
+    def decode(
+        self, latents: torch.Tensor | Array, *, progress: Progress | None = None
+    ) -> Iterator[Array]:
+        """Frames of clean latents in order, uint8 [H, W, 3]; a frame is valid until the next.
+
+        Args:
+            latents: [1, C, T, h, w] of the shape of `from_bundle`, normalised as ``latent`` output
+                is.
+            progress: told of the frames.
+
+        Raises:
+            BadInput: latents of another shape, or no decoder in the bundle.
+            VerificationFailed: a file of the bundle differs from its hash.
+        """
+        progress = progress or Quiet()
+        with self._turn():
+            components, schedule = self.components, self.schedule()
+            components.load(schedule, text=False, decoder=True)
+            given = latents_like(latents, components.latents_shape)
+            progress.start("decode", components.video_shape[0], "frames")
+            frames = components.decode(given, schedule)
+            if components.fused:
+                # The next turn writes over the device's own.
+                frames = iter([frame.copy() for frame in frames])
+        for frame in frames:
+            progress.advance()
+            yield frame
+        progress.finish()
+
     def schedule(self, sampler: str | None = None, guidance_scale: object = None) -> Schedule:
         """Schedule of one of the bundle's samplers, by default the first.
 
@@ -327,13 +356,21 @@ class FastWanPipeline(LikeDiffusers):
         """
         return guided_schedule(self.bundle.manifest.sampler_spec(sampler), guidance_scale)
 
+    def unload(self) -> None:
+        """Give back memory, engines and sessions; the next call opens them anew."""
+        with self.components.turn():
+            self._unload()
+
     def close(self) -> None:
-        """Give back memory, engines and sessions. A closed pipeline makes no more videos."""
+        """Unload for good. A closed pipeline makes no more videos."""
         if not self._closed:
             with self.components.turn():
                 self._closed = True
-                for components in (self.components, *self._others.values()):
-                    components.close()
+                self._unload()
+
+    def _unload(self) -> None:
+        for components in (self.components, *self._others.values()):
+            components.close()
 
     def __enter__(self) -> Self:
         return self

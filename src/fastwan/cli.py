@@ -34,6 +34,7 @@ COMMANDS = (
     "goldens",
     "selftest",
     "build-plugin",
+    "comfyui",
     "cache",
     "doctor",
 )

@@ -203,6 +203,7 @@ MAY_IMPORT = {
         "fastwan.runtime.text", "fastwan.runtime.timings",
     },
     "src/fastwan/serve": {"fastwan.runtime", "fastwan.serve"},
+    "src/fastwan/comfyui": {"fastwan.comfyui", "fastwan.runtime", "fastwan.failures"},
 }  # fmt: skip
 """What a folder may import beside COMMON; a name stands for everything below it. The longest row
 that a file lies in counts."""
@@ -215,10 +216,13 @@ MAY_NOT_IMPORT = {
 """The rest of the package may import all but these; only the commands import `quality`."""
 
 ONLY_FOR = {
+    "fastwan.comfyui": (
+        "src/fastwan/commands/", "src/fastwan/comfyui/", "src/fastwan/quality/schemas.py",
+    ),
     "fastwan.commands": ("src/fastwan/cli.py", "src/fastwan/commands/"),
     "fastwan.quality": ("src/fastwan/commands/", "src/fastwan/quality/"),
     "fastwan.serve": ("src/fastwan/commands/", "src/fastwan/serve/"),
-}
+}  # fmt: skip
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -299,6 +303,8 @@ def test_every_folder_with_a_rule_has_files(folder: str, root: Path) -> None:
         ("export/x.py", "fastwan.engines.layers", "fastwan.plugins.nvfp4"),
         ("plugins/x.py", "fastwan.export.ops", "fastwan.errors"),
         ("src/fastwan/x.py", "fastwan.cli", "fastwan.engines.build"),
+        ("src/fastwan/comfyui/x.py", "fastwan.engines.layers", "fastwan.runtime.pipeline"),
+        ("src/fastwan/x.py", "fastwan.comfyui.host", "fastwan.runtime.pipeline"),
         ("src/fastwan/x.py", "fastwan.commands.running", "fastwan.engines.build"),
         ("src/fastwan/commands/x.py", "fastwan.cli", "fastwan.quality.report"),
         ("src/fastwan/quality/x.py", "fastwan.commands.options", "fastwan.quality.report"),

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from fastwan.cache_list import CacheReport
+from fastwan.comfyui.install import ComfyuiReport
 from fastwan.doctor import DoctorReport
 from fastwan.export.checkpoint.synthetic import CheckpointReport
 from fastwan.plugins.build import PluginReport
@@ -33,7 +34,7 @@ REPORTS: dict[str, type[Report]] = {
     for report in (
         CheckpointReport, BuildReport, SwapReport, InspectReport, CompareReport, PlanReport,
         GenerateReport, BenchReport, VerifyReport, GateReport, GoldensReport, SelftestReport,
-        PluginReport, CacheReport, DoctorReport,
+        PluginReport, ComfyuiReport, CacheReport, DoctorReport,
     )
 }  # fmt: skip
 """By command; the name is also the report's ``kind``."""

@@ -1,0 +1,87 @@
+"""A bundle that was opened for nodes: what the type FASTWAN_BUNDLE carries from one to another."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from typing import Any
+
+from fastwan.bundle import Bundle
+from fastwan.comfyui import folders, host
+from fastwan.comfyui.memory import memory_of
+from fastwan.config import VideoShape
+from fastwan.manifest import MANIFEST
+from fastwan.runtime.pipeline import FastWanPipeline
+from fastwan.runtime.recording.memory_plan import bundle_memory
+from fastwan.shapes import shape_text
+
+
+class LoadedBundle:
+    """A pipeline, and its place in ComfyUI's list of models.
+
+    Engines are opened by the first node that plays them, and again after ComfyUI took their memory
+    back. They are closed for good with the last reference to this object, which ComfyUI keeps as
+    the result of a node.
+    """
+
+    def __init__(self, bundle: Bundle, device: str) -> None:
+        self.bundle = bundle
+        shape = self.shape
+        self._pipeline = FastWanPipeline.from_bundle(
+            bundle.root,
+            device,
+            height=shape.height,
+            width=shape.width,
+            num_frames=shape.num_frames,
+        )
+        on_cpu = self._pipeline.choice.name == "cpu"
+        size = 0 if on_cpu else bundle_memory(bundle).total
+        self._memory = memory_of(size, self._pipeline.unload)
+        weakref.finalize(self, self._pipeline.close)
+
+    @property
+    def shape(self) -> VideoShape:
+        """Height, width and frames of the videos."""
+        return self.bundle.manifest.onnx.model.shape
+
+    @property
+    def pipeline(self) -> FastWanPipeline:
+        """The pipeline, with memory that ComfyUI counts as its own."""
+        host.load_models([self._memory])
+        return self._pipeline
+
+    def __repr__(self) -> str:
+        """Model, shapes, samplers and device in a line."""
+        manifest = self.bundle.manifest
+        model, choice = manifest.onnx.model, self._pipeline.choice
+        shapes = ", ".join(map(shape_text, manifest.video_shapes))
+        samplers = ", ".join(spec.name for spec in manifest.samplers)
+        return (
+            f"{model.name}, {model.recipe}, {manifest.attention} attention; {shapes}; "
+            f"sampler {samplers}; runs on {choice.note or choice.name}"
+        )
+
+
+_open: weakref.WeakValueDictionary[tuple[Any, ...], LoadedBundle] = weakref.WeakValueDictionary()
+
+
+def load(choice: str, device: str) -> LoadedBundle:
+    """Open the chosen bundle, once for all nodes that name it.
+
+    Args:
+        choice: see `fastwan.comfyui.folders`.
+        device: "auto", "cpu", "cuda" or "emulated".
+
+    Raises:
+        BadInput: no such bundle or shape, or a device of another name.
+        EnvironmentLacks: the device cannot be used.
+        VerificationFailed: a file of the bundle has another size than its manifest says.
+    """
+    bundle = folders.chosen(choice)
+    manifest = hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
+    shape = bundle.manifest.onnx.model.shape
+    key = (bundle.root, manifest, shape, device)
+    found = _open.get(key)
+    if found is None:
+        found = _open[key] = LoadedBundle(bundle, device)
+    return found

@@ -1,0 +1,283 @@
+"""The nodes. Each is a class as ComfyUI's custom nodes are; tooltips are its documentation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from fastwan.comfyui import convert, folders, host
+from fastwan.comfyui.loaded import LoadedBundle, load
+from fastwan.comfyui.progress import NodeProgress
+from fastwan.config import SAMPLERS
+from fastwan.errors import BadInput, EnvironmentLacks, FastWanError
+from fastwan.failures import UNEXPECTED, explain
+from fastwan.runtime.arguments import chosen_shape, padded_embeds
+from fastwan.runtime.device.choice import DEVICES
+from fastwan.runtime.model.noise import DEFAULT_SEED
+from fastwan.runtime.request import Request
+from fastwan.runtime.video import FPS
+from fastwan.shapes import shape_text
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BUNDLE = "FASTWAN_BUNDLE"
+CATEGORY = "FastWan"
+OWN = "bundle's own"
+"""Sampler that stands for the first of the bundle."""
+
+_VIDEO = ("VIDEO",) if host.has_video() else ()
+
+Inputs = dict[str, dict[str, Any]]
+
+
+def told(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a node fail with one line that says what is wrong, where, and how to mend it."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except FastWanError:
+            raise
+        except Exception as error:
+            line, code = explain(error)
+            if code == UNEXPECTED:  # a fault of the program: its traceback is what helps
+                raise
+            raise (EnvironmentLacks if code == EnvironmentLacks.exit_code else BadInput)(
+                line
+            ) from error
+
+    return run
+
+
+class LoadBundle:
+    """Choose a bundle, a shape and a device."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    RETURN_TYPES = (BUNDLE, "INT", "INT", "INT")
+    RETURN_NAMES = ("bundle", "width", "height", "num_frames")
+    DESCRIPTION = (
+        "Opens a bundle of FastWan engines. Its engines take memory when a node plays them."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        return {
+            "required": {
+                "bundle": (
+                    folders.choices(),
+                    {"tooltip": "Folder in models/fastwan, and what it makes: width x height x "
+                     "frames. The engines are built for that alone."},
+                ),
+                "device": (
+                    list(DEVICES),
+                    {"tooltip": "auto: the GPU, or without one the CPU reference, which is slow. "
+                     "emulated: a Blackwell GPU's numbers on a Hopper GPU."},
+                ),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }  # fmt: skip
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, bundle: str) -> bool | str:
+        """True, or why the bundle cannot be opened: before anything of the prompt runs."""
+        try:
+            folders.chosen(bundle)
+        except (FastWanError, OSError) as error:
+            return explain(error)[0]
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, bundle: str, **_: Any) -> str:
+        """Another value where the bundle was built again."""
+        return folders.fingerprint(bundle)
+
+    @told
+    def load(self, bundle: str, device: str, node_id: str | None = None) -> tuple[Any, ...]:
+        opened = load(bundle, device)
+        host.show_text(str(opened), node_id)
+        shape = opened.shape
+        return opened, shape.width, shape.height, shape.num_frames
+
+
+class TextToVideo:
+    """A prompt to frames and latents."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "make"
+    RETURN_TYPES = ("IMAGE", "LATENT", *_VIDEO)
+    RETURN_NAMES = ("images", "latent", *map(str.lower, _VIDEO))
+    DESCRIPTION = "Makes a video of the bundle's shape. The same seed makes the same video."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        shape = {"forceInput": True, "tooltip": "The bundle's own where nothing is connected; of "
+                 "a bundle with several shapes, which one. Others are refused."}  # fmt: skip
+        return {
+            "required": {
+                "bundle": (BUNDLE,),
+                "prompt": (
+                    "STRING",
+                    {"multiline": True, "dynamicPrompts": True, "default": "",
+                     "tooltip": "Not read where a conditioning is connected."},
+                ),
+                "seed": (
+                    "INT",
+                    {"default": DEFAULT_SEED, "min": 0, "max": 2**64 - 1,
+                     "control_after_generate": True, "tooltip": "Of the noise."},
+                ),
+                "sampler": (
+                    [OWN, *SAMPLERS],
+                    {"tooltip": "One that the bundle's model was trained for."},
+                ),
+            },
+            "optional": {
+                "conditioning": (
+                    "CONDITIONING",
+                    {"tooltip": "In place of the prompt: of FastWan prompt embeds, or of ComfyUI's "
+                     "own encoder with UMT5 (CLIPLoader, type wan)."},
+                ),
+                "negative_prompt": (
+                    "STRING",
+                    {"multiline": True, "default": "", "advanced": True,
+                     "tooltip": "Of samplers with guidance; a distilled model has none."},
+                ),
+                "guidance_scale": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "advanced": True,
+                     "tooltip": "0 is the sampler's own."},
+                ),
+                "width": ("INT", shape),
+                "height": ("INT", shape),
+                "num_frames": ("INT", shape),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }  # fmt: skip
+
+    @told
+    def make(
+        self,
+        bundle: LoadedBundle,
+        prompt: str,
+        seed: int,
+        sampler: str,
+        conditioning: Any = None,
+        negative_prompt: str = "",
+        guidance_scale: float = 0.0,
+        width: int | None = None,
+        height: int | None = None,
+        num_frames: int | None = None,
+        node_id: str | None = None,
+    ) -> tuple[Any, ...]:
+        given = conditioning is not None
+        progress = NodeProgress()
+        request = Request(
+            prompt=None if given else prompt,
+            prompt_embeds=convert.embeds_of(conditioning) if given else None,
+            negative_prompt=negative_prompt or None,
+            guidance_scale=guidance_scale or None,
+            seed=seed,
+            sampler=None if sampler == OWN else sampler,
+            width=width,
+            height=height,
+            num_frames=num_frames,
+            on_step=progress.after_step,
+        )
+        shapes = bundle.bundle.manifest.video_shapes
+        shape = chosen_shape(shapes, width=width, height=height, num_frames=num_frames)
+        host.show_text(f"{shape_text(shape)}, {FPS} frames a second", node_id)
+        frames = progress.watched(bundle.pipeline.frames(request, progress=progress))
+        images = convert.image_of(frames, (shape.num_frames, shape.height, shape.width, 3))
+        assert progress.latents is not None
+        return _with_video(images, convert.latent_of(progress.latents))
+
+
+class PromptEmbeds:
+    """A prompt, or ComfyUI's encoding of one, as the model reads it."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "embed"
+    RETURN_TYPES = ("CONDITIONING",)
+    RETURN_NAMES = ("conditioning",)
+    DESCRIPTION = (
+        "Encodes a prompt with the bundle's own text encoder, or takes what ComfyUI's UMT5 made "
+        "of it, as the bundle's model reads it."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        return {
+            "required": {
+                "bundle": (BUNDLE,),
+                "prompt": (
+                    "STRING",
+                    {"multiline": True, "dynamicPrompts": True, "default": "",
+                     "tooltip": "Not read where a conditioning is connected."},
+                ),
+            },
+            "optional": {
+                "conditioning": (
+                    "CONDITIONING",
+                    {"tooltip": "Of CLIP Text Encode with UMT5: for a bundle without an encoder."},
+                ),
+            },
+        }  # fmt: skip
+
+    @told
+    def embed(self, bundle: LoadedBundle, prompt: str, conditioning: Any = None) -> tuple[Any, ...]:
+        pipeline = bundle.pipeline
+        if conditioning is None:
+            embeds = pipeline.embed(prompt)
+        else:
+            given = convert.embeds_of(conditioning)
+            embeds = padded_embeds(given, pipeline.components.text_shape)
+        return (convert.conditioning_of(embeds),)
+
+
+class DecodeLatent:
+    """Latents of any node to frames."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "decode"
+    RETURN_TYPES = ("IMAGE", *_VIDEO)
+    RETURN_NAMES = ("images", *map(str.lower, _VIDEO))
+    DESCRIPTION = "Decodes latents of Wan 2.1, of the bundle's shape, with its decoder."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        return {"required": {"bundle": (BUNDLE,), "latent": ("LATENT",)}}
+
+    @told
+    def decode(self, bundle: LoadedBundle, latent: Any) -> tuple[Any, ...]:
+        progress = NodeProgress()
+        frames = bundle.pipeline.decode(convert.latents_of(latent), progress=progress)
+        shape = bundle.shape
+        images = convert.image_of(
+            progress.watched(frames), (shape.num_frames, shape.height, shape.width, 3)
+        )
+        return _with_video(images)
+
+
+def _with_video(images: Any, *rest: Any) -> tuple[Any, ...]:
+    """A node's results, with a VIDEO at their end where ComfyUI has that type."""
+    return (images, *rest, *(host.video_of(images, FPS) for _ in _VIDEO))
+
+
+NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
+    "FastWanLoadBundle": LoadBundle,
+    "FastWanTextToVideo": TextToVideo,
+    "FastWanPromptEmbeds": PromptEmbeds,
+    "FastWanDecode": DecodeLatent,
+}
+"""What ComfyUI reads: nodes by the name that workflows have."""
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "FastWanLoadBundle": "Load FastWan bundle",
+    "FastWanTextToVideo": "FastWan text to video",
+    "FastWanPromptEmbeds": "FastWan prompt embeds",
+    "FastWanDecode": "FastWan decode",
+}
+"""What its page shows."""
