@@ -49,7 +49,7 @@ def install(comfyui: Path) -> ComfyuiReport:
         for source in sorted(_OURS.rglob("*")):
             if source.suffix in (".py", ".toml", ".json"):
                 target = made / source.relative_to(_OURS)
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
     return ComfyuiReport(custom_node=str(folder), models=str(root / "models" / "fastwan"))
 

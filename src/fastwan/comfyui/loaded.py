@@ -51,15 +51,18 @@ class LoadedBundle:
         return self._pipeline
 
     def __repr__(self) -> str:
-        """Model, shapes, samplers and device in a line."""
+        """Shapes, model and device in a line."""
         manifest = self.bundle.manifest
-        model, choice = manifest.onnx.model, self._pipeline.choice
         shapes = ", ".join(map(shape_text, manifest.video_shapes))
-        samplers = ", ".join(spec.name for spec in manifest.samplers)
-        return (
-            f"{model.name}, {model.recipe}, {manifest.attention} attention; {shapes}; "
-            f"sampler {samplers}; runs on {choice.note or choice.name}"
-        )
+        model = f"{manifest.onnx.model.name} {manifest.onnx.model.recipe}"
+        return f"{shapes}; {model}, {manifest.attention} attention; on {self._device}"
+
+    @property
+    def _device(self) -> str:
+        choice = self._pipeline.choice
+        if choice.name == "cpu":
+            return "the CPU, there is no GPU" if choice.note else "the CPU"
+        return choice.name
 
 
 _open: weakref.WeakValueDictionary[tuple[Any, ...], LoadedBundle] = weakref.WeakValueDictionary()
