@@ -8,9 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastwan.comfyui import nodes
+from fastwan.comfyui.install import install
+from fastwan.runtime.pipeline import FastWanPipeline
+from testkit.comfyui_server import Server, find, running
 from testkit.fake_comfyui import Executor, FakeComfyUI
 
 
@@ -45,3 +49,34 @@ def comfyui(start: Callable[..., FakeComfyUI]) -> FakeComfyUI:
 @pytest.fixture
 def executor(comfyui: FakeComfyUI) -> Executor:
     return Executor(nodes.NODE_CLASS_MAPPINGS)
+
+
+BUNDLES = ("fastwan-qad", "fastwan-qad-native", "fastwan-qad-lora")
+"""Names that the shipped workflows have."""
+
+
+@pytest.fixture(scope="session")
+def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real ComfyUI with the nodes; the tiny bundle lies there under every name."""
+    find()
+    base = tmp_path_factory.mktemp("comfyui")
+    folder = base / "models" / "fastwan"
+    folder.mkdir(parents=True)
+    (base / "custom_nodes").mkdir()
+    for name in BUNDLES:
+        (folder / name).symlink_to(tiny_bundle)
+    install(base)
+    with running(base) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def expected(tiny_bundle: Path) -> Callable[..., np.ndarray]:
+    """Frames of the tiny bundle, uint8 [9, 96, 160, 3], by prompt and seed."""
+    pipeline = FastWanPipeline.from_bundle(tiny_bundle, "cpu")
+
+    def make(prompt: str, seed: int) -> np.ndarray:
+        made: np.ndarray = pipeline(prompt, seed=seed, output_type="uint8").frames[0]
+        return made
+
+    return make

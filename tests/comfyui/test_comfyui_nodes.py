@@ -15,7 +15,6 @@ import torch
 from fastwan.comfyui import convert, loaded
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.runtime.pipeline import FastWanPipeline
-from fastwan.runtime.request import Request
 from testkit.fake_comfyui import Executor, FakeComfyUI, Graph, Interrupted, Invalid
 
 PROMPT = "A red fox in the snow"
@@ -31,10 +30,9 @@ def graph(*, bundle: str = "some/tiny", device: str = "cpu", **given: Any) -> Gr
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_bundle: Path) -> np.ndarray:
+def right(expected: Callable[..., np.ndarray]) -> np.ndarray:
     """Frames of the prompt and seed 7, uint8 [9, 96, 160, 3]."""
-    pipeline = FastWanPipeline.from_bundle(tiny_bundle, "cpu")
-    return pipeline.make(Request(prompt=PROMPT, seed=7, output_type="uint8")).frames[0]
+    return expected(PROMPT, 7)
 
 
 def levels(images: torch.Tensor) -> np.ndarray:
@@ -42,13 +40,13 @@ def levels(images: torch.Tensor) -> np.ndarray:
     return (images.numpy() * 255).astype(np.uint8)
 
 
-def test_a_video_is_that_of_the_runtime(executor: Executor, expected: np.ndarray) -> None:
+def test_a_video_is_that_of_the_runtime(executor: Executor, right: np.ndarray) -> None:
     _, width, height, frames = executor.run(graph())["load"]
     assert (width, height, frames) == (160, 96, 9)
     images, latent, video = executor.run(graph())["play"]
     assert (images.dtype, images.shape) == (torch.float32, (9, 96, 160, 3))
     assert 0 <= images.min() < images.max() <= 1
-    np.testing.assert_array_equal(levels(images), expected)
+    np.testing.assert_array_equal(levels(images), right)
     assert video.images is images
     assert video.frame_rate == 16
     assert latent["samples"].shape == (1, 16, 3, 12, 20)
@@ -63,7 +61,7 @@ def test_a_seed_and_a_sampler_make_another_video(executor: Executor) -> None:
 
 
 def test_latents_are_comfyuis_and_decode_to_the_video(
-    executor: Executor, tiny_bundle: Path, expected: np.ndarray
+    executor: Executor, tiny_bundle: Path, right: np.ndarray
 ) -> None:
     decode = {"class_type": "FastWanDecode", "inputs": {"bundle": ["load", 0]}}
     decode["inputs"]["latent"] = ["play", 1]
@@ -77,7 +75,7 @@ def test_latents_are_comfyuis_and_decode_to_the_video(
     torch.testing.assert_close(samples, normalised * std + mean)
     assert not torch.allclose(samples, normalised, atol=0.1)
     # There and back in fp32; the last bit of a latent may move a level.
-    moved = np.abs(levels(results["decode"][0]).astype(int) - expected)
+    moved = np.abs(levels(results["decode"][0]).astype(int) - right)
     assert moved.max() <= 1
     assert moved.mean() < 0.01
 
@@ -114,7 +112,7 @@ def test_latents_of_another_model_or_shape_are_refused(
 
 
 def test_embeds_of_the_bundles_encoder_or_of_comfyuis_make_the_same_video(
-    executor: Executor, expected: np.ndarray
+    executor: Executor, right: np.ndarray
 ) -> None:
     embed = {"class_type": "FastWanPromptEmbeds", "inputs": {"bundle": ["load", 0]}}
     first = {**embed, "inputs": {**embed["inputs"], "prompt": PROMPT}}
@@ -125,7 +123,7 @@ def test_embeds_of_the_bundles_encoder_or_of_comfyuis_make_the_same_video(
     ((embeds, more),) = results["first"][0]
     assert more == {}
     assert (embeds.dtype, embeds.shape) == (torch.float32, (1, 512, 64))
-    np.testing.assert_array_equal(levels(results["play"][0]), expected)
+    np.testing.assert_array_equal(levels(results["play"][0]), right)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_no_pictures_of_latents_where_the_user_wants_none(
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_button_ends_a_video_between_steps(
-    executor: Executor, comfyui: FakeComfyUI, expected: np.ndarray, steps: int
+    executor: Executor, comfyui: FakeComfyUI, right: np.ndarray, steps: int
 ) -> None:
     executor.run({"load": graph()["load"]})
     comfyui.stop_after = 1 + steps  # asked once per stage, text and steps, and after each step
@@ -186,7 +184,7 @@ def test_the_button_ends_a_video_between_steps(
     assert [done for done, total, picture in comfyui.bars[-1] if picture is None] == [
         *range(1, steps + 1)
     ]
-    np.testing.assert_array_equal(levels(executor.run(graph())["play"][0]), expected)
+    np.testing.assert_array_equal(levels(executor.run(graph())["play"][0]), right)
 
 
 def test_the_button_ends_decoding_between_frames(executor: Executor, comfyui: FakeComfyUI) -> None:
@@ -205,7 +203,7 @@ def test_nodes_that_did_not_change_do_not_run_again(executor: Executor) -> None:
 
 
 def test_a_bundle_that_was_built_again_is_opened_again(
-    executor: Executor, models: Path, tiny_bundle: Path, expected: np.ndarray
+    executor: Executor, models: Path, tiny_bundle: Path, right: np.ndarray
 ) -> None:
     folder = models / "fastwan" / "other"
     shutil.copytree(tiny_bundle, folder)
@@ -215,11 +213,11 @@ def test_a_bundle_that_was_built_again_is_opened_again(
     second = executor.run(graph(bundle="other"))
     assert executor.ran == ["load", "play"] * 2
     assert first["load"][0] is not second["load"][0]
-    np.testing.assert_array_equal(levels(second["play"][0]), expected)
+    np.testing.assert_array_equal(levels(second["play"][0]), right)
 
 
 def test_memory_is_given_back_on_request_and_taken_again(
-    executor: Executor, comfyui: FakeComfyUI, expected: np.ndarray
+    executor: Executor, comfyui: FakeComfyUI, right: np.ndarray
 ) -> None:
     bundle = executor.run(graph())["load"][0]
     components = bundle.pipeline.components
@@ -230,7 +228,7 @@ def test_memory_is_given_back_on_request_and_taken_again(
     images = executor.run(graph(seed=8))["play"][0]
     assert images.shape == (9, 96, 160, 3)
     again = executor.run(graph())["play"][0]
-    np.testing.assert_array_equal(levels(again), expected)
+    np.testing.assert_array_equal(levels(again), right)
     assert comfyui.loaded == [bundle._memory]
 
 
@@ -251,7 +249,7 @@ def test_a_bundle_is_opened_once_for_all_nodes_and_closed_with_the_last(
 
 
 def test_two_bundles_play_in_one_graph(
-    executor: Executor, models: Path, tiny_bundle: Path, expected: np.ndarray
+    executor: Executor, models: Path, tiny_bundle: Path, right: np.ndarray
 ) -> None:
     (models / "fastwan" / "second").symlink_to(tiny_bundle)
     second = {f"{name}_2": node for name, node in graph(bundle="second").items()}
@@ -259,7 +257,7 @@ def test_two_bundles_play_in_one_graph(
     results = executor.run({**graph(), **second})
     assert results["load"][0] is not results["load_2"][0]
     for name in ("play", "play_2"):
-        np.testing.assert_array_equal(levels(results[name][0]), expected)
+        np.testing.assert_array_equal(levels(results[name][0]), right)
 
 
 @pytest.mark.parametrize(
