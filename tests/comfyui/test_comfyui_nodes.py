@@ -15,7 +15,7 @@ import torch
 from fastwan.comfyui import convert, loaded
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.runtime.pipeline import FastWanPipeline
-from testkit.fake_comfyui import Executor, FakeComfyUI, Graph, Interrupted, Invalid
+from testkit.fake_comfyui import Executor, FakeComfyUI, Graph, Interrupted
 
 PROMPT = "A red fox in the snow"
 
@@ -270,22 +270,22 @@ def test_two_bundles_play_in_one_graph(
         ("some", "there is no bundle 'some'"),
     ],
 )
-def test_a_bundle_or_shape_that_is_not_there_is_refused_before_anything_runs(
+def test_a_bundle_or_shape_that_is_not_there_is_refused(
     executor: Executor, choice: str, message: str
 ) -> None:
     if not message:
         assert executor.run({"load": graph(bundle=choice)["load"]})["load"][1:] == (160, 96, 9)
         return
-    with pytest.raises(Invalid, match=message):
+    with pytest.raises(BadInput, match=message):
         executor.run(graph(bundle=choice))
-    assert executor.ran == []
+    assert executor.ran == ["load"]
 
 
 def test_without_a_bundle_it_says_how_to_make_one(
     comfyui: FakeComfyUI, executor: Executor, models: Path
 ) -> None:
     (models / "fastwan" / "some" / "tiny").unlink()
-    with pytest.raises(Invalid, match=r"build-engine --checkpoint CHECKPOINT -o .*fastwan-qad"):
+    with pytest.raises(BadInput, match=r"build-engine --checkpoint CHECKPOINT -o .*fastwan-qad"):
         executor.run(graph())
 
 
@@ -295,7 +295,7 @@ def test_a_folder_that_is_no_bundle_is_not_listed(executor: Executor, models: Pa
     (broken / "manifest.json").write_text("{}")
     rows = executor.nodes["FastWanLoadBundle"].INPUT_TYPES()["required"]["bundle"][0]
     assert rows == ["some/tiny 160x96x9"]
-    with pytest.raises(Invalid, match="broken"):
+    with pytest.raises(BadInput, match="broken"):
         executor.run(graph(bundle="broken"))
 
 
@@ -311,11 +311,12 @@ def test_a_folder_that_is_no_bundle_is_not_listed(executor: Executor, models: Pa
     ],
 )
 def test_what_a_bundle_cannot_do_is_refused_in_one_line(
-    executor: Executor, given: dict[str, Any], message: str
+    executor: Executor, comfyui: FakeComfyUI, given: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BadInput, match=message) as raised:
         executor.run(graph(**given))
     assert "\n" not in str(raised.value)
+    assert comfyui.texts[-1] == ("play", str(raised.value))
     fine = {"width": 160, "height": 96, "num_frames": 9, "guidance_scale": 1.0}
     assert executor.run(graph(**fine))["play"][0].shape == (9, 96, 160, 3)
 

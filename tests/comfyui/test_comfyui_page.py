@@ -37,8 +37,8 @@ def test_a_workflow_of_the_templates_loads_and_plays(
 ) -> None:
     assert json.loads(server.get("api/workflow_templates"))["fastwan-export"].count(name) == 1
     page.run(
-        f"fetch('/api/workflow_templates/fastwan-export/{name}.json')"
-        f".then(answer => answer.json()).then(graph => app.loadGraphData(graph, true, true, '{name}'))"
+        f"fetch('/api/workflow_templates/fastwan-export/{name}.json').then(a => a.json())"
+        f".then(graph => app.loadGraphData(graph, true, true, '{name}'))"
     )
     prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
     page.wait(f"app.graph._nodes.length === {len(prompt)}")

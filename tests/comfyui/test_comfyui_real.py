@@ -161,14 +161,12 @@ def test_an_error_is_one_line_on_its_node_and_the_next_prompt_plays(server: Serv
     server.play(graph(61))
 
 
-def test_a_shape_that_a_bundle_does_not_make_is_refused_before_anything_runs(
-    server: Server,
-) -> None:
+def test_a_shape_that_a_bundle_does_not_make_is_refused_in_words(server: Server) -> None:
     prompt = graph(62)
     prompt["load"]["inputs"]["bundle"] = "fastwan-qad 832x480x81"
-    answer = server.post("prompt", {"prompt": prompt})
-    (error,) = answer["node_errors"]["load"]["errors"]
-    assert error["details"].startswith("bundle - unknown shape '832x480x81': one of 160x96x9")
+    told = message(server.wait(server.queue(prompt)), "execution_error")
+    assert told["node_id"] == "load"
+    assert told["exception_message"].strip() == "unknown shape '832x480x81': one of 160x96x9"
 
 
 def test_memory_is_given_back_when_it_is_asked_for(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from fastwan.comfyui import convert, folders, host
 from fastwan.comfyui.loaded import LoadedBundle, load
@@ -33,21 +33,24 @@ Inputs = dict[str, dict[str, Any]]
 
 
 def told(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a node fail with one line that says what is wrong, where, and how to mend it."""
+    """Have a node fail with one line that says what is wrong, where, and how to mend it.
+
+    The line is shown below the node, too: ComfyUI's page has it two clicks away.
+    """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except FastWanError:
-            raise
         except Exception as error:
             line, code = explain(error)
             if code == UNEXPECTED:  # a fault of the program: its traceback is what helps
                 raise
-            raise (EnvironmentLacks if code == EnvironmentLacks.exit_code else BadInput)(
-                line
-            ) from error
+            host.show_text(line, cast("str | None", kwargs.get("node_id")))
+            if isinstance(error, FastWanError):
+                raise
+            kind = EnvironmentLacks if code == EnvironmentLacks.exit_code else BadInput
+            raise kind(line) from error
 
     return run
 
@@ -82,18 +85,19 @@ class LoadBundle:
         }  # fmt: skip
 
     @classmethod
-    def VALIDATE_INPUTS(cls, bundle: str) -> bool | str:
-        """True, or why the bundle cannot be opened: before anything of the prompt runs."""
-        try:
-            folders.chosen(bundle)
-        except (FastWanError, OSError) as error:
-            return explain(error)[0]
+    def VALIDATE_INPUTS(cls, bundle: str) -> bool:
+        """Leave it to `load` to refuse a bundle: ComfyUI's page shows what a node raises, and of
+        what this returned that there was something alone.
+        """
         return True
 
     @classmethod
     def IS_CHANGED(cls, bundle: str, **_: Any) -> str:
-        """Another value where the bundle was built again."""
-        return folders.fingerprint(bundle)
+        """Another value where the bundle was built again; empty for one that `load` refuses."""
+        try:
+            return folders.fingerprint(bundle)
+        except (FastWanError, OSError):
+            return ""
 
     @told
     def load(self, bundle: str, device: str, node_id: str | None = None) -> tuple[Any, ...]:
@@ -223,10 +227,17 @@ class PromptEmbeds:
                     {"tooltip": "Of CLIP Text Encode with UMT5: for a bundle without an encoder."},
                 ),
             },
+            "hidden": {"node_id": "UNIQUE_ID"},
         }  # fmt: skip
 
     @told
-    def embed(self, bundle: LoadedBundle, prompt: str, conditioning: Any = None) -> tuple[Any, ...]:
+    def embed(
+        self,
+        bundle: LoadedBundle,
+        prompt: str,
+        conditioning: Any = None,
+        node_id: str | None = None,
+    ) -> tuple[Any, ...]:
         pipeline = bundle.pipeline
         if conditioning is None:
             embeds = pipeline.embed(prompt)
@@ -247,10 +258,15 @@ class DecodeLatent:
 
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:
-        return {"required": {"bundle": (BUNDLE,), "latent": ("LATENT",)}}
+        return {
+            "required": {"bundle": (BUNDLE,), "latent": ("LATENT",)},
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }
 
     @told
-    def decode(self, bundle: LoadedBundle, latent: Any) -> tuple[Any, ...]:
+    def decode(
+        self, bundle: LoadedBundle, latent: Any, node_id: str | None = None
+    ) -> tuple[Any, ...]:
         progress = NodeProgress()
         frames = bundle.pipeline.decode(convert.latents_of(latent), progress=progress)
         shape = bundle.shape
