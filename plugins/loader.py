@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from fastwan.plugins.library_file import (
 from fastwan.plugins.regions.attention import A, AttentionRegion, L
 from fastwan.plugins.regions.base import RegionOp
 
-LIBRARY_NAME = "libfastwan_plugins.so"
+_WINDOWS = sys.platform == "win32"
+LIBRARY_NAME = "fastwan_plugins.dll" if _WINDOWS else "libfastwan_plugins.so"
 LIBRARY_VARIABLE = "FASTWAN_PLUGIN_LIBRARY"
-EMULATED_LIBRARY_NAME = "libfastwan_plugins_emulated.so"
+EMULATED_LIBRARY_NAME = (
+    "fastwan_plugins_emulated.dll" if _WINDOWS else "libfastwan_plugins_emulated.so"
+)
 """The same kernels with the FP4 MMA emulated, for compute capability 9.0 (docs/emulation.md)."""
 EMULATED_LIBRARY_VARIABLE = "FASTWAN_EMULATED_PLUGIN_LIBRARY"
 HEADER_VARIABLES = (
@@ -149,7 +153,8 @@ class PluginLibrary:
             raise EnvironmentLacks(
                 "the plugin library is missing", where=str(self.path), fix=HOW_TO_BUILD
             )
-        check_elf(self.path)
+        if not _WINDOWS:  # whose own loader says what it refuses
+            check_elf(self.path)
         try:
             self._library = ctypes.CDLL(str(self.path.absolute()), mode=ctypes.RTLD_LOCAL)
         except OSError as error:

@@ -159,7 +159,7 @@ def test_a_bar_by_step_and_by_frame_with_pictures(executor: Executor, comfyui: F
     pictures = [(total, picture.size) for _, total, picture in bar if picture is not None]
     assert pictures == [(3, (4, 4))] * 3 + [(9, (160, 96))] * 3
     assert [node for node, _ in comfyui.texts] == ["load", "play"]
-    assert comfyui.texts[0][1].startswith("160x96x9; FastWan-QAD-1.3B nvfp4, sage3 attention")
+    assert comfyui.texts[0][1] == "160x96x9; FastWan-QAD-1.3B\nnvfp4, sage3 attention; CPU"
     assert comfyui.texts[1][1] == "160x96x9, 16 frames a second"
 
 

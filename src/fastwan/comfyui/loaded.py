@@ -51,17 +51,23 @@ class LoadedBundle:
         return self._pipeline
 
     def __repr__(self) -> str:
-        """Shapes, model and device in a line."""
+        return self.description.replace("\n", "; ")
+
+    @property
+    def description(self) -> str:
+        """What it makes and is, and what plays it: two lines, as wide as a node."""
         manifest = self.bundle.manifest
-        shapes = ", ".join(map(shape_text, manifest.video_shapes))
-        model = f"{manifest.onnx.model.name} {manifest.onnx.model.recipe}"
-        return f"{shapes}; {model}, {manifest.attention} attention; on {self._device}"
+        model, shapes = manifest.onnx.model, ", ".join(map(shape_text, manifest.video_shapes))
+        return (
+            f"{shapes}; {model.name}\n"
+            f"{model.recipe}, {manifest.attention} attention; {self._device}"
+        )
 
     @property
     def _device(self) -> str:
         choice = self._pipeline.choice
         if choice.name == "cpu":
-            return "the CPU, there is no GPU" if choice.note else "the CPU"
+            return "CPU, there is no GPU" if choice.note else "CPU"
         return choice.name
 
 

@@ -102,7 +102,7 @@ class LoadBundle:
     @told
     def load(self, bundle: str, device: str, node_id: str | None = None) -> tuple[Any, ...]:
         opened = load(bundle, device)
-        host.show_text(str(opened), node_id)
+        host.show_text(opened.description, node_id)
         shape = opened.shape
         return opened, shape.width, shape.height, shape.num_frames
 

@@ -57,7 +57,7 @@ def find() -> tuple[Path, str]:
     """Folder and Python of ComfyUI; skips the test where they are not named."""
     missing = [name for name in (ROOT, PYTHON) if not os.environ.get(name)]
     if missing:
-        pytest.skip(f"no ComfyUI: {' and '.join(missing)} not set (CONTRIBUTING.md says how)")
+        pytest.skip(f"no ComfyUI: {' and '.join(missing)} not set (docs/comfyui.md says how)")
     return Path(os.environ[ROOT]), os.environ[PYTHON]
 
 
