@@ -13,7 +13,7 @@ from fastwan.bundle import Bundle, open_bundle
 from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet
-from fastwan.runtime.arguments import chosen_shape, latents_like
+from fastwan.runtime.arguments import chosen_shape
 from fastwan.runtime.batch import check_built_in, refuse_unknown, requests_of
 from fastwan.runtime.call import Call
 from fastwan.runtime.callback import step_callback
@@ -28,7 +28,7 @@ from fastwan.runtime.outputs import OutputType, PipelineOutput
 from fastwan.runtime.pretrained import bundle_folder, device_of, open_components
 from fastwan.runtime.prompt_cache import PromptCache
 from fastwan.runtime.request import Request
-from fastwan.runtime.run import Run, make_videos
+from fastwan.runtime.run import Run, decode_latents, make_videos
 from fastwan.runtime.timings import Timings
 
 if TYPE_CHECKING:
@@ -330,20 +330,9 @@ class FastWanPipeline(LikeDiffusers):
             BadInput: latents of another shape, or no decoder in the bundle.
             VerificationFailed: a file of the bundle differs from its hash.
         """
-        progress = progress or Quiet()
         with self._turn():
-            components, schedule = self.components, self.schedule()
-            components.load(schedule, text=False, decoder=True)
-            given = latents_like(latents, components.latents_shape)
-            progress.start("decode", components.video_shape[0], "frames")
-            frames = components.decode(given, schedule)
-            if components.fused:
-                # The next turn writes over the device's own.
-                frames = iter([frame.copy() for frame in frames])
-        for frame in frames:
-            progress.advance()
-            yield frame
-        progress.finish()
+            frames = decode_latents(self.components, self.schedule(), latents, progress or Quiet())
+        yield from frames
 
     def schedule(self, sampler: str | None = None, guidance_scale: object = None) -> Schedule:
         """Schedule of one of the bundle's samplers, by default the first.

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fastwan.progress import Progress
-from fastwan.runtime.arguments import check_shape, check_text_length, draw_noises, padded_embeds
+from fastwan.runtime.arguments import (
+    check_shape,
+    check_text_length,
+    draw_noises,
+    latents_like,
+    padded_embeds,
+)
 from fastwan.runtime.call import Call
 from fastwan.runtime.callback import after_callback
 from fastwan.runtime.components import Components
@@ -193,6 +199,35 @@ def make_videos(runs: Sequence[Run], choice: DeviceChoice) -> PipelineOutput:
         tuple(seeds),
         tuple(noise),
     )
+
+
+def decode_latents(
+    components: Components, schedule: Schedule, latents: object, progress: Progress
+) -> Iterator[Array]:
+    """Frames of clean latents in order, uint8 [H, W, 3], each valid until the next.
+
+    Args:
+        latents: normalised, [1, C, T, h, w].
+
+    Raises:
+        BadInput: latents of another shape, or no decoder in the bundle.
+        VerificationFailed: a file of the bundle differs from its hash.
+    """
+    components.load(schedule, text=False, decoder=True)
+    given = latents_like(latents, components.latents_shape)
+    progress.start("decode", components.video_shape[0], "frames")
+    frames = components.decode(given, schedule)
+    if components.fused:
+        # The next turn writes over the device's own.
+        frames = iter([frame.copy() for frame in frames])
+
+    def counted() -> Iterator[Array]:
+        for frame in frames:
+            progress.advance()
+            yield frame
+        progress.finish()
+
+    return counted()
 
 
 class _Stopwatch:
