@@ -14,7 +14,7 @@ from fastwan.config import SAMPLERS
 from testkit.fake_comfyui import FakeComfyUI
 
 NAMES = sorted(nodes.NODE_CLASS_MAPPINGS)
-TYPES = {"FASTWAN_BUNDLE", "CONDITIONING", "IMAGE", "LATENT", "VIDEO", "STRING", "INT", "FLOAT"}
+TYPES = {"FASTWAN", "CONDITIONING", "IMAGE", "LATENT", "VIDEO", "STRING", "INT", "FLOAT"}
 
 
 def node(name: str) -> Any:

@@ -34,6 +34,8 @@ MACHINE_PATH = re.compile(r"(?:^|[^A-Za-z0-9_.:/])/(?:work|farm|root)/(?!\*)\w")
 NATIVE = {".txt", ".cmake", ".cu", ".cuh", ".cpp", ".h", ".map"}
 RECORDS = "fastwan/quality/built/"
 """What `plan` prices shapes by."""
+NODES = "fastwan/comfyui/custom_node/"
+"""What is copied into ComfyUI: metadata and workflows beside a module."""
 
 
 @pytest.fixture(scope="session")
@@ -70,11 +72,15 @@ def test_the_wheel_holds_only_the_package(wheel: set[str]) -> None:
             if name.startswith(RECORDS):
                 assert name.endswith(".json.gz"), name
                 continue
+            if name.startswith(NODES):
+                assert name.endswith((".toml", ".json")), name
+                continue
             assert name.startswith("fastwan/plugins/"), name
             assert Path(name).suffix in NATIVE, name
     assert any(name.startswith(RECORDS) and name.endswith(".json.gz") for name in wheel)
     licences = {name.partition("/licenses/")[2] for name in wheel if "/licenses/" in name}
     assert licences == {"LICENSE", "THIRD_PARTY_NOTICES.md"}
+    assert any(name.startswith(f"{NODES}example_workflows/api/") for name in wheel)
 
 
 def test_the_wheel_holds_every_module_and_source(wheel: set[str], tracked: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""A bundle that was opened for nodes: what the type FASTWAN_BUNDLE carries from one to another."""
+"""A bundle that was opened for nodes: what the type FASTWAN carries from one to another."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from fastwan.shapes import shape_text
 P = ParamSpec("P")
 R = TypeVar("R")
 
-BUNDLE = "FASTWAN_BUNDLE"
+BUNDLE = "FASTWAN"
 CATEGORY = "FastWan"
 OWN = "bundle's own"
 """Sampler that stands for the first of the bundle."""
