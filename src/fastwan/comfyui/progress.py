@@ -41,9 +41,11 @@ class NodeProgress:
     def finish(self, note: str = "") -> None:
         pass
 
-    def after_step(self, step: int, timestep: int, latents: torch.Tensor) -> None:
+    def after_step(self, step: int, timestep: int, latents: torch.Tensor | Array) -> None:
         """Keep and show the latents of a step; the callback of a request."""
-        self.latents = latents.clone()
+        import torch
+
+        self.latents = torch.as_tensor(latents).clone()
         if self._picture is not None:
             self._bar.show(self._done, self._total, self._picture(self.latents))
         host.stop_if_asked()
