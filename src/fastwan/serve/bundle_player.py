@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
@@ -16,9 +16,6 @@ from fastwan.serve.jobs import Asked
 from fastwan.serve.offer import Offer, resolve
 from fastwan.serve.player import Cancelled, State, Watch
 from fastwan.serve.wire import CreateVideo
-
-if TYPE_CHECKING:
-    import torch
 
 _WARM_UP = CreateVideo(prompt="A red fox in the snow", seed=0)
 
@@ -73,7 +70,7 @@ class BundlePlayer:
             if watch.cancelled():
                 raise Cancelled
 
-        def on_step(step: int, _timestep: int, _latents: torch.Tensor) -> None:
+        def on_step(step: int, _timestep: int, _latents: object) -> None:
             watch.on_step(step + 1)
             refuse_cancelled()
 
