@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from load_prompts import PROMPTS, SEED, prompt
 from locust.env import Environment
 
 _URL = re.compile(r"on (http://\S+),")
-_WARM_UP = 60
+_WARM_UPS = 3
+_SETTLED = 60
 """Seconds of the load after which the memory has to stay."""
 
 
@@ -44,17 +45,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         digests = make_alone(arguments.bundle, arguments.device, folder)
-        alone = seconds_alone(arguments.bundle, arguments.device, arguments.probes)
         with server(arguments.bundle, arguments.device, folder / "served") as url:
             session = Session(url)
-            served = statistics.median(session.one(alone) for _ in range(arguments.probes))
+            with alone(arguments.bundle, arguments.device) as make:
+                without, served = compare(make, session, arguments.probes)
             rate = session.videos_a_second(arguments.probes)
             plan = Plan(arguments.requests, digests)
             environment = load(url, plan, rate * arguments.times)
     report = {
-        "alone_seconds": alone,
+        "alone_seconds": without,
         "served_seconds": served,
-        "overhead_milliseconds": (served - alone) * 1e3,
+        "overhead_milliseconds": (served - without) * 1e3,
         "videos_a_second": rate,
         "asked_a_second": rate * arguments.times,
         **{name: getattr(plan, name) for name in ("requests", "refused", "done", "lost", "wrong")},
@@ -80,11 +81,36 @@ def make_alone(bundle: Path, device: str, folder: Path) -> dict[str, str]:
     }
 
 
-def seconds_alone(bundle: Path, device: str, count: int) -> float:
-    """Median seconds of a video and its file without a server."""
+@contextmanager
+def alone(bundle: Path, device: str) -> Iterator[Callable[[], float]]:
+    """Function that makes a video and its file without a server, and returns the seconds."""
     script = Path(__file__).with_name("load_alone.py")
-    words = [sys.executable, str(script), str(bundle), device, str(count)]
-    return float(subprocess.run(words, check=True, capture_output=True).stdout)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(bundle), device],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+
+    def make() -> float:
+        stdin.write("\n")
+        stdin.flush()
+        return float(stdout.readline())
+
+    try:
+        yield make
+    finally:
+        stdin.close()
+        process.wait()
+
+
+def compare(make: Callable[[], float], session: Session, count: int) -> tuple[float, float]:
+    """Median seconds of a video without the server and by it, in turns."""
+    usual = min(make() for _ in range(_WARM_UPS))
+    pairs = [(make(), session.one(usual)) for _ in range(count)]
+    without, served = zip(*pairs, strict=True)
+    return statistics.median(without), statistics.median(served)
 
 
 @contextmanager
@@ -113,6 +139,7 @@ def table(report: dict[str, Any], environment: Environment, moments: list[Moment
         "| | |", "|---|---|",
         f"| a video and its file without a server | {report['alone_seconds'] * 1e3:.1f} ms |",
         f"| the same from request to last byte | {report['served_seconds'] * 1e3:.1f} ms |",
+        f"| what the server adds | {report['overhead_milliseconds']:.1f} ms |",
         f"| videos a second | {report['videos_a_second']:.2f} |",
         f"| requests a second that were sent | {report['asked_a_second']:.2f} |",
         f"| requests | {report['requests']:,} |",
@@ -133,8 +160,8 @@ def table(report: dict[str, Any], environment: Environment, moments: list[Moment
     rows += [
         f"| {m.seconds:.0f} | {m.rss / 1e6:.1f} MB | {m.waiting:.0f} |" for m in moments[::step]
     ]
-    later = [m.rss for m in moments if m.seconds >= _WARM_UP] or [m.rss for m in moments]
-    rows.append(f"\nRSS after {_WARM_UP} s: {later[0] / 1e6:.1f} to {max(later) / 1e6:.1f} MB")
+    later = [m.rss for m in moments if m.seconds >= _SETTLED] or [m.rss for m in moments]
+    rows.append(f"\nRSS after {_SETTLED} s: {later[0] / 1e6:.1f} to {max(later) / 1e6:.1f} MB")
     return "\n".join(rows)
 
 

@@ -1,13 +1,12 @@
-"""Seconds of a video from its prompt to its finished file, by a call in this process.
+"""Makes a video and its file in this process for each line of stdin, and prints the seconds.
 
-    python scripts/load_alone.py BUNDLE cpu 20
+    python scripts/load_alone.py BUNDLE cpu
 
 ``generate`` counts the frames alone: the file is finished behind its last measurement.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from fastwan.runtime.request import Request
 from fastwan.runtime.video import open_output, parse_output
 
 
-def main(bundle: str, device: str, count: str) -> None:
+def main(bundle: str, device: str) -> None:
     with (
         FastWanPipeline.from_bundle(bundle, device) as pipeline,
         tempfile.TemporaryDirectory() as folder,
@@ -28,14 +27,12 @@ def main(bundle: str, device: str, count: str) -> None:
         place = parse_output(Path(folder) / "x.mp4")
         shape = pipeline.components.shape
         request = Request(prompt=prompt(0), seed=SEED)
-        seconds = []
-        for _ in range(int(count) + 2):
+        for _ in sys.stdin:
             begin = time.perf_counter()
             with open_output(place, height=shape.height, width=shape.width) as write:
                 for frame in pipeline.frames(request):
                     write(frame)
-            seconds.append(time.perf_counter() - begin)
-    print(statistics.median(seconds[2:]))
+            print(time.perf_counter() - begin, flush=True)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,24 @@ def test_every_accepted_job_is_made_whenever_the_server_is_killed(
     assert {file.stem for file in videos.glob("*.mp4")} == set(customer.accepted.values())
 
 
+def test_a_second_signal_leaves_the_video_to_the_next_server(tmp_path: Path) -> None:
+    folder = str(tmp_path / "videos")
+    with started("-m", "testkit.fake_server", folder, "1000") as server:
+        with server.client() as client:
+            job_id = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
+            while client.get(f"/v1/videos/{job_id}").json()["status"] != "in_progress":
+                pass
+            server.process.send_signal(signal.SIGTERM)
+            while client.get("/ready").json()["status"] != "draining":
+                pass
+            assert client.get(f"/v1/videos/{job_id}").json()["status"] == "in_progress"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait() == 0
+    with started("-m", "testkit.fake_server", folder, "0") as server, server.client() as client:
+        video = until_done(client, job_id)
+    assert (video["status"], video["attempts"]) == ("completed", 1)
+
+
 def kept(client: httpx2.Client) -> set[str]:
     """Ids of all jobs of a server."""
     found: set[str] = set()

@@ -66,7 +66,11 @@ class FakePlayer:
                 if watch.cancelled():
                     raise Cancelled
             with timings.measure(f"step_{step}"):
-                time.sleep(self.seconds)
+                end = time.monotonic() + self.seconds
+                while time.monotonic() < end:
+                    time.sleep(min(self.seconds, 0.005))
+                    if watch.cancelled():
+                        raise Cancelled
             watch.on_step(step + 1)
             if watch.cancelled():
                 raise Cancelled
