@@ -23,7 +23,7 @@ _POLL = 0.5
 _QUICK_POLL = 0.002
 _TRIES = 3
 _PATIENCE = 600
-"""Seconds after which a job that is not done counts as lost."""
+"""Seconds after which a job that was accepted and is not done counts as lost."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ class Customer(HttpUser):
 
     def _follow(self, number: int) -> str:
         """What went wrong; empty for nothing."""
-        end = time.monotonic() + _PATIENCE
         fields = {"prompt": prompt(number), "seed": SEED}
         key = {"Idempotency-Key": f"load {number}"}
         while True:
@@ -108,6 +107,7 @@ class Customer(HttpUser):
         if answer.status_code != 200:
             return f"{answer.status_code} {answer.text}"
         url = f"/v1/videos/{answer.json()['id']}"
+        end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             video = self._ask("GET", url, name="/v1/videos/ID").json()
             if video["status"] == "completed":
