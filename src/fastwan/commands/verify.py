@@ -36,7 +36,9 @@ from fastwan.install import require
 @click.option(
     "--check", "checks", multiple=True, metavar="NAME", help="Run only this one. May be repeated."
 )
-@click.option("--list-checks", is_flag=True, help="Print the names of the checks of BUNDLE and run none.")
+@click.option(
+    "--list-checks", is_flag=True, help="Print the names of the checks of BUNDLE and run none."
+)
 @shape_option
 @click.option("--picture", type=click.Path(path_type=Path), help="PNG of what FP4 changes.")
 @report_option
