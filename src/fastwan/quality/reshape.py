@@ -112,7 +112,7 @@ def _token_sizes(old: VideoShape, new: VideoShape) -> Sizes:
     table = _told_apart(zip(of(old), of(new), strict=True))
     # A sample is small: a size that is another's too is taken for that one.
     old_sample, new_sample = (-(-shape.num_tokens // KEY_SAMPLE) for shape in (old, new))
-    return {old_sample: new_sample} | table
+    return {old_sample: new_sample, **table}
 
 
 def _plane_sizes(old: VideoShape, new: VideoShape) -> Sizes:
