@@ -28,10 +28,13 @@ class DeviceChoice:
     note: str = ""
 
 
-def resolve_device(requested: str) -> DeviceChoice:
+def resolve_device(requested: str, instead: str = "use device cpu") -> DeviceChoice:
     """Resolve "auto", "cpu", "cuda" or "emulated"; "auto" is never the last.
 
     A GPU that is there is used or refused: "auto" takes the CPU only where there is none.
+
+    Args:
+        instead: what the caller can do without a GPU, for the message.
 
     Raises:
         BadInput: another name.
@@ -59,7 +62,7 @@ def resolve_device(requested: str) -> DeviceChoice:
     raise EnvironmentLacks(
         "no CUDA device is visible",
         where="device",
-        fix="use device cpu, or install NVIDIA's driver and check CUDA_VISIBLE_DEVICES",
+        fix=f"{instead}, or install NVIDIA's driver and check CUDA_VISIBLE_DEVICES",
     )
 
 

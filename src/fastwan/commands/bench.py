@@ -17,7 +17,13 @@ from fastwan.console import print_json, tell, typed_text
 
 @click.command("bench", epilog=example("bench bundle --device null --json"))
 @click.argument("bundle", type=BundleFolder())
-@click.option("--device", type=Name(["auto", "cuda", "null"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=Name(["auto", "cuda", "emulated", "null"]),
+    default="auto",
+    show_default=True,
+    help="null: exact counts alone, on any machine; emulated: a Hopper GPU.",
+)
 @videos("--runs", 1, 5, "Measured videos.")
 @videos("--warmup", 0, 2, "Videos before them.")
 @click.option("--prompt", help="Default: one sentence.")

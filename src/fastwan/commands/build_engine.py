@@ -29,6 +29,7 @@ from fastwan.config import (
     WEIGHTS,
 )
 from fastwan.console import one_line, print_json, say, tell
+from fastwan.errors import BadInput
 from fastwan.failures import require_address_space
 from fastwan.install import require
 from fastwan.shapes import parse_shapes
@@ -84,6 +85,8 @@ def build_engine(
     **options: Any,
 ) -> None:
     """Build an engine bundle from a checkpoint."""
+    if cache_key and as_json:
+        raise BadInput("the key is printed as a line alone", where="--json", fix="leave it")
     parts = parse_components(components)
     require_size(options["height"], options["width"], options["num_frames"])
     asked = parse_shapes(shapes)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fastwan.commands.early import require_bundle, require_output
-from fastwan.commands.names import BundleFolder
+from fastwan.commands.names import BundleFolder, Name
 from fastwan.commands.options import example, json_option, report_option, shape_option, videos
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
@@ -38,6 +38,13 @@ from fastwan.install import require
 )  # fmt: skip
 @click.option(
     "--history", type=click.Path(path_type=Path), help="File that keeps the times of every run."
+)
+@click.option(
+    "--device",
+    type=Name(["auto", "cuda", "emulated"]),
+    default="auto",
+    show_default=True,
+    help="Of times; emulated: a Hopper GPU, of verify's full size, too.",
 )
 @videos("--runs", 1, 5, "Measured videos.")
 @videos("--warmup", 0, 2, "Videos before them.")

@@ -57,7 +57,7 @@ def verify(
     if options["checkpoint"] is not None:
         require_checkpoint(options["checkpoint"])
     if list_checks and as_json:
-        raise BadInput("names are printed as lines alone", where="--json")
+        raise BadInput("names are printed as lines alone", where="--json", fix="leave it")
     require("build")
     require_address_space()
     if list_checks:

@@ -20,10 +20,10 @@ from fastwan.quality.gpu_state import environment, gpu_state
 from fastwan.quality.gpus import rates_of
 from fastwan.quality.price import enqueues, price
 from fastwan.quality.races import find_races
-from fastwan.runtime.device.choice import resolve_device
+from fastwan.runtime.device.choice import require_emulable, resolve_device
 from fastwan.runtime.device.null import Call, NullDevice
 from fastwan.runtime.device.platforms import cuda_platform, null_platform
-from fastwan.runtime.device.session import Session
+from fastwan.runtime.device.session import Platform, Session
 from fastwan.runtime.model.prompt import check_prompt
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
@@ -33,6 +33,8 @@ from fastwan.schema import BundleFacts
 DEFAULT_PROMPT = "A curious raccoon peers through a vibrant field of yellow sunflowers."
 MAX_RUNS = 100_000
 """Largest number of videos that can be asked for at once."""
+
+WITHOUT_GPU = "count without a GPU by --device null"
 
 COVERS = (
     "text encoding at the prompt's own length, keys and values, {steps} steps, decoding, frames in "
@@ -56,15 +58,16 @@ def bench(
     """Everything ``bench --json`` prints. `compare` holds it against the baseline.
 
     Args:
-        device: "auto", "cuda", or "null" for counts alone.
+        device: "auto", "cuda", "null" for counts alone, or "emulated" for a Hopper GPU, whose times
+            are those of the emulation.
         runs: measured videos, after `warmup` videos that are not.
         baseline: report of an earlier run that it will be compared with.
         shape: of the bundle's, e.g. "832x480x81"; its first where None.
 
     Raises:
-        BadInput: no bundle, a number that is none of its option, a blank prompt, or a baseline of
-            another kind of bundle; before anything is measured.
-        EnvironmentLacks: "cuda" cannot be used.
+        BadInput: no bundle, a number that is none of its option, a blank prompt, a baseline of
+            another kind of bundle, or one that cannot be emulated; before anything is measured.
+        EnvironmentLacks: the device cannot be used.
     """
     check_runs(runs, warmup)
     check_prompt(prompt)
@@ -75,14 +78,27 @@ def bench(
         require_same_bundle(report, baseline)
     if device == "null":
         note = "counts of the recording device; there are no times without a GPU"
-        report = report.model_copy(update={"note": note})
-    elif resolve_device(device).name == "cuda":
-        name, measured = _measure(bundle, schedule, prompt, runs, warmup, progress or Quiet())
-        report = report.model_copy(update={"device": name, "measurement": measured})
-    else:
+        return report.model_copy(update={"note": note})
+    chosen = resolve_device(device, WITHOUT_GPU)
+    if chosen.name == "cpu":
         note = "no CUDA device is visible: exact counts, no times"
-        report = report.model_copy(update={"note": note})
-    return report
+        return report.model_copy(update={"note": note})
+    platform = _platform(bundle, chosen.name)
+    measured = _measure(bundle, platform, schedule, prompt, runs, warmup, progress or Quiet())
+    if chosen.name == "emulated":
+        measured = measured.model_copy(update={"emulated": True})
+    found = {"device": platform.device.info.name, "note": chosen.note, "measurement": measured}
+    return report.model_copy(update=found)
+
+
+def _platform(bundle: Bundle, device: str) -> Platform:
+    """The first visible GPU, as the bundle's target or in its place."""
+    if device == "cuda":
+        return cuda_platform(bundle)
+    from fastwan.runtime.emulated.platform import emulated_platform
+
+    require_emulable(bundle)
+    return emulated_platform(bundle)
 
 
 def check_runs(runs: int, warmup: int) -> None:
@@ -146,14 +162,19 @@ def _copied(calls: Sequence[Call], direction: str) -> int:
 
 
 def _measure(
-    bundle: Bundle, schedule: Schedule, prompt: str, runs: int, warmup: int, progress: Progress
-) -> tuple[str, Measurement]:
-    """Name of the GPU and what was measured on it."""
+    bundle: Bundle,
+    platform: Platform,
+    schedule: Schedule,
+    prompt: str,
+    runs: int,
+    warmup: int,
+    progress: Progress,
+) -> Measurement:
+    """Times of whole videos."""
     from fastwan.runtime.device.components import DeviceComponents
     from fastwan.runtime.model.noise import DEFAULT_SEED, draw, generator_for
     from fastwan.runtime.timings import Timings
 
-    platform = cuda_platform(bundle)
     before = platform.device.free_bytes()
     components = DeviceComponents(bundle, platform)
     begin = time.perf_counter()
@@ -179,7 +200,7 @@ def _measure(
         progress.advance()
     progress.finish()
     info = platform.device.info
-    return info.name, Measurement(
+    return Measurement(
         compute_capability=info.compute_capability,
         driver_cuda=info.driver,
         prompt=prompt,

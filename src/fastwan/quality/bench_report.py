@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import computed_field
+
 from fastwan.quality.gpu_state import Environment, GpuState
 from fastwan.runtime.device.kernel_choice import KernelChoice
 from fastwan.runtime.device.self_check import SelfCheck
 from fastwan.runtime.recording.memory_plan import DeviceBytes
-from fastwan.schema import BundleFacts, Count, Duration, FigureReport, Measured, Predicted, Record
+from fastwan.schema import (
+    BundleFacts,
+    Count,
+    Duration,
+    FigureReport,
+    Label,
+    Measured,
+    Predicted,
+    Record,
+    labels_of,
+)
 
 
 class StageTimes(Record):
@@ -47,6 +59,8 @@ class Measurement(Record):
     """Before the first video and after each; null where NVML cannot be asked."""
     eager_reason: str
     """Why videos were enqueued call by call; empty where they were graphs."""
+    emulated: bool = False
+    """Whether it was a Hopper GPU in place of the target; its times say nothing of that."""
 
 
 class BenchReport(FigureReport):
@@ -60,7 +74,7 @@ class BenchReport(FigureReport):
     device: str
     """Name of the GPU that was timed; ``null`` for the recording device."""
     note: str
-    """Why there are no times."""
+    """Why there are no times, or what they are of."""
     graph_launches: Measured[Count]
     enqueues: Measured[Count]
     """Of one video's launch, see `enqueues_by_kind`."""
@@ -83,6 +97,20 @@ class BenchReport(FigureReport):
     measurement: Measurement | None
     environment: Environment
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def labels(self) -> dict[str, Label]:
+        """See `FigureReport.labels`; what was measured of an emulation is ``emulated``."""
+        known = dict(labels_of(type(self)))
+        if self.measurement is not None and self.measurement.emulated:
+            known |= dict.fromkeys(_OF_EMULATION, "emulated")
+        return known
+
+
+_OF_EMULATION = (
+    "measurement.times", "measurement.load_seconds", "measurement.memory_peak_bytes",
+)  # fmt: skip
+
 
 def render(report: BenchReport) -> str:
     """A report as lines for a terminal."""
@@ -97,13 +125,14 @@ def render(report: BenchReport) -> str:
     ]
     if report.measurement is None:
         return "\n".join([*lines, report.note])
+    label = report.labels["measurement.times"]
     for stage, times in report.measurement.times.items():
         lines.append(
             f"{stage:>10}: median {times.median_ms:.2f} ms, min {times.min_ms:.2f}, "
-            f"p95 {times.p95_ms:.2f} (measured)"
+            f"p95 {times.p95_ms:.2f} ({label})"
         )
     checked = report.measurement.checked
     if checked is not None:
         lines.append(checked.played)
     lines += map(str, report.measurement.kernel_choices)
-    return "\n".join([*lines, f"total covers {report.covers}"])
+    return "\n".join([*lines, f"total covers {report.covers}", *filter(None, [report.note])])

@@ -29,12 +29,21 @@ def render(findings: Sequence[Finding], *, all_of_them: bool = False) -> str:
     lines = []
     for stage in dict.fromkeys(each.stage for each in findings):
         of_stage = [each for each in findings if each.stage == stage]
-        passed = sum(each.verdict in ("passed", "improved") for each in of_stage)
-        lines.append(f"{stage}: {passed} of {len(of_stage)} checks passed")
+        lines.append(f"{stage}: {_outcome(of_stage)}")
         for each in of_stage:
             if all_of_them or each.verdict != "passed":
                 lines.append(f"  {FOUND[each.verdict]:>8}  {each.check}: {said(each)}")
     return "\n".join([*lines, verdict_line(findings)])
+
+
+def _outcome(findings: Sequence[Finding]) -> str:
+    """How many of those that were looked at passed."""
+    passed = sum(each.verdict in ("passed", "improved") for each in findings)
+    skipped = sum(each.verdict == "skipped" for each in findings)
+    if skipped == len(findings):
+        return "skipped"
+    line = f"{passed} of {len(findings) - skipped} checks passed"
+    return f"{line}, {skipped} skipped" if skipped else line
 
 
 def markdown(title: str, findings: Sequence[Finding]) -> str:

@@ -15,9 +15,10 @@ from fastwan.quality.compare.numeric import (
 )
 from fastwan.quality.compare.players import CpuPlayer, DevicePlayer, Player
 from fastwan.quality.emulated.full_size import Setting
-from fastwan.quality.emulated.run import cuda_setting
+from fastwan.quality.emulated.run import ON_CPU, cuda_setting
 from fastwan.quality.verify.components import PROMPT
 from fastwan.quality.verify.subject import Subject
+from fastwan.runtime.device.choice import require_emulable, resolve_device
 from fastwan.runtime.model.noise import DEFAULT_SEED
 from fastwan.runtime.model.schedule import Schedule
 
@@ -39,6 +40,9 @@ class Players:
         if device != "cpu":
             for subject in (self._left, self._right):
                 subject.check_shape = subject.shape
+        if device == "emulated":
+            for bundle in (left, right):
+                require_emulable(bundle)
         require_comparable(self._left, self._right)
 
     def compare(self, *, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> Compared:
@@ -89,10 +93,9 @@ def _gpu_setting(bundle: Bundle) -> Setting:
     """
     import torch
 
-    from fastwan.runtime.device.choice import resolve_device
     from fastwan.runtime.device.platforms import cuda_platform
     from fastwan.runtime.emulated.engines import Torch
 
-    resolve_device("cuda")
+    resolve_device("cuda", ON_CPU)
     attention = Subject(bundle).attention.reference
     return Setting(cuda_platform(bundle), Torch(torch.device("cuda", 0)), attention)

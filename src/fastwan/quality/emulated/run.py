@@ -20,6 +20,9 @@ from fastwan.quality.verify.steps import checked_sampler
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.executor import Array
 
+ON_CPU = "leave --device for the CPU reference"
+"""What ``verify`` and ``compare`` can do without a GPU."""
+
 
 @dataclass
 class FullSizeResult:
@@ -50,7 +53,7 @@ def cuda_setting(bundle: Bundle) -> Setting:
     from fastwan.runtime.emulated.engines import Torch
     from fastwan.runtime.emulated.platform import emulated_platform
 
-    resolve_device("emulated")
+    resolve_device("emulated", ON_CPU)
     # What is verified is the kernels themselves, not what is played where they differ.
     platform = replace(emulated_platform(bundle), first_load=None)
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -36,6 +36,7 @@ def gpu_cohort(report: BenchReport) -> dict[str, str]:
     states = [state for state in report.measurement.gpu_states if state is not None]
     drivers = sorted({state.driver for state in states if state.driver is not None})
     return {
+        "device": "emulated" if report.measurement.emulated else "cuda",
         "gpu": report.device,
         "driver": ", ".join(drivers) or "unknown",
         "cuda": report.measurement.driver_cuda,

@@ -32,6 +32,7 @@ class Context:
         limits: of the baseline and of the command line.
         stages: those that run.
         asked: those of them that were asked for by name and not taken as they can be had.
+        device: "auto", or where ``times`` and the full size of ``verify`` were told to run.
         measure: times a video on a GPU.
         goldens: folder of goldens; None without any.
         golden_limit: largest good relative L2 difference to them; 0 is equal to the byte.
@@ -51,6 +52,7 @@ class Context:
     asked: tuple[str, ...]
     measure: Callable[[], BenchReport]
     progress: Progress
+    device: str = "auto"
     goldens: Path | None = None
     golden_limit: float = 0.0
     history: list[HistoryRecord] | None = None

@@ -22,6 +22,7 @@ from fastwan.quality.gate.limits import parse_limits
 from fastwan.quality.gate.times import times
 from fastwan.quality.gate.update import rewritten
 from fastwan.quality.goldens.run import check_limit
+from fastwan.runtime.device.choice import require_emulable, resolve_device
 
 Stage = Callable[[Context], list[Finding]]
 
@@ -34,6 +35,8 @@ STAGES: dict[str, Stage] = {
     "goldens": goldens,
 }
 """In the order in which they run."""
+
+DEVICES = ("auto", "cuda", "emulated")
 
 HELD = ("static", "schedule", "predicted", "times")
 """Stages whose figures are held against the baseline; there are limits for them."""
@@ -49,6 +52,7 @@ def gate(
     goldens: Path | None = None,
     golden_limit: float = 0.0,
     history: Path | None = None,
+    device: str = "auto",
     runs: int = 5,
     warmup: int = 2,
     shape: str | None = None,
@@ -69,14 +73,17 @@ def gate(
         goldens: folder that ``goldens make`` wrote.
         golden_limit: largest good relative L2 difference to them; 0 is equal to the byte.
         history: file of earlier times, to which those of this run are added.
+        device: "auto" for the GPU where one is visible; "cuda"; or "emulated" for a Hopper GPU in
+            place of the target, which ``times`` and the full size of ``verify`` then run on.
         runs: measured videos of the stage ``times``.
         warmup: videos before them.
         shape: of the bundle's, e.g. "832x480x81"; its first where None.
         measure: times a video, in place of ``bench`` on the first GPU.
 
     Raises:
-        BadInput: no bundle, no baseline, a stage or number that is none of its option.
-        EnvironmentLacks: a stage that was asked for by name lacks a GPU or a package.
+        BadInput: no bundle, no baseline, a stage, device or number that is none of its option, or
+            a bundle that cannot be emulated.
+        EnvironmentLacks: a stage or a device that was asked for by name lacks a GPU or a package.
     """
     progress = progress or Quiet()
     chosen = _chosen(stages, goldens)
@@ -85,7 +92,13 @@ def gate(
     given = parse_limits(limits, HELD)
     known = _known(against, update)
     records = None if history is None else read_history(history)
+    if device not in DEVICES:
+        raise BadInput(f"unknown device {device!r}", where="--device", fix=", ".join(DEVICES))
+    if device != "auto":
+        resolve_device(device, "leave --device")
     bundle = open_bundle(path, sizes=False, shape=shape)
+    if device == "emulated":
+        require_emulable(bundle)
     context = Context(
         bundle=bundle,
         baseline=known,
@@ -96,9 +109,15 @@ def gate(
         measure=measure
         or (
             lambda: bench(
-                path, device="cuda", runs=runs, warmup=warmup, shape=shape, progress=progress
+                path,
+                device="cuda" if device == "auto" else device,
+                runs=runs,
+                warmup=warmup,
+                shape=shape,
+                progress=progress,
             )
         ),
+        device=device,
         progress=progress,
         goldens=goldens,
         golden_limit=golden_limit,
@@ -117,7 +136,7 @@ def gate(
         cohort={**bundle_cohort(context.facts), **context.gpu},
         findings=tuple(findings),
         rewritten=update and not refused,
-        rewrite=_command(path, against, stages, goldens, shape),
+        rewrite=_command(path, against, stages, goldens, shape, device),
     )
 
 
@@ -211,11 +230,17 @@ def _with_red(context: Context, findings: list[Finding]) -> list[Finding]:
 
 
 def _command(
-    path: Path, against: Path, stages: Sequence[str], goldens: Path | None, shape: str | None
+    path: Path,
+    against: Path,
+    stages: Sequence[str],
+    goldens: Path | None,
+    shape: str | None,
+    device: str,
 ) -> str:
     """Command that rewrites the baseline from such a run."""
     words = ["fastwan-export", "gate", str(path), "--against", str(against)]
     words += ["--stage", ",".join(stages)] if stages else []
     words += ["--goldens", str(goldens)] if goldens else []
     words += ["--shape", shape] if shape else []
+    words += ["--device", device] if device != "auto" else []
     return shlex.join([*words, "--update-baseline"])

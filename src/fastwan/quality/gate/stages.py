@@ -1,4 +1,4 @@
-"""The stages that need no GPU: static facts, ``verify``, counts of a video, predicted times."""
+"""The stages that can do without a GPU: static facts, ``verify``, counts, predicted times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from fastwan.progress import stage
 from fastwan.quality.bench import counts
-from fastwan.quality.findings import Finding
+from fastwan.quality.emulated.run import check_full_size, cuda_setting
+from fastwan.quality.emulated.run import names as full_size_names
+from fastwan.quality.findings import Finding, Verdict
 from fastwan.quality.gate.context import Context
 from fastwan.quality.gate.figures import predicted_figures, schedule_figures, static_figures
 from fastwan.quality.verify import linears
@@ -27,7 +29,8 @@ def static(context: Context) -> list[Finding]:
 def verify(context: Context) -> list[Finding]:
     """The checks of ``verify`` by their own limits; none of the baseline's may be gone.
 
-    Where `static` runs, too, the engines' formats are its to hold.
+    With the device ``emulated`` those of the full size are among them. Where `static` runs, too,
+    the engines' formats are its to hold.
     """
     elsewhere = {name for each in _formats(context.subject) for name in each.names}
     elsewhere = elsewhere if "static" in context.stages else set()
@@ -36,14 +39,25 @@ def verify(context: Context) -> list[Finding]:
         if not elsewhere.issuperset(planned.names):
             with stage(context.progress, f"verify {planned.names[0]}"):
                 checks += run_planned(planned)
+    if context.device == "emulated":
+        setting, progress = cuda_setting(context.bundle), context.progress
+        checks += check_full_size(context.subject, setting, picture=None, progress=progress).checks
     context.checks = ("integrity", *(check.name for check in checks))
     findings = [found("verify", check) for check in checks]
     known = context.baseline.checks if context.baseline and not context.update else ()
-    for name in known:
-        if name not in context.checks and name not in elsewhere:
-            text = "a check of the baseline that this bundle has no more"
-            findings.append(Finding(stage="verify", check=name, verdict="wrong", text=text))
+    findings += [
+        _gone(context, name) for name in known if name not in {*context.checks, *elsewhere}
+    ]
     return findings
+
+
+def _gone(context: Context, name: str) -> Finding:
+    """A check of the baseline that did not run: none of this bundle, or one of another device."""
+    verdict: Verdict = "wrong"
+    text = "a check of the baseline that this bundle has no more"
+    if "dit" in context.subject.present and name in full_size_names(context.subject):
+        verdict, text = "skipped", "at the full size: --device emulated"
+    return Finding(stage="verify", check=name, verdict=verdict, text=text)
 
 
 def integrity(context: Context) -> Finding:

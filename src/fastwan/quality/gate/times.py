@@ -25,6 +25,8 @@ from fastwan.runtime.device.choice import resolve_device
 
 TIMES = "times"
 
+WITHOUT_GPU = "choose other stages by --stage"
+
 USUAL = ("power cap",)
 """Reasons for lower clocks that a loaded GPU has for good; its clocks are held beside them."""
 
@@ -36,13 +38,11 @@ def times(context: Context) -> list[Finding]:
     spread: these findings are ``refused``, and the figures skipped.
 
     Raises:
-        EnvironmentLacks: asked for by name without a GPU that can run the engines.
+        EnvironmentLacks: the stage or its device was asked for by name without a GPU that can run
+            the engines.
     """
-    if TIMES not in context.asked:
-        if resolve_device("auto").name != "cuda":
-            return [_finding("video", "skipped", "no CUDA device is visible")]
-        if not context.update and context.baseline and not context.baseline.figures(TIMES):
-            return [_finding("video", "skipped", "the baseline has no times of a GPU")]
+    if reason := _not_asked(context):
+        return [_finding("video", "skipped", reason)]
     report = context.measure()
     measured = report.measurement
     assert measured is not None
@@ -52,7 +52,27 @@ def times(context: Context) -> list[Finding]:
         return [*steady, _finding("video", "skipped", "nothing sound was measured to compare")]
     held = _held(context, time_figures(measured))
     context.measured = _record(context, passed=not any(finding.failed for finding in held))
+    if measured.emulated:
+        held = [finding.model_copy(update={"label": "emulated"}) for finding in held]
     return steady + held
+
+
+def _not_asked(context: Context) -> str:
+    """Why nothing is timed that was not asked for by name; empty where it was, or can be had."""
+    if context.device != "auto":
+        return ""
+    if TIMES in context.asked:
+        resolve_device("cuda", WITHOUT_GPU)
+        return ""
+    if resolve_device("auto").name != "cuda":
+        return "no CUDA device is visible"
+    if context.update or context.baseline is None:
+        return ""
+    if not context.baseline.figures(TIMES):
+        return "the baseline has no times of a GPU"
+    if context.baseline.gpu.get("device") == "emulated":
+        return "the baseline's times are emulated: --device emulated"
+    return ""
 
 
 def _held(context: Context, figures: Collected) -> list[Finding]:

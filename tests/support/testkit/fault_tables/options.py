@@ -9,6 +9,9 @@ BUILD = (
     "fastwan-export build-engine --checkpoint ck --model FastWan-QAD-1.3B "
     "--components text_encoder -o out --json"
 )
+KEY = "fastwan-export build-engine --checkpoint ck --cache-key -o out"
+CHECKS = "fastwan-export verify b --list-checks"
+GATE = "fastwan-export gate b --against g.json --update-baseline --json"
 MAKE = "fastwan-export make-checkpoint new --size tiny"
 
 
@@ -62,6 +65,18 @@ FAULTS = (
     _play("--warmup -1", "M", "--warmup"),
     _play("--sampler unipc-50", "C", "unipc-50"),
     _play("--device cuda", "O", "CUDA|GPU|cuda", 3),
+    _option("build-engine --cache-key --json", "M", f"{KEY} --json", "--json", KEY),
+    _option("verify --list-checks --json", "M", f"{CHECKS} --json", "--json", CHECKS),
+    _option("gate --stage times", "O", f"{GATE} --stage times", "no CUDA.*--stage",
+            f"{GATE} --stage schedule", 3),
+    _option("gate --device cuda", "O", f"{GATE} --stage schedule --device cuda",
+            "no CUDA.*leave --device", f"{GATE} --stage schedule", 3),
+    _option("gate --device cpu", "M", f"{GATE} --stage schedule --device cpu", "--device",
+            f"{GATE} --stage schedule --device auto"),
+    _option("bench --device emulated", "O", f"{BENCH} --device emulated", "no CUDA.*--device null",
+            BENCH, 3),
+    _option("compare --device cuda", "O", "fastwan-export compare b b --device cuda --json",
+            "no CUDA.*--device", "fastwan-export compare b b --static --json", 3),
     _option("bench --runs 0", "M", f"{BENCH} --runs 0", "--runs", f"{BENCH} --runs 2"),
     _option("bench --runs 1e9", "M", f"{BENCH} --runs 1000000000", "--runs", f"{BENCH} --runs 2"),
     _option("bench --warmup -1", "M", f"{BENCH} --warmup -1", "--warmup", BENCH),
