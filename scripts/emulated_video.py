@@ -45,12 +45,12 @@ from fastwan.shapes import shape_text
 
 Record = dict[str, Any]
 VIDEOS = 5
-_QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks_event_reasons.active"
+QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks_event_reasons.active"
 
 
 def ask_smi() -> str:
     """What nvidia-smi says of the first GPU."""
-    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader", "-i", "0"]
+    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "-i", "0"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -203,7 +203,7 @@ def main() -> int:
     items: Record = {}
     record: Record = {
         "machine": {
-            "nvidia_smi": {"query": _QUERY, "value": ask_smi()},
+            "nvidia_smi": {"query": QUERY, "value": ask_smi()},
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "commit": commit(),

@@ -104,6 +104,17 @@ SAGE2 = (
 )
 """Globs, below the root, of what decides the output and the time of SageAttention2++."""
 
+GATE = (
+    "runtime/emulated/*.py",
+    "src/fastwan/quality/bench.py",
+    "src/fastwan/quality/gate/figures.py",
+    "src/fastwan/quality/gate/history.py",
+    "src/fastwan/quality/gate/judge.py",
+    "src/fastwan/quality/gate/limits.py",
+    "src/fastwan/quality/gate/times.py",
+)
+"""Globs, below the root, of what decides whether the gate raises an alarm over measured times."""
+
 SANITIZED = tuple(sorted({*(f"plugins/{name}" for name in DEFINITIONS), *_GLUE_KERNELS, *SAGE2}))
 """Globs, below the root, of the kernels that compute-sanitizer runs over."""
 
@@ -119,7 +130,7 @@ def sources(folder: Path = PLUGINS, definitions: Sequence[str] = DEFINITIONS) ->
 
 def sources_now(record: dict[str, Any]) -> dict[str, Any]:
     """`sources` as they are, of the globs that a record names."""
-    for definitions in (VIDEO, LIFTED, GLUE, SAGE2, SANITIZED):
+    for definitions in (VIDEO, LIFTED, GLUE, SAGE2, GATE, SANITIZED):
         if tuple(record["of"]) == definitions:
             return sources(ROOT, definitions)
     return sources()
