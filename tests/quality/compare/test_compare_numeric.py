@@ -30,6 +30,7 @@ from fastwan.runtime.model.samplers import schedule_of
 from testkit.emulated_host import CPU, emulated_host_platform
 from testkit.host_device import HostDevice
 from testkit.once import Once
+from testkit.tiny_bundles import attention_bundle
 
 pytestmark = pytest.mark.trt
 
@@ -125,6 +126,17 @@ def test_a_bundle_does_not_part_from_itself(
     assert [(each.psnr, each.largest) for each in figures.frames] == [(None, 0)]
     assert report_of_itself.passed
     validator("compare").validate(json.loads(report_of_itself.to_json()))
+
+
+@pytest.mark.parametrize("attention", ["native", "sage2"])
+def test_another_attention_of_the_same_model_shows(
+    once: Once, tiny_bundle: Path, attention: str
+) -> None:
+    other = attention_bundle(once, tiny_bundle, attention)
+    figures = compare_bundles(tiny_bundle, other, by_block=True).report.numeric
+    assert figures is not None
+    assert all(each.velocity is not None and each.velocity > 0.01 for each in figures.steps)
+    assert figures.first_tensor == "blocks.0.sage_attention3"
 
 
 def test_the_command_fails_beyond_a_limit_only(

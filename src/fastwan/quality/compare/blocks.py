@@ -9,9 +9,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fastwan.export.passes.graphs import clone
+from fastwan.quality.compare.as_built import reference_parts
 from fastwan.quality.compare.tensors import Infer
 from fastwan.quality.verify.executor import MemoryExecutor
-from fastwan.quality.verify.quantizer import lowered_parts
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.model.executor import Array
 
@@ -35,7 +35,7 @@ class BlockGraphs:
 
     def __init__(self, subject: Subject, text: Array) -> None:
         self._subject = subject
-        parts = lowered_parts(subject)
+        parts = reference_parts(subject)
         self._dit = parts["dit"]
         self._tables = MemoryExecutor(parts["time_tables"], subject.data_folder)
         context = MemoryExecutor(parts["text_kv"], subject.data_folder)
@@ -51,7 +51,7 @@ class BlockGraphs:
             for value in node.outputs
             if (name := str(value.name)).startswith(prefix)
             and "/" not in name
-            and value.dtype == ir.DataType.FLOAT
+            and value.dtype in (ir.DataType.FLOAT, ir.DataType.BFLOAT16)
         ]
 
     def infer(self, names: Sequence[str]) -> Infer:

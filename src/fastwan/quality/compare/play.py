@@ -7,6 +7,7 @@ from typing import Any
 
 from fastwan.bundle import Bundle
 from fastwan.errors import BadInput
+from fastwan.quality.compare.as_built import AsBuilt
 from fastwan.quality.compare.numeric import (
     Compared,
     OpenPlayer,
@@ -34,7 +35,7 @@ class Players:
     """
 
     def __init__(self, left: Bundle, right: Bundle, device: str) -> None:
-        self._left, self._right = Subject(left), Subject(right)
+        self._left, self._right = AsBuilt(left), AsBuilt(right)
         self._device = device
         self._open = opener(device)
         if device != "cpu":

@@ -9,12 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
+from fastwan.quality.compare.as_built import ships_its_reference
 from fastwan.quality.emulated.full_size import Setting, run_watched_step, step_velocity
 from fastwan.quality.emulated.watch import watched
 from fastwan.quality.verify.components import Runtime, text_encoder
 from fastwan.quality.verify.graphs import random_inputs
 from fastwan.quality.verify.subject import Subject
 from fastwan.runtime.device.session import Session
+from fastwan.runtime.model.dit import DiT
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import combine, denoise
 from fastwan.runtime.model.schedule import Schedule
@@ -68,7 +70,11 @@ class CpuPlayer:
         self._schedule = schedule
         self._stack = ExitStack()
         runtime = Runtime(subject)
-        self._dit = runtime.dit(lambda: subject.lowered.executors(subject.lowered.parts))
+
+        def lowered() -> DiT[Array]:
+            return subject.lowered.executors(subject.lowered.parts)
+
+        self._dit = runtime.dit(lowered) if ships_its_reference(subject) else lowered()
         self._decoder = self._stack.enter_context(runtime.decoder())
 
     def play(
