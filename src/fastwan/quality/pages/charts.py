@@ -120,8 +120,14 @@ class Line:
     values: Sequence[float | None]
 
 
-def grouped(places: Sequence[str], series: Sequence[Line], unit: str, label: str) -> Chart:
-    """Vertical bars of several series beside each other, e.g. before and after."""
+def grouped(
+    places: Sequence[str], series: Sequence[Line], unit: str, label: str, *, across: str = ""
+) -> Chart:
+    """Vertical bars of several series beside each other, e.g. before and after.
+
+    Args:
+        across: what the places are, where their names do not say it.
+    """
     with drawing(2.8) as drawn:
         axes = drawn.axes
         width = 0.8 / len(series)
@@ -129,10 +135,10 @@ def grouped(places: Sequence[str], series: Sequence[Line], unit: str, label: str
             at = [place + (index + 0.5) * width - 0.4 for place in range(len(places))]
             values = [math.nan if v is None else v for v in line.values]
             axes.bar(at, values, width * 0.92, color=SERIES[index], label=line.name)
-        _across(axes, places)
+        _across(axes, places, across)
         axes.set_ylabel(unit)
         _series_legend(axes, len(series))
-    return Chart(drawn.svg, label, _series_table(places, series))
+    return Chart(drawn.svg, label, _series_table(places, series, across))
 
 
 def lines(
@@ -141,11 +147,13 @@ def lines(
     unit: str,
     label: str,
     *,
+    across: str = "",
     limit: float | None = None,
 ) -> Chart:
     """Lines with a mark at each value, from zero up.
 
     Args:
+        across: what the places are, where their names do not say it.
         limit: drawn as a dashed line.
     """
     with drawing(2.8) as drawn:
@@ -158,11 +166,11 @@ def lines(
             )  # fmt: skip
         if limit is not None:
             axes.axhline(limit, color=BAD, linewidth=1.2, linestyle="--", label="limit")
-        _across(axes, places)
+        _across(axes, places, across)
         axes.set_ylabel(unit)
         axes.set_ylim(bottom=0)
         _series_legend(axes, len(series) + (limit is not None))
-    return Chart(drawn.svg, label, _series_table(places, series))
+    return Chart(drawn.svg, label, _series_table(places, series, across))
 
 
 @dataclass(frozen=True)
@@ -233,12 +241,13 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.4g}"
 
 
-def _across(axes: Any, places: Sequence[str]) -> None:
+def _across(axes: Any, places: Sequence[str], name: str) -> None:
     """Names along the horizontal axis: upright where they are long together; few stay narrow."""
     upright = {"rotation": 90, "fontsize": 8} if sum(map(len, places)) > 110 else {}
     axes.set_xticks(range(len(places)), places, **upright)
     beside = 0.6 + max(0, 6 - len(places)) / 2
     axes.set_xlim(-beside, len(places) - 1 + beside)
+    axes.set_xlabel(name)
     axes.grid(visible=False, axis="x")
 
 
@@ -263,9 +272,10 @@ def _above(axes: Any, handles: object, columns: int) -> None:
     )  # fmt: skip
 
 
-def _series_table(places: Sequence[str], series: Sequence[Line]) -> Table:
+def _series_table(places: Sequence[str], series: Sequence[Line], across: str) -> Table:
     rows = [
         (place, *(_number(line.values[index]) for line in series))
         for index, place in enumerate(places)
     ]
-    return Table(("", *(line.name for line in series)), rows, frozenset(range(1, len(series) + 1)))
+    titles = (across, *(line.name for line in series))
+    return Table(titles, rows, frozenset(range(1, len(series) + 1)))

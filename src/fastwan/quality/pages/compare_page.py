@@ -83,9 +83,10 @@ def _numbers(numeric: NumericComparison, limit: float | None) -> list[Block]:
             Line("hidden states behind it", [each.drift for each in numeric.blocks]),
             Line("what it adds alone", [each.own for each in numeric.blocks]),
         ]
+        series = [line for line in series if any(value is not None for value in line.values)]
         label = "Relative L2 difference of each block in the first step (emulated)"
         places = [str(each.block) for each in numeric.blocks]
-        blocks.append(lines(places, series, "relative L2", label, limit=limit))
+        blocks.append(lines(places, series, "relative L2", label, across="block", limit=limit))
     if numeric.tensors:
         blocks.append(_tensors(numeric))
     return blocks
@@ -138,7 +139,8 @@ def _kernels(static: StaticComparison) -> list[Block]:
             for side, name in enumerate(("A", "B"))
         ]
         label = "Bytes that each block moves in a denoising step (predicted)"
-        blocks.append(grouped([str(block) for block in range(len(pairs))], series, "MB", label))
+        places = [str(block) for block in range(len(pairs))]
+        blocks.append(grouped(places, series, "MB", label, across="block"))
     rows = [
         (each.status, each.nodes, each.where, each.a, each.b, _moved(each.bytes_moved))
         for each in patterns(static.groups)

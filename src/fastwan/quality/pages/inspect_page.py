@@ -124,7 +124,7 @@ def _blocks(kernels: Sequence[Kernel]) -> list[Block]:
     glue = [each.memory_bound_bytes / 1e6 for each in costs.values()]
     series = [Line("GEMMs and attention", matrix), Line("glue between them", glue)]
     label = "Bytes that each block moves in a denoising step (predicted)"
-    return [grouped([str(block) for block in costs], series, "MB", label)]
+    return [grouped([str(block) for block in costs], series, "MB", label, across="block")]
 
 
 def _components(report: InspectReport) -> Table:

@@ -37,7 +37,7 @@ def verify_page(report: VerifyReport, videos: Sequence[Array] = ()) -> Document:
             Line("with", [each.error_with for each in report.lora]),
         ]
         places = [str(each.block) for each in report.lora]
-        sections.append(Section("LoRA", [lines(places, series, "error", label)]))
+        sections.append(Section("LoRA", [lines(places, series, "error", label, across="block")]))
     if report.unchecked:
         told = [f"Not checked: {each}." for each in report.unchecked]
         sections.append(Section("What the device cannot show", told))
@@ -67,7 +67,7 @@ def _fp4(fp4: FP4Comparison, videos: Sequence[Array]) -> list[Block]:
         places = [str(each.block) for each in fp4.blocks]
         series = [Line("FP4 against bf16", [each.fp4 for each in fp4.blocks])]
         label = "What FP4 changes in each block, over the change that the block makes (emulated)"
-        blocks.append(lines(places, series, "relative L2", label))
+        blocks.append(lines(places, series, "relative L2", label, across="block"))
     places = [f"step {each.step}" for each in fp4.steps]
     series = [
         Line("FP4 against bf16", [each.fp4 for each in fp4.steps]),

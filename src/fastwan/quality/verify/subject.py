@@ -24,6 +24,7 @@ from fastwan.hub.links import hub_cache_of
 from fastwan.manifest import Graph, Linear
 from fastwan.onnx_guard import all_tensors, checked_model, follow_links
 from fastwan.quality.verify.executor import LoweredDiT
+from fastwan.shapes import shape_text
 from fastwan.tables import lookup
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Subject:
     def at(self) -> str:
         """The shape of the graph checks in words."""
         shape = self.check_shape
-        text = f"{shape.height}x{shape.width}x{shape.num_frames}, {shape.num_tokens} tokens"
+        text = f"{shape_text(shape)}, {shape.num_tokens} tokens"
         return text if shape == self.shape else f"{text}, the bundle's weights in a small graph"
 
     @property
