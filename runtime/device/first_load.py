@@ -32,12 +32,16 @@ class FirstLoad:
     Args:
         cache: of the kind ``runtime``; None keeps them within this process.
         depends_on: everything that outcomes may depend on, by name.
+
+    Attributes:
+        found_out: names of the outcomes that this object was given, and not an earlier load.
     """
 
     def __init__(self, cache: ContentCache | None, depends_on: Mapping[str, object]) -> None:
         self._cache = cache
         self._depends_on = dict(depends_on)
         self._known: dict[str, Record] = {}
+        self.found_out: set[str] = set()
 
     def find(self, name: str, kind: type[T]) -> T | None:
         """What was kept under a name; None where there is nothing that can be used."""
@@ -57,6 +61,7 @@ class FirstLoad:
     def keep(self, name: str, outcome: Record) -> None:
         """Keep an outcome in the place of what was there."""
         self._known[name] = outcome
+        self.found_out.add(name)
         if self._cache is not None:
             content = outcome.model_dump_json().encode()
             self._cache.put(self._key(name), {_FILE: content}, {}, replace=True)

@@ -46,6 +46,7 @@ class Measurement(Record):
     times: Measured[dict[str, StageTimes]]
     """By stage; ``total`` is a whole video, see `covers`."""
     load_seconds: Measured[Duration]
+    """Of a start that is not the first on this GPU, which compiles and compares kernels."""
     runtime_cache: str
     """Whether kernels that were compiled before were used."""
     checked: SelfCheck | None

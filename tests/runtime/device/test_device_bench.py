@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,11 @@ from fastwan.quality import bench as module
 from fastwan.quality.bench import bench, summarize
 from fastwan.quality.bench_report import BenchReport, render
 from fastwan.runtime.device import choice as device
+from fastwan.runtime.device.first_load import FirstLoad
 from fastwan.runtime.device.null import ENQUEUES, NullDevice
+from fastwan.runtime.device.self_check import SelfCheck
+from fastwan.runtime.device.session import Platform
+from testkit.host_device import HostDevice
 
 FRAMES = 9 * 16 * 32 * 3
 LATENTS = 16 * 3 * 2 * 4 * 4
@@ -96,3 +101,42 @@ def test_stages_are_measured_on_a_device(
     assert measured.memory_peak_bytes == plan.scratch + plan.arena + plan.fixed
     assert "after warm-up" in render(report)
     assert BenchReport.model_validate_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("found_out", [False, True])
+def test_the_first_load_on_a_gpu_is_not_what_is_measured(
+    bundle: Any, host_platform: Callable, monkeypatch: pytest.MonkeyPatch, found_out: bool
+) -> None:
+    """A load that compared kernels is followed by one that finds the outcome in the cache."""
+    opened: list[HostDevice] = []
+
+    def platform(_bundle: Any) -> Platform:
+        first = FirstLoad(None, {})
+        if found_out and not opened:
+            first.keep("self-check", SelfCheck(regions=(), block=(), fallbacks=()))
+        opened.append(HostDevice())
+        return replace(host_platform(opened[-1]), first_load=first)
+
+    monkeypatch.setattr(device, "cuda_device_count", lambda: 1)
+    monkeypatch.setattr(module, "cuda_platform", platform)
+    report = bench(bundle.root, device="cuda", runs=1, warmup=0)
+    assert len(opened) == 1 + found_out
+    videos = [sum(call.kind == "launch" for call in each.calls) for each in opened]
+    assert videos == [0] * found_out + [1]
+    assert report.measurement is not None
+
+
+def test_times_of_an_emulation_are_labelled(
+    bundle: Any, host_device: Any, host_platform: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "cuda_device_count", lambda: 1)
+    monkeypatch.setattr(module, "_platform", lambda *_: host_platform(host_device))
+    labels = {}
+    for name in ("cuda", "emulated"):
+        report = bench(bundle.root, device=name, runs=1, warmup=0)
+        assert report.measurement is not None
+        assert report.measurement.emulated is (name == "emulated")
+        labels[name] = report.labels["measurement.times"]
+        assert ("say nothing of that GPU" in render(report)) is (name == "emulated")
+        assert BenchReport.model_validate_json(report.to_json()) == report
+    assert labels == {"cuda": "measured", "emulated": "emulated"}
