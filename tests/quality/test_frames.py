@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from fastwan.errors import BadInput
-from fastwan.quality.frames import picture, picture_file, psnr, save_picture, ssim
+from fastwan.errors import BadInput, FastWanWarning
+from fastwan.quality.frames import lpips, picture, picture_file, psnr, save_picture, ssim
 
 RANDOM = np.random.default_rng(2)
 VIDEO = RANDOM.integers(0, 256, (3, 32, 40, 3), np.uint8)
@@ -20,6 +24,47 @@ def test_psnr_is_ten_log_of_the_peak_over_the_error() -> None:
     assert psnr(VIDEO, other) == pytest.approx(20 * np.log10(255))
     assert psnr(VIDEO, VIDEO) == float("inf")
     assert psnr(VIDEO, RANDOM.permuted(VIDEO)) < 10
+
+
+class Perceived(torch.nn.Module):
+    """In place of ``lpips.LPIPS``: the mean difference, of images in 0 .. 1 alone."""
+
+    def __init__(self, net: str, verbose: bool) -> None:
+        super().__init__()
+        assert (net, verbose) == ("alex", False)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor, normalize: bool) -> torch.Tensor:
+        assert normalize
+        assert a.shape == b.shape == (1, 3, 32, 40)
+        assert a.dtype == torch.float32
+        assert 0.9 < a.max() <= 1
+        return (a - b).abs().mean().view(1, 1, 1, 1)
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A stand-in for the package ``lpips``."""
+    module = ModuleType("lpips")
+    module.__spec__ = ModuleSpec("lpips", None)
+    module.LPIPS = Perceived  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    return module
+
+
+def test_lpips_is_the_mean_over_the_frames(package: ModuleType) -> None:
+    other = VIDEO.copy()
+    other[1] = other[1] ^ 1
+    assert lpips(VIDEO, VIDEO) == 0
+    assert lpips(VIDEO, other) == pytest.approx(1 / 255 / 3)
+
+
+def test_lpips_that_does_not_load_is_left_out_with_a_warning(package: ModuleType) -> None:
+    def broken(**_: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    package.LPIPS = broken  # type: ignore[attr-defined]
+    with pytest.warns(FastWanWarning, match="LPIPS is left out: operator torchvision"):
+        assert lpips(VIDEO, VIDEO) is None
 
 
 def plain_ssim(a: np.ndarray, b: np.ndarray) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastwan.errors import FastWanWarning, first_line
 from fastwan.outputs import OutputFile
 from fastwan.parallel import in_order, workers
 from fastwan.runtime.model.executor import Array
@@ -63,22 +65,23 @@ def _frame_ssim(pair: tuple[Array, Array]) -> float:
 def lpips(expected: Array, got: Array) -> float | None:
     """Learned perceptual distance of two uint8 videos [F, H, W, 3], the mean over frames.
 
-    Zhang et al. 2018, of AlexNet; None where the package ``lpips`` is not installed or its weights
-    can neither be found nor fetched.
+    Zhang et al. 2018, of AlexNet; None where the package ``lpips`` is not installed, and with a
+    warning where it does not load: its weights are fetched, and its torchvision has to fit torch.
     """
     if find_spec("lpips") is None:
         return None
     import torch
 
-    module = importlib.import_module("lpips")
     try:
-        model = module.LPIPS(net="alex", verbose=False)
-    except OSError:  # its weights are fetched from the network
+        model = importlib.import_module("lpips").LPIPS(net="alex", verbose=False)
+    except Exception as error:  # of whatever it is made of: the other figures are told without it
+        reason = f"LPIPS is left out: {first_line(error)}"
+        warnings.warn(reason, FastWanWarning, stacklevel=2)
         return None
     with torch.no_grad():
         values = [
-            model(_pixels(a), _pixels(b), normalize=True).mean()
-            for a, b in zip(expected / PEAK, got / PEAK, strict=True)
+            model(_pixels(a) / PEAK, _pixels(b) / PEAK, normalize=True).mean()
+            for a, b in zip(expected, got, strict=True)
         ]
     return float(torch.stack(values).mean())
 

@@ -103,7 +103,7 @@ class FrameDifference(Record):
     """Mean structural similarity, Wang et al. 2004."""
     lpips: Emulated[float | None]
     """Learned perceptual distance, Zhang et al. 2018, of AlexNet; null where the package ``lpips``
-    is not installed."""
+    is not installed or does not load."""
     largest: Emulated[int]
     """Largest difference in levels of 0 to 255."""
     worst_frame: Emulated[int]
