@@ -103,8 +103,10 @@ def _against(findings: Sequence[Finding]) -> list[Block]:
         more = f", the largest {_MOST_CHANGES} of {len(moved)}" if len(moved) > len(items) else ""
         legend = {BAD: "failed", GOOD: "improved", SERIES[0]: "within its limit"}
         blocks.append(changes(items, f"Figures that differ from the baseline's{more}", legend))
-    else:
+    elif held:
         blocks.append(f"None of {len(held)} figures differs from the baseline's.")
+    else:
+        blocks.append("No figure was compared with the baseline's.")
     for stage in ("predicted", "times"):
         times = [each for each in held if each.stage == stage and each.unit == "ms"]
         if times:
@@ -133,7 +135,9 @@ def _accuracy(findings: Sequence[Finding]) -> list[Block]:
     exact = [each for each in findings if each.limit == 0]
     others = [(each.check, each.value, each.limit) for each in findings if each.limit]
     good = sum(not each.failed for each in exact)
-    blocks: list[Block] = [f"{good} of {len(exact)} checks that allow nothing passed."]
+    blocks: list[Block] = []
+    if exact:
+        blocks.append(f"{good} of {len(exact)} checks that allow nothing passed.")
     if others:
         blocks.append(limits(others, "Differences as shares of their limits"))
     return blocks
@@ -142,5 +146,6 @@ def _accuracy(findings: Sequence[Finding]) -> list[Block]:
 def _history(records: Sequence[HistoryRecord]) -> Block:
     names = [name for name in records[-1].figures if "load" not in name][: len(SERIES)]
     series = [Line(name, [each.figures.get(name) for each in records]) for name in names]
-    label = f"Times of the last {len(records)} runs of this cohort (measured)"
+    kind = "emulated" if records[-1].cohort.get("device") == "emulated" else "measured"
+    label = f"Times of the last {len(records)} runs of this cohort ({kind})"
     return lines([each.time[:10] for each in records], series, "ms", label)

@@ -124,7 +124,8 @@ def _findings(findings: Sequence[Finding], folded: str) -> Table:
             "" if figure is None else with_unit(figure, each.unit)
             for figure in (each.value, each.baseline, each.limit)
         )
-        rows.append((each.stage, each.check, FOUND[each.verdict], *figures, each.label, each.text))
+        label = "" if each.value is None else each.label
+        rows.append((each.stage, each.check, FOUND[each.verdict], *figures, label, each.text))
     titles = ("stage", "check", "", "value", "baseline", "limit", "", "")
     return Table(titles, rows, frozenset({3, 4, 5}), [tone_of(each) for each in findings], folded)
 
