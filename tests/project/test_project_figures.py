@@ -45,7 +45,7 @@ def test_no_figure_is_older_than_its_sources(
         if record["sources"] != figure_sources.sources_now(record["sources"])
     ]
     assert stale == [], (
-        "run scripts/first_contact.py or scripts/emulated_video.py on such a GPU again"
+        "run scripts/first_contact.py, emulated_video.py or emulated_gate.py on such a GPU again"
     )
 
 
