@@ -118,7 +118,11 @@ def gate_report(facts: BundleFacts) -> tuple[GateReport, list[HistoryRecord]]:
         HistoryRecord(
             time=f"2026-11-{day:02}T10:00:00Z", tool="0.1.0",
             cohort={"target": "rtx5090" if day % 4 else "rtx4090", "gpu": "x"}, clocks={},
-            passed=True, figures={"total": 1200.0 + day, "step_0": 400.0},
+            passed=True,
+            figures={
+                "loading": 9000.0, "memory_peak_bytes": 10**9, "step_0": 400.0,
+                "total": 1200.0 + day,
+            },
         )
         for day in range(1, 29)
     ]  # fmt: skip

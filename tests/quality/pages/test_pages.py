@@ -15,12 +15,14 @@ from click.testing import CliRunner
 from fastwan.cli import main
 from fastwan.errors import BadInput
 from fastwan.quality.cost import Cost
+from fastwan.quality.findings import Finding
 from fastwan.quality.inspection import InspectReport
 from fastwan.quality.kernels import Kernel
 from fastwan.quality.pages import html, markdown, writing
 from fastwan.quality.pages.charts import Bar, Line, Point, bars, grouped, lines, roofline
 from fastwan.quality.pages.document import Chart, Document, Section, Table
 from fastwan.quality.pages.drawing import SERIES
+from fastwan.quality.pages.gate_page import gate_page
 from fastwan.quality.pages.graph import graph_chart, links, merged, rows, typical_block
 from fastwan.quality.pages.writing import report_folder, write_report
 
@@ -239,3 +241,39 @@ def test_names_of_other_engines_do_not_link() -> None:
     reader = kernel("c", None, "t", "", "one")
     assert links(rows([*one, reader], None)) == [(0, 2)]
     assert links(rows([*one, replace(reader, place="two")], None)) == [(1, 2)]
+
+
+def test_a_chart_of_times_has_times_of_one_size(
+    documents: dict[str, tuple[Document, Any]],
+) -> None:
+    """Neither loading nor bytes; and of an emulation it is labelled."""
+    document, report = documents["gate"]
+    section = next(each for each in document.sections if each.title == "History of the cohort")
+    (chart,) = section.blocks
+    assert isinstance(chart, Chart)
+    assert list(chart.table.titles) == ["", "total", "step_0"]
+    assert chart.label.endswith("(measured)")
+    found = [
+        Finding(
+            stage="times", check=check, verdict="passed", value=1.0, baseline=1.0, unit="ms",
+            label="emulated",
+        )
+        for check in ("step_0", "loading", "drift.step_0")
+    ]  # fmt: skip
+    changed = report.model_copy(update={"findings": tuple(found)})
+    against = next(
+        each for each in gate_page(changed).sections if each.title == "Against the baseline"
+    )
+    (stages,) = (each for each in against.blocks if isinstance(each, Chart))
+    assert [row[0] for row in stages.table.rows] == ["step_0"]
+    assert stages.label.endswith("(emulated)")
+
+
+def test_what_was_not_compared_is_said_so(documents: dict[str, tuple[Document, Any]]) -> None:
+    _, report = documents["gate"]
+    refused = Finding(stage="baseline", check="model", verdict="refused", text="another")
+    page = gate_page(report.model_copy(update={"findings": (refused,)}))
+    assert ["No figure was compared with the baseline's."] in [s.blocks for s in page.sections]
+    checks = page.sections[0].blocks[0]
+    assert isinstance(checks, Table)
+    assert checks.rows[0] == ("baseline", "model", "REFUSED", "", "", "", "", "another")
