@@ -80,7 +80,8 @@ class Components(Protocol):
         """
 
     def decode(self, latents: Array, schedule: Schedule) -> Iterator[Array]:
-        """Frames [H, W, 3] uint8; one is valid until the next."""
+        """Frames in order as they are decoded, uint8 [n, H, W, 3]; a chunk is valid until the
+        next."""
 
     def video(
         self,
@@ -89,7 +90,7 @@ class Components(Protocol):
         schedule: Schedule,
         timings: Timings,
     ) -> Iterator[Array]:
-        """Frames straight from noise; adds the stages' times to `timings`."""
+        """The same straight from noise; the stages' times are in `timings` after the last chunk."""
 
     def close(self) -> None:
         """Give back what was opened; the next call opens it anew."""

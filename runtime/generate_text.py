@@ -27,7 +27,7 @@ def _lines(video: MadeVideo, device: str) -> list[str]:
 
 
 def _once(stages: dict[str, float]) -> list[str]:
-    return [f"  {name:<8} {_ms(seconds)} ms (measured)" for name, seconds in stages.items()]
+    return [f"  {name:<11} {_ms(seconds)} ms (measured)" for name, seconds in stages.items()]
 
 
 def _table(video: MadeVideo) -> list[str]:
@@ -35,7 +35,7 @@ def _table(video: MadeVideo) -> list[str]:
     runs = f"{len(video.runs)} runs" if len(video.runs) > 1 else "1 run"
     lines = [
         f"  milliseconds (measured) of {runs}, and of warm-ups, which do not count",
-        f"  {'stage':<8} {'min':>10} {'median':>10} {'p95':>10} {'spread':>7} {'warm-up':>10}",
+        f"  {'stage':<11} {'min':>10} {'median':>10} {'p95':>10} {'spread':>7} {'warm-up':>10}",
     ]
     for name in video.runs[-1]:
         values = [stages[name] for stages in video.runs if name in stages]
@@ -43,7 +43,7 @@ def _table(video: MadeVideo) -> list[str]:
         spread = f"{(max(values) - min(values)) / middle:.1%}" if middle else "-"
         before = [stages[name] for stages in video.warmups if name in stages]
         lines.append(
-            f"  {name:<8} {_ms(min(values))} {_ms(middle)} {_ms(nearest_rank(values, 95))} "
+            f"  {name:<11} {_ms(min(values))} {_ms(middle)} {_ms(nearest_rank(values, 95))} "
             f"{spread:>7} {_warm(before)}"
         )
     return lines

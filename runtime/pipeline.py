@@ -27,7 +27,7 @@ from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.outputs import OutputType, PipelineOutput
 from fastwan.runtime.pretrained import bundle_folder, device_of, open_components
 from fastwan.runtime.prompt_cache import PromptCache
-from fastwan.runtime.request import Request
+from fastwan.runtime.request import FramesCallback, Request
 from fastwan.runtime.run import Run, decode_latents, make_videos
 from fastwan.runtime.timings import Timings
 
@@ -153,6 +153,7 @@ class FastWanPipeline(LikeDiffusers):
         seed: int | None = DEFAULT_SEED,
         sampler: str | None = None,
         progress: Progress | None = None,
+        on_frames: FramesCallback | None = None,
         **kwargs: Any,
     ) -> PipelineOutput | tuple[Any, ...]:
         """Make videos, one after the other. The arguments are those of diffusers' WanPipeline.
@@ -190,6 +191,8 @@ class FastWanPipeline(LikeDiffusers):
             seed: of each prompt's first video, the next has `seed` + 1; None draws a fresh one.
             sampler: one of the bundle's; by default the first.
             progress: told of stages and steps; by default a bar, see `set_progress_bar_config`.
+            on_frames: called with the frames of each video as they are decoded, uint8
+                [n, H, W, 3], in order.
 
         Raises:
             BadInput: an argument that the bundle cannot serve, or that does not exist.
@@ -216,6 +219,7 @@ class FastWanPipeline(LikeDiffusers):
             sampler=sampler,
             output_type=output_type,
             on_step=step_callback(self, self._calls, callback_on_step_end, names),
+            on_frames=on_frames,
         )
         bar = self._step_bar()
         try:
@@ -258,7 +262,7 @@ class FastWanPipeline(LikeDiffusers):
                 run.timings = timings
             run.open()
             made = run.frames()
-            if self.components.fused:
+            if run.components.fused:
                 # The next turn writes over the device's own.
                 made = iter([frame.copy() for frame in made])
         yield from made

@@ -33,8 +33,8 @@ class MadeVideo(Record):
     """Over the raw pixels of all frames in order."""
     seconds: Measured[dict[str, float]]
     """By stage, of the last run, which was written; ``total`` is the whole video from the prompt
-    on. Where a device makes a video at once, ``write`` runs beside the next one and is no part of
-    it."""
+    on, ``first_frame`` the part of it until the first frame is on the host. Where a device makes a
+    video at once, ``write`` runs beside the next one and is no part of it."""
     runs: Measured[tuple[dict[str, float], ...]]
     """Likewise of every measured run."""
     warmups: Measured[tuple[dict[str, float], ...]]

@@ -16,6 +16,9 @@ from fastwan.runtime.outputs import OUTPUT_TYPES, OutputType
 if TYPE_CHECKING:
     import torch
 
+FramesCallback = Callable[[Array], None]
+"""(frames) of a video as they are decoded, uint8 [n, H, W, 3], in order; the callee's own."""
+
 StepCallback = Callable[[int, int, "torch.Tensor | Array"], "dict[str, Any] | None"]
 """(step, timestep, latents after it, fp32) -> {"latents": ...} to go on with, or None.
 
@@ -42,11 +45,12 @@ class Request:
         sampler: one of the bundle's; None for its default.
         output_type: one of `OUTPUT_TYPES`; see `PipelineOutput`.
         on_step: called after each step; what it returns may replace the latents.
+        on_frames: called with frames as they are decoded, before the last of them are made.
 
     Raises:
         BadInput: neither or both of prompt and embeddings, a prompt that is no text, a seed or a
-            generator that cannot be used, a sampler that is no name, an unknown output type, or one
-            of torch's where that is not imported.
+            generator that cannot be used, a sampler that is no name, an unknown output type, one
+            of torch's where that is not imported, or frames that are wanted of latents.
     """
 
     prompt: str | None = None
@@ -64,6 +68,7 @@ class Request:
     sampler: str | None = None
     output_type: OutputType = "np"
     on_step: StepCallback | None = None
+    on_frames: FramesCallback | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompt_embeds is None):
@@ -93,6 +98,14 @@ class Request:
                 "output_type pt makes tensors, and this process has not imported torch",
                 where="output_type",
                 fix="import torch first, or take np",
+            )
+        if self.on_frames is not None and not callable(self.on_frames):
+            raise BadInput(f"{shown(self.on_frames)} cannot be called", where="on_frames")
+        if self.on_frames is not None and not self.decoded:
+            raise BadInput(
+                "latents are not decoded, so that there are no frames to hand out",
+                where="on_frames",
+                fix="leave it out, or ask for another output_type",
             )
 
     @property

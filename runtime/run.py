@@ -59,6 +59,7 @@ class Run:
     call: Call
     progress: Progress
     timings: Timings = field(default_factory=Timings)
+    _begin: float = field(init=False)
 
     def open(self) -> Array:
         """Open what the request needs; the prompt's embeddings [1, text_length, text_dim].
@@ -69,6 +70,7 @@ class Run:
                 makes NaN.
         """
         request = self.request
+        self._begin = time.perf_counter()
         check_negative(self.schedule, request)
         check_shape(
             self.components.shape,
@@ -108,7 +110,7 @@ class Run:
         """Frames in order, uint8 [H, W, 3], each valid until the next.
 
         Where the components make steps and frames as one, nothing can stop or look in between; a
-        callback divides them.
+        callback after steps divides them.
         """
         components, request = self.components, self.request
         if not components.fused or request.on_step is not None or self.call.stopped:
@@ -121,10 +123,17 @@ class Run:
         made = components.video(self.call.embeds, noises, self.schedule, self.timings)
         return self._counted(made)
 
-    def _counted(self, frames: Iterator[Array]) -> Iterator[Array]:
-        for frame in frames:
-            self.progress.advance()
-            yield frame
+    def _counted(self, chunks: Iterator[Array]) -> Iterator[Array]:
+        """Frames of `chunks`, with the caller told of each chunk and its progress of each frame."""
+        on_frames = self.request.on_frames
+        for index, chunk in enumerate(chunks):
+            if index == 0:
+                self.timings["first_frame"] = time.perf_counter() - self._begin
+            if on_frames is not None:
+                on_frames(chunk.copy())
+            for frame in chunk:
+                self.progress.advance()
+                yield frame
         self.progress.finish()
 
     def latents(self) -> Array:

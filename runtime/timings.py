@@ -28,7 +28,8 @@ class Timings(dict[str, float]):
 
     ``load`` (opening components and computing the schedule's tables, near 0 from the second call
     on), ``text``, ``text_kv``, ``step_0`` .., ``decode`` and, where files are written, ``write``
-    and ``total``, the whole video.
+    and ``total``, the whole video. ``first_frame`` is the time from the beginning until the first
+    frame is on the host, the stages before it included.
     """
 
     @contextmanager

@@ -121,7 +121,7 @@ class CpuComponents:
         )
 
     def decode(self, latents: Array, schedule: Schedule) -> Iterator[Array]:
-        return self.decoder.frames(latents)
+        return self.decoder.chunks(latents)
 
     def video(
         self,

@@ -166,7 +166,7 @@ class DeviceComponents:
         return self.session(schedule).denoise(noises, on_step)
 
     def decode(self, latents: Array, schedule: Schedule) -> Iterator[Array]:
-        return iter(self.session(schedule).decode(latents))
+        return self.session(schedule).decode_chunks(latents)
 
     def video(
         self,
@@ -178,11 +178,9 @@ class DeviceComponents:
         session = self.session(schedule)
         with timings.measure("text_kv"):
             self._prepare(embeds, schedule)
-        with timings.measure("video"):
-            frames = session.video(noises)
+        yield from timings.measured("video", session.video_chunks(noises))
         for name, milliseconds in session.milliseconds().items():
             timings[name] = milliseconds / 1e3
-        return iter(frames)
 
     def close(self) -> None:
         for session in self._sessions.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,16 @@ CAPTURE = frozenset(range(900, 911))
 STICKY = frozenset({4, 46, 214, 220, 226, 700, 702, 709, 710, *range(714, 720), 999})
 """After these every call of the process fails: unloading, device unavailable, ECC, NVLink,
 illegal address, time-out, context destroyed, assert, hardware, launch failure, unknown."""
+
+
+NOT_READY = 600
+"""cudaErrorNotReady: a stream has work left. It is no error."""
+
+WORD = 4
+"""Bytes of a word that is signalled."""
+
+POLL_SECONDS = 1e-4
+"""From one look at such a word to the next."""
 
 
 def error_kind(code: int) -> str:
@@ -67,6 +78,8 @@ class CudaDevice:
             self._call("cudaSetDevice", 0)
             self._call("cudaFree", 0)
             self.info = self._look()
+            self._ones = self.allocate(WORD)
+            self._call("cudaMemset", self._ones, 1, WORD)
         except DeviceError as error:
             raise EnvironmentLacks(
                 f"no CUDA device can be used: {error}",
@@ -88,12 +101,15 @@ class CudaDevice:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *results = getattr(self._cuda, name)(*arguments)
+        self._check(name, status)
+        return results[0] if len(results) == 1 else results
+
+    def _check(self, name: str, status: Any) -> None:
         if int(status) != 0:
             code = int(status)
             # Reading the error clears it, unless it is one that stays.
             self._cuda.cudaGetLastError()
             raise DeviceError(f"{name}: {getattr(status, 'name', code)}", error_kind(code))
-        return results[0] if len(results) == 1 else results
 
     def free_bytes(self) -> int:
         return int(self._call("cudaMemGetInfo")[0])
@@ -145,6 +161,25 @@ class CudaDevice:
 
     def zero(self, address: int, size: int, stream: int) -> None:
         self._call("cudaMemsetAsync", address, 0, size, stream)
+
+    def signal(self, address: int, stream: int) -> None:
+        # Behind what the stream copied before, and as that by a copy engine: it waits for no
+        # multiprocessor, and any driver can capture it.
+        self.copy(address, self._ones, WORD, stream)
+
+    def wait_for(self, address: int, stream: int) -> None:
+        word = ctypes.c_uint32.from_address(address)
+        while not word.value:
+            if self._idle(stream):
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _idle(self, stream: int) -> bool:
+        (status,) = self._cuda.cudaStreamQuery(stream)
+        if int(status) == NOT_READY:
+            return False
+        self._check("cudaStreamQuery", status)
+        return True
 
     def host_access(self, **_: object) -> None:
         """CUDA orders its own accesses; nothing has to be told."""

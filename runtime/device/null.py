@@ -23,12 +23,15 @@ Range = tuple[int, int]
 """Addresses [begin, end)."""
 
 Kind = Literal[
-    "engine", "region", "combine", "cast", "copy", "zero", "record", "wait", "mark", "launch",
-    "synchronize", "host", "allocate", "free",
+    "engine", "region", "combine", "cast", "copy", "zero", "record", "wait", "mark", "signal",
+    "launch", "synchronize", "wait_for", "host", "allocate", "free",
 ]  # fmt: skip
 
 HOST = -1
 """The stream of what the host does itself."""
+
+WORD = 4
+"""Bytes that a signal writes."""
 
 ENQUEUES = ("engine", "region", "combine", "cast", "copy", "zero")
 """Kinds that put work on a stream."""
@@ -135,6 +138,12 @@ class NullDevice:
 
     def zero(self, address: int, size: int, stream: int) -> None:
         self.add(Call("zero", stream=stream, writes=((address, address + size),)))
+
+    def signal(self, address: int, stream: int) -> None:
+        self.add(Call("signal", stream=stream, writes=((address, address + WORD),)))
+
+    def wait_for(self, address: int, stream: int) -> None:
+        self.add(Call("wait_for", stream=HOST, reads=((address, address + WORD),)))
 
     def host_access(self, *, reads: Sequence[Range] = (), writes: Sequence[Range] = ()) -> None:
         self.add(Call("host", stream=HOST, reads=tuple(reads), writes=tuple(writes)))

@@ -97,6 +97,10 @@ class Player:
         """Wait on the host for everything that was enqueued: every stage ends on this stream."""
         self.device.synchronize(self.streams[COMPUTE])
 
+    def wait_for(self, word: Tensor) -> None:
+        """Wait on the host until a pinned word was signalled, or all that was enqueued is done."""
+        self.device.wait_for(self.address(word), self.streams[COMPUTE])
+
     def close(self) -> None:
         """Give the graphs back."""
         for graph in self._graphs.values():

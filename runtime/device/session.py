@@ -204,8 +204,23 @@ class Session:
             self._draw(player, noises)
             player.run(self.recording.video)
             frames = self._frames(player)
-            check_finite(player.memory.view(self.recording.latents), "after the last step")
+            self._check_latents(player)
             return frames
+
+    def video_chunks(self, noises: Sequence[Array]) -> Iterator[Array]:
+        """The frames of `video` while it is made: those of a latent once they are on the host.
+
+        It is the same one launch; what a caller does with a chunk runs beside it.
+
+        Yields:
+            [n, H, W, 3], views of pinned memory, valid until the next call.
+
+        Raises:
+            VerificationFailed: before the first chunk, as of `video`.
+        """
+        with self._running() as player:
+            self._draw(player, noises)
+            yield from self._chunks(player, self.recording.video)
 
     def denoise(self, noises: Sequence[Array], on_step: OnStep[Array] | None = None) -> Array:
         """Clean latents, fp32: one graph a step, and the host between two steps."""
@@ -229,6 +244,12 @@ class Session:
         with self._running() as player:
             player.run(self._stage("decode"))
             return self._frames(player)
+
+    def decode_chunks(self, latents: Array) -> Iterator[Array]:
+        """Frames of clean latents, as `video_chunks` yields them."""
+        self._put(self.recording.states[-1], latents)
+        with self._running() as player:
+            yield from self._chunks(player, self._stage("decode"))
 
     def milliseconds(self) -> dict[str, float]:
         """Time of each stage of the last `video`; empty where the device has no clock.
@@ -267,6 +288,24 @@ class Session:
             raise no_decoder(self._bundle.root)
         player.synchronize()
         return player.memory.view(frames)
+
+    def _chunks(self, player: Player, stages: Sequence[Stage]) -> Iterator[Array]:
+        chunks = self.recording.chunks
+        if not chunks:
+            raise no_decoder(self._bundle.root)
+        for chunk in chunks:
+            player.memory.clear(chunk.arrived)
+        player.run(stages)
+        for index, chunk in enumerate(chunks):
+            player.wait_for(chunk.arrived)
+            if index == 0:
+                self._check_latents(player)
+            yield player.memory.view(chunk.frames)
+        player.synchronize()
+
+    def _check_latents(self, player: Player) -> None:
+        """Look at the latents that frames were made of, which shows in none of these."""
+        check_finite(player.memory.view(self.recording.latents), "after the last step")
 
     @contextmanager
     def _running(self) -> Iterator[Player]:

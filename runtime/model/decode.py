@@ -57,7 +57,7 @@ class Decoder(Generic[A]):
         """Frames of a video; the first latent makes only one, see `frames`."""
         return (latent_frames - 1) * self.frames_per_latent + 1
 
-    def frames(self, latents: A) -> Iterator[A]:
+    def chunks(self, latents: A) -> Iterator[A]:
         """Decode in order, one latent at a time.
 
         The decoder grows time before it has seen a predecessor, so all but the last frame of the
@@ -68,7 +68,7 @@ class Decoder(Generic[A]):
             latents: normalised latents [1, C, T, h, w].
 
         Yields:
-            Frames [H, W, 3], uint8. Those of a latent are valid until the latent after the next.
+            Frames of a latent, uint8 [n, H, W, 3], valid until the latent after the next.
         """
         read = {name: self._step.full(name) for name in self._memories}
         write: dict[str, A] = {}
@@ -77,9 +77,13 @@ class Decoder(Generic[A]):
         for index in range(latents.shape[2]):
             results = self._step.run({"latent": latents[:, :, index], **read}, write)
             made = [*made[-1:], results["frames"]]
-            for frame in range(skip if index == 0 else 0, self.frames_per_latent):
-                yield results["frames"][frame]
+            yield results["frames"][skip:] if index == 0 else results["frames"]
             write = {f"{name}_out": read[name] for name in self._memories}
             if len(made) == 2:
                 write["frames"] = made[0]
             read = {name: results[f"{name}_out"] for name in self._memories}
+
+    def frames(self, latents: A) -> Iterator[A]:
+        """Frames of `chunks` one by one, uint8 [H, W, 3]."""
+        for chunk in self.chunks(latents):
+            yield from (chunk[index] for index in range(chunk.shape[0]))

@@ -86,6 +86,19 @@ class Device(Protocol):
 
     def zero(self, address: int, size: int, stream: int) -> None: ...
 
+    def signal(self, address: int, stream: int) -> None:
+        """Set the word at an address of pinned memory to something else than 0, for `wait_for`.
+
+        Everything that the stream copied to the host before is there by then.
+        """
+
+    def wait_for(self, address: int, stream: int) -> None:
+        """Wait on the host until a word of pinned memory was signalled.
+
+        Args:
+            stream: that the signalling work ends on; the wait ends with it, too.
+        """
+
     def host_access(
         self, *, reads: Sequence[tuple[int, int]] = (), writes: Sequence[tuple[int, int]] = ()
     ) -> None:

@@ -217,3 +217,21 @@ class Mark(Operation):
 
     def enqueue(self, context: LaunchContext, stream: int) -> None:
         context.device.mark(self.name, stream)
+
+
+@dataclass(kw_only=True, eq=False)
+class Signal(Operation):
+    """Tells the host, while the work goes on, that the stream got here.
+
+    Attributes:
+        word: pinned; the host sets it to 0 before, and this to something else.
+    """
+
+    word: Tensor
+
+    @property
+    def writes(self) -> tuple[Tensor, ...]:
+        return (self.word,)
+
+    def enqueue(self, context: LaunchContext, stream: int) -> None:
+        context.device.signal(context.address(self.word), stream)

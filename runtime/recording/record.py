@@ -6,7 +6,7 @@ The same `DiT`, `Decoder` and `denoise` as on the CPU run here over executors th
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
@@ -21,10 +21,23 @@ from fastwan.runtime.recording.executor import RecordingExecutor
 from fastwan.runtime.recording.fallbacks import fallbacks_of
 from fastwan.runtime.recording.operations import Operation
 from fastwan.runtime.recording.recorder import COPY, Recorder, Stage
-from fastwan.runtime.recording.tensors import Tensor, allocate, row_major
+from fastwan.runtime.recording.tensors import Tensor, allocate
 from fastwan.runtime.recording.text import TextBuffers, text_buffers
 
 _BEFORE_VIDEO = ("tables", "text", "text_kv")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Frames that are decoded together.
+
+    Attributes:
+        frames: pinned uint8 [n, H, W, 3], a part of the video's.
+        arrived: pinned int32 [1]; not 0 once the frames are there.
+    """
+
+    frames: Tensor
+    arrived: Tensor
 
 
 @dataclass
@@ -44,6 +57,8 @@ class Recording:
         latents: pinned, for latents that go in or out between stages; ``decode`` copies the ones
             that it decodes.
         frames: pinned [F, H, W, 3] uint8; None without a decoder.
+        chunks: parts of `frames` in the order in which they are copied to the host, each with the
+            pinned word that says that it is there.
         fallbacks: kinds of regions that other engines are played in place of.
         processors: multiprocessors that regions are launched for; 0: those of the device.
     """
@@ -58,7 +73,8 @@ class Recording:
     noises: list[Tensor]
     states: list[Tensor]
     latents: Tensor
-    frames: Tensor | None = field(default=None)
+    frames: Tensor | None = None
+    chunks: list[Chunk] = field(default_factory=list)
     fallbacks: frozenset[str] = frozenset()
     processors: int = 0
 
@@ -147,10 +163,12 @@ def record(
         on_step=on_step,
     )
     out = allocate(latents, name="latents.host", space="host")
+    frames, chunks = _decode(manifest, recorder, clean, out)
     return Recording(
         manifest=manifest,
         schedule=schedule,
-        frames=_decode(manifest, recorder, clean, out),
+        frames=frames,
+        chunks=chunks,
         stages=recorder.stages,
         calls=recorder.calls,
         events=recorder.events,
@@ -188,10 +206,12 @@ def _dit(
     )
 
 
-def _decode(manifest: Manifest, recorder: Recorder, latents: Tensor, out: Tensor) -> Tensor | None:
+def _decode(
+    manifest: Manifest, recorder: Recorder, latents: Tensor, out: Tensor
+) -> tuple[Tensor | None, list[Chunk]]:
     engines = _engines(manifest, "decoder")
     if not engines:
-        return None
+        return None, []
     recorder.begin("decode")
     # A frame does not show that it was made of NaN: the host looks at what it was made of.
     recorder.copy(latents, out)
@@ -199,17 +219,19 @@ def _decode(manifest: Manifest, recorder: Recorder, latents: Tensor, out: Tensor
     shape = (decoder.num_frames(latents.shape[2]), *decoder.frame_shape)
     video = TensorSpec(name="frames.host", dtype="uint8", shape=shape)
     frames = allocate(video, space="host")
-    group: list[Tensor] = []
-    for index, frame in enumerate(decoder.frames(latents)):
-        group.append(frame)
-        # The first latent makes one frame, every other one a group that lies together.
-        if index % decoder.frames_per_latent == 0:
-            together = (len(group), *frame.shape)
-            source = replace(group[0], shape=together, strides=row_major(together))
-            recorder.copy(source, frames[index + 1 - len(group) : index + 1], stream=COPY)
-            group.clear()
+    words = TensorSpec(name="arrived.host", dtype="int32", shape=(latents.shape[2],))
+    arrived = allocate(words, space="host")
+    chunks: list[Chunk] = []
+    made = 0
+    for index, source in enumerate(decoder.chunks(latents)):
+        end = made + source.shape[0]
+        chunk = Chunk(frames[made:end], arrived[index : index + 1])
+        recorder.copy(source, chunk.frames, stream=COPY)
+        recorder.signal(chunk.arrived, stream=COPY)
+        chunks.append(chunk)
+        made = end
     recorder.end()
-    return frames
+    return frames, chunks
 
 
 def _engines(manifest: Manifest, component: str) -> dict[str, Engine]:

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 
 from fastwan.errors import BadInput
 from fastwan.manifest import TensorSpec
-from fastwan.runtime.recording.operations import Barrier, Cast, Combine, Copy, Mark, Operation, Zero
+from fastwan.runtime.recording.operations import (
+    Barrier,
+    Cast,
+    Combine,
+    Copy,
+    Mark,
+    Operation,
+    Signal,
+    Zero,
+)
 from fastwan.runtime.recording.tensors import Buffer, Tensor, allocate, packed_pairs
 
 COMPUTE, COPY = 0, 1
@@ -181,6 +190,10 @@ class Recorder:
         if (source.shape, source.dtype) != (target.shape, target.dtype):
             raise BadInput(f"{source.buffer.name} is not like {target.buffer.name}", where="copy")
         self.add(Copy(source=source, target=target, stream=stream))
+
+    def signal(self, word: Tensor, *, stream: int = COMPUTE) -> None:
+        """Tell the host, by a word of pinned memory, that the stream got here."""
+        self.add(Signal(word=word, stream=stream))
 
     def zero(self, target: Tensor) -> None:
         self.add(Zero(target=target))

@@ -27,6 +27,7 @@ from fastwan.runtime.recording.operations import (
     Mark,
     Operation,
     RunEngine,
+    Signal,
     Zero,
 )
 from fastwan.runtime.recording.record import Recording, record
@@ -151,7 +152,7 @@ def test_every_kind_of_operation_has_a_price_or_is_order_alone(
     assert kinds == own
     for operation in operations:
         cost = operation_cost(operation, bundle.manifest, layers, GPU)
-        assert (cost.seconds > 0) == (not isinstance(operation, (Barrier, Mark)))
+        assert (cost.seconds > 0) == (not isinstance(operation, (Barrier, Mark, Signal)))
         assert (cost.kernels > 0) == isinstance(operation, (RunEngine, LaunchRegion, Combine, Cast))
 
 

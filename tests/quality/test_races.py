@@ -75,6 +75,21 @@ def test_the_host_reads_after_a_synchronise() -> None:
     assert kinds([write(A), Call("synchronize", stream=2), host]) == ["read after write"]
 
 
+def test_the_host_reads_after_the_signal_that_it_waited_for() -> None:
+    host = Call("host", stream=HOST, reads=(A,))
+    signal = Call("signal", stream=1, writes=(OTHER,))
+    wait_for = Call("wait_for", stream=HOST, reads=(OTHER,))
+    assert kinds([write(A), signal, wait_for, host]) == []
+    assert kinds([write(A), signal, host]) == ["read after write"]
+    assert kinds([write(A), wait_for, host]) == ["read after write"]
+    # What a stream does after its signal is not waited for, nor what another stream does.
+    assert kinds([signal, write(A), wait_for, host]) == ["read after write"]
+    assert kinds([write(A, 2), signal, wait_for, host]) == ["read after write"]
+    # A word that the host has seen tells nothing of the next play.
+    again = [write(A), Call("synchronize", stream=1), write(A), wait_for, host]
+    assert kinds([signal, wait_for, *again]) == ["read after write"]
+
+
 def test_the_host_writes_before_it_enqueues_and_not_while_the_device_reads() -> None:
     host = Call("host", stream=HOST, writes=(A,))
     assert kinds([host, read(A)]) == []

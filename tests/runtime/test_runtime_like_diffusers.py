@@ -20,7 +20,7 @@ from fastwan.runtime.batch import UnknownArgument
 from testkit import stand_in_hub
 from testkit.stand_in_hub import COMMITS, REPO, StandInHub, files_of
 
-OURS = ["self", "seed", "sampler", "progress", "kwargs"]
+OURS = ["self", "seed", "sampler", "progress", "on_frames", "kwargs"]
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_what_a_bundle_cannot_serve_is_refused_in_one_line(
 def test_an_argument_that_does_not_exist_is_a_type_error_in_words(pipe: FastWanPipeline) -> None:
     with pytest.raises(TypeError, match=r"no argument 'num_inference_step'.*num_inference_steps"):
         pipe("a", num_inference_step=3)
-    with pytest.raises(UnknownArgument, match=r"there are prompt, negative_prompt, .*progress$"):
+    with pytest.raises(UnknownArgument, match=r"there are prompt, negative_prompt, .*on_frames$"):
         pipe("a", image=None)
 
 

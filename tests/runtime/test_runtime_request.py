@@ -68,7 +68,7 @@ def test_a_device_serves_one_call_after_the_other(
         inside += 1
         most = max(most, inside)
         try:
-            return video(self, *arguments)
+            yield from video(self, *arguments)
         finally:
             inside -= 1
 

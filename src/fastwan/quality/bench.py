@@ -241,7 +241,8 @@ def _measure(
         with timings.measure("total"):
             with timings.measure("text"):
                 embeds = components.text_encoder.encode(prompt)
-            components.video([embeds, *negative], noises, schedule, timings)
+            for _ in components.video([embeds, *negative], noises, schedule, timings):
+                pass
         measured.append(timings)
         states.append(gpu_state())
         least = min(least, platform.device.free_bytes())

@@ -34,6 +34,7 @@ from fastwan.runtime.recording.operations import (
     Mark,
     Operation,
     RunEngine,
+    Signal,
     Zero,
 )
 from fastwan.runtime.recording.record import Recording
@@ -48,7 +49,7 @@ _KINDS: Mapping[type[Operation], str] = {
     Zero: "zero",
 }  # fmt: skip
 """Operations that put work on a stream, by the names of `fastwan.runtime.device.null.ENQUEUES`."""
-_ONLY_ORDER = (Barrier, Mark)
+_ONLY_ORDER = (Barrier, Mark, Signal)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _stage_cost(stage: Stage, cost_of: Callable[[Operation], Cost]) -> Cost:
 
 
 def operation_cost(operation: Operation, manifest: Manifest, layers: Layers, gpu: GpuRates) -> Cost:
-    """Cost of one operation; a barrier and a mark cost nothing.
+    """Cost of one operation; a barrier, a mark and a signal cost nothing.
 
     Raises:
         BadInput: no records of an engine, or one of an unknown dtype.
@@ -179,7 +180,7 @@ def operation_cost(operation: Operation, manifest: Manifest, layers: Layers, gpu
             return _copy_cost(operation, gpu)
         case Zero():
             return replace(memory_cost(_bytes(operation.target), gpu), kernels=0)
-        case Barrier() | Mark():
+        case Barrier() | Mark() | Signal():
             return Cost()
     raise TypeError(f"no price is known for {type(operation).__name__}")
 

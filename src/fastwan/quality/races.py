@@ -2,7 +2,8 @@
 
 The order is CUDA's: calls of one stream follow each other; a wait puts a stream behind what was
 recorded in the event; a graph begins behind its launch stream and ends before it goes on; work
-comes after whatever the host did before enqueueing it, and the host comes after a synchronise.
+comes after whatever the host did before enqueueing it, and the host comes after a synchronise, or
+after what signalled the word that it waited for.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class _Checker:
         self.races: list[Race] = []
         self._clocks: dict[int, Clock] = {}
         self._events: dict[int, Clock] = {}
+        self._signals: dict[tuple[Range, ...], Clock] = {}
         self._accesses: list[_Access] = []
         self._number = 0
 
@@ -68,6 +70,10 @@ class _Checker:
                 self.join(call.stream, self._events.get(call.event, {}))
             elif call.kind == "synchronize":
                 self.join(HOST, self.clock(call.stream))
+            elif call.kind == "signal":
+                self._signals[call.writes] = dict(self.clock(call.stream))
+            elif call.kind == "wait_for":
+                self.join(HOST, self._signals.pop(call.reads, {}))
             elif call.kind == "launch":
                 self._launch(call)
             else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastwan.bundle import open_bundle
@@ -110,6 +111,32 @@ def test_marks_are_external_events_inside_a_capture_only(cuda: FakeCuda) -> None
     assert names == ["cudaEventRecord", "cudaEventRecordWithFlags", "cudaEventRecord"]
     assert sum(call[0] == "cudaEventCreateWithFlags" for call in cuda.calls) == 1
     assert ("cudaGraphUpload", graph, 3) in cuda.calls
+
+
+def test_a_signal_is_a_copy_of_a_word_behind_the_copies_of_its_stream(cuda: FakeCuda) -> None:
+    device = CudaDevice(cuda)
+    ones = next(call[1] for call in cuda.calls if call[0] == "cudaMemset")
+    assert ("cudaMemset", ones, 1, 4) in cuda.calls
+    device.signal(96, 3)
+    assert cuda.calls[-1] == ("cudaMemcpyAsync", 96, ones, 4, 4, 3)
+
+
+def test_the_host_waits_for_a_word_or_the_end_of_the_stream(cuda: FakeCuda) -> None:
+    device = CudaDevice(cuda)
+    word = np.ones(1, np.uint32)
+    before = len(cuda.calls)
+    device.wait_for(word.ctypes.data, 3)
+    assert len(cuda.calls) == before
+    word[0] = 0
+    looks = iter([600, 600, 0])
+    cuda.cudaStreamQuery = lambda stream: (next(looks),)  # type: ignore[attr-defined]
+    device.wait_for(word.ctypes.data, 3)
+    assert list(looks) == []
+    # The stream fails: the word would never be set.
+    cuda.cudaStreamQuery = lambda stream: (700,)  # type: ignore[attr-defined]
+    with pytest.raises(DeviceError, match="cudaStreamQuery: 700") as caught:
+        device.wait_for(word.ctypes.data, 3)
+    assert caught.value.kind == "sticky"
 
 
 @pytest.mark.parametrize("method", ["cudaStreamEndCapture", "cudaGraphInstantiate"])

@@ -172,7 +172,8 @@ def test_a_video_is_one_launch_without_an_allocation_or_a_wait_in_it(
     assert kinds["cast"] == 3 + 3
     assert kinds["copy"] == noises + 1 + 3
     assert kinds["zero"] == 2
-    assert not set(kinds) - {*ENQUEUES, "record", "wait", "mark"}
+    assert kinds["signal"] == 3
+    assert not set(kinds) - {*ENQUEUES, "record", "wait", "mark", "signal"}
     assert find_races(device.calls) == []
     assert any(call.kind == "allocate" for call in device.calls)
 

@@ -15,7 +15,7 @@ import numpy as np
 from fastwan.bundle import Bundle
 from fastwan.dtypes import PAIRED
 from fastwan.runtime.cpu.executor import cpu_executor
-from fastwan.runtime.device.null import Call, NullDevice, NullEngine, NullKernels
+from fastwan.runtime.device.null import WORD, Call, NullDevice, NullEngine, NullKernels
 from fastwan.runtime.device.session import Platform
 from fastwan.runtime.recording.machine import DeviceError
 
@@ -100,7 +100,7 @@ class HostDevice(NullDevice):
 
     def submit(self, call: Call, do: Callable[[], None]) -> None:
         """Queue work, into the open capture if there is one."""
-        if call.kind in ("host", "allocate", "free", "synchronize"):
+        if call.kind in ("host", "allocate", "free", "synchronize", "wait_for"):
             self.calls.append(call)
             return
         self.fail(call.kind)
@@ -127,6 +127,17 @@ class HostDevice(NullDevice):
             lambda: ctypes.memset(address, 0, size),
         )
 
+    def signal(self, address: int, stream: int) -> None:
+        self.submit(
+            Call("signal", stream=stream, writes=((address, address + WORD),)),
+            lambda: ctypes.memset(address, 1, WORD),
+        )
+
+    def wait_for(self, address: int, stream: int) -> None:
+        super().wait_for(address, stream)
+        self._run(lambda: at(address, "uint32", 1)[0] != 0 or not self._queues[stream])
+        self.fail("wait_for")
+
     def begin_capture(self, stream: int) -> None:
         self.fail("begin_capture")
         self._open = []
@@ -151,11 +162,14 @@ class HostDevice(NullDevice):
 
     def synchronize(self, stream: int) -> None:
         self.calls.append(Call("synchronize", stream=stream))
+        self._run(lambda: not self._queues[stream])
+        self.fail("synchronize")
+
+    def _run(self, until: Callable[[], bool]) -> None:
         order = sorted(self._queues, key=lambda s: (s - 1) % 2 == self.late)
-        while self._queues[stream]:
+        while not until():
             if not any(self._advance(each) for each in order):
                 raise AssertionError("the streams wait for each other")
-        self.fail("synchronize")
 
     def _advance(self, stream: int) -> bool:
         queue = self._queues[stream]

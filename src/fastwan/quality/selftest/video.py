@@ -51,6 +51,9 @@ def capture(context: Context) -> Outcome:
     for _ in range(2):
         if not np.array_equal(session.video(noises), graphed):
             raise StageFailure("the same video again has other frames")
+    chunks = [chunk.copy() for chunk in session.video_chunks(noises)]
+    if not np.array_equal(np.concatenate(chunks), graphed):
+        raise StageFailure("frames that are read while a video is made are not those of the video")
     taken = free - context.device.free_bytes()
     played = "" if session.checked is None else f"; {session.checked.played}"
     return Outcome(
