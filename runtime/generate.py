@@ -13,6 +13,7 @@ from pathlib import Path
 from fastwan.console import say
 from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet
+from fastwan.runtime.encoder import FPS
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.noise import DEFAULT_SEED, noise_of, seed_of
 from fastwan.runtime.pipeline import FastWanPipeline
@@ -21,7 +22,6 @@ from fastwan.runtime.report import GenerateReport, MadeVideo
 from fastwan.runtime.request import Request
 from fastwan.runtime.timings import Timings
 from fastwan.runtime.video import (
-    FPS,
     Output,
     WriteFrame,
     check_outputs,

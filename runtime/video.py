@@ -13,18 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from fastwan.errors import BadInput, EnvironmentLacks
-from fastwan.install import extra_of, how_to_install
+from fastwan.errors import BadInput
 from fastwan.outputs import OutputFile, OutputFolder
+from fastwan.runtime.encoder import FPS, add_stream, load_av, picture
 from fastwan.runtime.seal import is_sealed, seal
 
 if TYPE_CHECKING:
     from fastwan.runtime.model.executor import Array
-
-FPS = 16
-"""Frames a second of Wan 2.1."""
 
 FRAME_PATTERN = "frame_%04d.png"
 FRAMES_INFO = "frames.json"
@@ -33,7 +30,6 @@ FRAMES_INFO = "frames.json"
 WriteFrame = Callable[["Array"], None]
 """Takes one frame, uint8 [H, W, 3]."""
 
-_CRF = "18"
 _PRINTF = re.compile(r"[^%]*%(0[1-9])?d[^%]*\.png", re.IGNORECASE)
 
 
@@ -148,49 +144,21 @@ def open_output(
 
 @contextmanager
 def _mp4(place: OutputFile, height: int, width: int) -> Iterator[WriteFrame]:
-    try:
-        import av
-    except ImportError as error:
-        raise EnvironmentLacks(
-            f"PyAV is missing, which writes mp4: {error}",
-            where=str(place.path),
-            fix=f"{how_to_install(extra_of('av'))}, or name a folder for PNG frames",
-        ) from error
+    av = load_av(str(place.path))
     with place.make() as temporary:
         try:
             options = {"fflags": "+bitexact", "movflags": "+faststart"}
             with av.open(str(temporary), "w", format="mp4", options=options) as container:
-                stream = _video_stream(av, container, height, width)
+                stream = add_stream(container, height, width)
 
                 def write(frame: Array) -> None:
-                    picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
-                        format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
-                    )
-                    container.mux(stream.encode(picture))
+                    container.mux(stream.encode(picture(frame)))
 
                 yield write
                 container.mux(stream.encode(None))
         except av.error.FFmpegError as error:
             raise BadInput(f"video cannot be written: {error}", where=str(place.path)) from error
         seal(temporary)
-
-
-def _video_stream(av: Any, container: Any, height: int, width: int) -> Any:
-    if "libx264" in av.codecs_available:
-        stream = container.add_stream("libx264", rate=FPS)
-        # With its routines for this processor x264 made 14 different files of the same frames in
-        # 300 encodes, with those for any processor one.
-        stream.options = {"crf": _CRF, "preset": "medium", "x264-params": "cpu-independent=1"}
-    else:
-        stream = container.add_stream("mpeg4", rate=FPS)
-        stream.options = {"q": "3"}
-    context = stream.codec_context
-    context.width, context.height, context.pix_fmt = width, height, "yuv420p"
-    context.thread_count = 1
-    # Players guess the matrix of an untagged video from its height.
-    context.colorspace = av.video.reformatter.Colorspace.ITU709
-    context.color_range = av.video.reformatter.ColorRange.MPEG
-    return stream
 
 
 @contextmanager

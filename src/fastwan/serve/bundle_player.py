@@ -7,11 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal, Self
 
+from fastwan.runtime.encoder import FPS
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
 from fastwan.runtime.request import Request
 from fastwan.runtime.timings import Timings
-from fastwan.runtime.video import FPS
 from fastwan.serve.jobs import Asked
 from fastwan.serve.offer import Offer, resolve
 from fastwan.serve.player import Cancelled, State, Watch
