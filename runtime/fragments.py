@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 _MOVFLAGS = "+frag_every_frame+empty_moov+default_base_moof"
 
 
+def codecs_of(head: bytes) -> str | None:
+    """Name of the codec in the head of a video, as MIME types have it (RFC 6381); None of others.
+
+    Profile, constraints and level of H.264 lie behind the version in its configuration box
+    (ISO/IEC 14496-15, 5.3.3.1).
+    """
+    at = head.find(b"avcC")
+    return f"avc1.{head[at + 5 : at + 8].hex()}" if at >= 0 else None
+
+
 class FragmentedMp4:
     """Encodes frames one by one. It holds no bytes that were handed out.
 

@@ -36,6 +36,8 @@ RECORDS = "fastwan/quality/built/"
 """What `plan` prices shapes by."""
 NODES = "fastwan/comfyui/custom_node/"
 """What is copied into ComfyUI: metadata and workflows beside a module."""
+PAGE = "fastwan/serve/page/"
+"""Files that the server sends to browsers."""
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +77,9 @@ def test_the_wheel_holds_only_the_package(wheel: set[str]) -> None:
             if name.startswith(NODES):
                 assert name.endswith((".toml", ".json")), name
                 continue
+            if name.startswith(PAGE):
+                assert Path(name).suffix in {".css", ".html", ".js", ".svg"}, name
+                continue
             assert name.startswith("fastwan/plugins/"), name
             assert Path(name).suffix in NATIVE, name
     assert any(name.startswith(RECORDS) and name.endswith(".json.gz") for name in wheel)
@@ -89,9 +94,11 @@ def test_the_wheel_holds_every_module_and_source(wheel: set[str], tracked: list[
     for file in tracked:
         if file.parts[0] in folders and file.suffix in NATIVE | {".py"}:
             expected.add(f"fastwan/{file.as_posix()}")
-        elif file.parts[:2] == ("src", "fastwan") and file.suffix == ".py":
-            expected.add(file.relative_to("src").as_posix())
-    assert expected
+        elif file.parts[:2] == ("src", "fastwan"):
+            name = file.relative_to("src").as_posix()
+            if file.suffix == ".py" or name.startswith(PAGE):
+                expected.add(name)
+    assert f"{PAGE}index.html" in expected
     assert expected <= wheel
 
 

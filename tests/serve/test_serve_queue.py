@@ -86,3 +86,22 @@ def test_a_closed_queue_keeps_what_waits() -> None:
     queue.close()
     assert queue.take() is None
     assert len(queue) == 1
+
+
+def test_a_place_is_the_number_of_jobs_that_are_taken_before() -> None:
+    queue = FairQueue(16, 16)
+    for client, jobs in {"a": 4, "b": 1, "c": 2}.items():
+        for number in range(jobs):
+            queue.put(f"{client}{number}", client)
+    queue.remove("a1")
+    waiting = ["a0", "a2", "a3", "b0", "c0", "c1"]
+    while waiting:
+        places = {job_id: queue.place(job_id) for job_id in waiting}
+        assert sorted(places.values()) == list(range(len(waiting)))  # type: ignore[type-var]
+        taken = queue.take()
+        assert taken is not None
+        assert places[taken] == 0
+        waiting.remove(taken)
+        # Whatever is taken, the others come one place nearer.
+        assert all(queue.place(job_id) == places[job_id] - 1 for job_id in waiting)  # type: ignore[operator]
+    assert queue.place("a0") is None

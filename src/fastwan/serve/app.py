@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 import fastwan
-from fastwan.serve import routes_server, routes_videos
+from fastwan.serve import routes_page, routes_server, routes_videos, routes_watch
 from fastwan.serve.auth import Clients
 from fastwan.serve.body import BodyLimit
 from fastwan.serve.counting import CountRequests
@@ -20,6 +20,7 @@ from fastwan.serve.origins import SameOrigin
 from fastwan.serve.player import Player
 from fastwan.serve.service import Service
 from fastwan.serve.settings import Settings
+from fastwan.serve.watching import Watchers
 
 
 def create_app(settings: Settings, player: Player) -> FastAPI:
@@ -49,11 +50,14 @@ def create_app(settings: Settings, player: Player) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     app.state.clients = Clients(settings.tokens)
+    app.state.watchers = Watchers()
     app.state.created = int(time.time())
     add_handlers(app)
     describe(app, service.offer, settings)
     app.include_router(routes_videos.router)
+    app.include_router(routes_watch.router)
     app.include_router(routes_server.router)
+    app.include_router(routes_page.router)
     app.add_middleware(SameOrigin, local=settings.is_local and not settings.tokens)
     app.add_middleware(BodyLimit, longest=settings.longest_body)
     app.add_middleware(CountRequests, metrics=service.metrics)

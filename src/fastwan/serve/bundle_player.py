@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Literal, Self
 
 from fastwan.runtime.encoder import FPS
+from fastwan.runtime.model.executor import Array
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
 from fastwan.runtime.request import Request
@@ -74,6 +74,11 @@ class BundlePlayer:
             watch.on_step(step + 1)
             refuse_cancelled()
 
+        def on_frames(chunk: Array) -> None:
+            for frame in chunk:
+                refuse_cancelled()
+                watch.on_frame(frame)
+
         request = Request(
             prompt=asked.prompt,
             negative_prompt=asked.negative_prompt,
@@ -85,13 +90,10 @@ class BundlePlayer:
             sampler=asked.sampler,
             output_type="uint8",
             on_step=on_step,
+            on_frames=on_frames,
         )
         refuse_cancelled()
-        with closing(self._pipeline.frames(request, timings=timings)) as frames:
-            for frame in frames:
-                timings.setdefault("first_frame", time.perf_counter() - begin)
-                refuse_cancelled()
-                watch.on_frame(frame)
+        self._pipeline.stream(request, timings=timings)
         timings["total"] = time.perf_counter() - begin
         return timings
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["queued", "started", "step", "frames", "chunk", "done"]
+Kind = Literal["queued", "started", "step", "frames", "chunk", "broken", "done"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Event:
     Attributes:
         kind: ``queued``; ``started``; ``step`` (``step`` of ``steps`` are done); ``frames``
             (``frames`` of ``num_frames`` are decoded); ``chunk`` (the next bytes of the video as it
-            is made, in `body`); ``done`` (``status``), which is the last one.
+            is made, in `body`); ``broken`` (no further ``chunk`` comes, though the video may be
+            completed); ``done`` (``status``), which is the last one.
         data: what a reader is told, as JSON has it.
     """
 
@@ -34,6 +36,7 @@ class Channel:
         self._lock = threading.Lock()
         self._events: list[Event] = []
         self._readers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._watchers = 0
         self._closed = False
 
     def publish(self, event: Event) -> None:
@@ -51,8 +54,28 @@ class Channel:
         with self._lock:
             return next((each for each in reversed(self._events) if each.kind == kind), None)
 
-    async def follow(self) -> AsyncIterator[Event]:
-        """All events from the first on, until ``done``."""
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Somebody waits for the video as it is made."""
+        with self._lock:
+            self._watchers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watchers -= 1
+
+    @property
+    def is_watched(self) -> bool:
+        with self._lock:
+            return self._watchers > 0
+
+    async def follow(self, every: float | None = None) -> AsyncGenerator[Event | None]:
+        """All events from the first on, until ``done``.
+
+        Args:
+            every: after so many seconds without an event None comes; never without a number.
+        """
         fresh = asyncio.Event()
         with self._lock:
             self._readers[fresh] = asyncio.get_running_loop()
@@ -67,7 +90,10 @@ class Channel:
                 seen += len(events)
                 if closed:
                     return
-                await fresh.wait()
+                try:
+                    await asyncio.wait_for(fresh.wait(), every)
+                except TimeoutError:
+                    yield None
         finally:
             with self._lock:
                 del self._readers[fresh]

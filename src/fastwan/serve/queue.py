@@ -81,6 +81,23 @@ class FairQueue:
                 del self._waiting[client]
             return True
 
+    def place(self, job_id: str) -> int | None:
+        """Jobs that are taken before this one; None where it does not wait."""
+        with self._changed:
+            client = self._clients.get(job_id)
+            if client is None:
+                return None
+            own = self._waiting[client].index(job_id)
+            order = list(self._waiting)
+            turn = order.index(client)
+            # Each client ahead has one turn more by then than each one behind.
+            others = (
+                min(len(self._waiting[each]), own + (index < turn))
+                for index, each in enumerate(order)
+                if each != client
+            )
+            return own + sum(others)
+
     def close(self) -> None:
         """Hand out nothing more; what waits stays in the store."""
         with self._changed:

@@ -15,6 +15,7 @@ from fastwan.runtime.timings import Timings
 from fastwan.serve.events import Channels, Event
 from fastwan.serve.frame_file import FrameFile
 from fastwan.serve.jobs import Job, Status
+from fastwan.serve.live import LiveVideo
 from fastwan.serve.player import Cancelled, Player, Watch
 from fastwan.serve.queue import FairQueue
 from fastwan.serve.results import Results
@@ -118,12 +119,15 @@ class Worker(threading.Thread):
         job = self._store.begin(job_id, time.time())
         if job is None:  # it was cancelled meanwhile
             return None
-        self._channels.open(job.id).publish(Event("started", {"attempt": job.attempts}))
+        channel = self._channels.open(job.id)
+        channel.publish(Event("started", {"attempt": job.attempts}))
         file = FrameFile(pool, self._results.output(job.id), job.asked.shape)
+        live = LiveVideo(channel, job.asked.shape)
         try:
-            timings = self._player.play(job.asked, self._watch(job, file))
+            timings = self._player.play(job.asked, self._watch(job, file, live))
         except Exception as error:
             file.abandon()
+            live.abandon()
             self._ended(self._failed(job, error))
             self._count_lost(error)
             return None
@@ -132,7 +136,8 @@ class Worker(threading.Thread):
                 self._current = ""
         self._lost_in_a_row = 0
         file.end()
-        return pool.submit(partial(self._finish, job, timings, file))
+        live.end()
+        return pool.submit(partial(self._finish, job, timings, file, live))
 
     def _count_lost(self, error: Exception) -> None:
         """Raise the error of a device that made no video of several in a row."""
@@ -141,7 +146,7 @@ class Worker(threading.Thread):
             if self._lost_in_a_row == _LOST:
                 raise error
 
-    def _watch(self, job: Job, file: FrameFile) -> Watch:
+    def _watch(self, job: Job, file: FrameFile, live: LiveVideo) -> Watch:
         """Tell the readers of a job's channel, and hand its frames on."""
         asked, channel = job.asked, self._channels.open(job.id)
         decoded = 0
@@ -151,6 +156,7 @@ class Worker(threading.Thread):
 
         def on_frame(frame: Array) -> None:
             nonlocal decoded
+            live.put(frame)
             file.put(frame)
             decoded += 1
             channel.publish(Event("frames", {"frames": decoded, "num_frames": asked.num_frames}))
@@ -161,9 +167,10 @@ class Worker(threading.Thread):
         with self._lock:
             return self._unwanted or self._stopping
 
-    def _finish(self, job: Job, timings: Timings, file: FrameFile) -> None:
+    def _finish(self, job: Job, timings: Timings, file: FrameFile, live: LiveVideo) -> None:
         """Tell of a video whose file is written, or could not be."""
         try:
+            live.join()
             timings["write"] = file.written.result()
             size = self._results.path(job.id).stat().st_size
         except Exception as error:
