@@ -135,6 +135,9 @@ def test_a_reload_keeps_everything(server: Listening, tab: Tab, player: PictureP
     tab.reload()
     tab.until(f"document.getElementById('caption').textContent === {FOX!r}")
     assert tab.js(cards) == ["Waves at night", FOX]
+    # Its picture is the video's own.
+    picture = f"document.querySelector('#gallery a[href=\"#{first}\"] video')"
+    tab.until(f"{picture}.readyState >= 2 && {picture}.videoWidth === 160")
     tab.screenshot("page-gallery")
     assert tab.problems == []
 
