@@ -267,19 +267,10 @@ class FastWanPipeline(LikeDiffusers):
                 made = iter([frame.copy() for frame in made])
         yield from made
 
-    def stream(
-        self,
-        request: Request,
-        *,
-        timings: Timings | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        """Make the video of a request and keep nothing of it: `Request.on_frames` has the frames.
-
-        Errors as of a call; what a callback raises ends the video. Arguments as of `frames`.
-        """
+    def stream(self, request: Request, *, timings: Timings | None = None) -> None:
+        """Make a video for the request's `on_frames` alone; arguments and errors as of `frames`."""
         with self._turn() as call:
-            (run,) = self._runs([request], call, progress or Quiet())
+            (run,) = self._runs([request], call, Quiet())
             if timings is not None:
                 run.timings = timings
             run.open()

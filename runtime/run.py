@@ -225,7 +225,8 @@ def decode_latents(
     components.load(schedule, text=False, decoder=True)
     given = latents_like(latents, components.latents_shape)
     progress.start("decode", components.video_shape[0], "frames")
-    frames = components.decode(given, schedule)
+    decoded = components.decode(given, schedule)
+    frames: Iterator[Array] = (frame for chunk in decoded for frame in chunk)
     if components.fused:
         # The next turn writes over the device's own.
         frames = iter([frame.copy() for frame in frames])

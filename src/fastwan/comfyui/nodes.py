@@ -14,9 +14,9 @@ from fastwan.errors import BadInput, EnvironmentLacks, FastWanError
 from fastwan.failures import UNEXPECTED, explain
 from fastwan.runtime.arguments import chosen_shape, padded_embeds
 from fastwan.runtime.device.choice import DEVICES
+from fastwan.runtime.encoder import FPS
 from fastwan.runtime.model.noise import DEFAULT_SEED
 from fastwan.runtime.request import Request
-from fastwan.runtime.video import FPS
 from fastwan.shapes import shape_text
 
 P = ParamSpec("P")
