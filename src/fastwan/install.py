@@ -24,6 +24,7 @@ DISTRIBUTION = "fastwan-export"
 _PACKAGE = Path(fastwan.__file__).resolve().parent
 _PLAY = ("av", "PIL", "safetensors", "tokenizers", "tqdm")
 _CPU = ("onnxruntime", *_PLAY)
+_SERVE = ("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 _REPORT = ("matplotlib", "jinja2", "PIL")
 
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -35,7 +36,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "gpu": ("cuda.bindings", "pynvml", "tensorrt_rtx", *_PLAY),
     "emulated": ("torch", "cuda.bindings", *_PLAY),
     "report": _REPORT,
-    "serve": ("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "serve": _SERVE,
+    "serve-ray": ("ray.serve", *_SERVE),
     "tensorrt": ("tensorrt",),
     "dev": ("diffusers", "tensorrt_lean", "transformers"),
 }  # fmt: skip

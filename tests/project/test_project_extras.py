@@ -39,6 +39,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "emulated": (("runtime/",), ("runtime/cpu/",)),
     "report": (("src/fastwan/quality/pages/",), ()),
     "serve": (("src/fastwan/serve/",), ()),
+    "serve-ray": (("src/fastwan/serve/",), ()),
     "build": (ALL, DEVICE),
     "tensorrt": (("engines/", "runtime/device/"), ()),
 }
@@ -147,6 +148,8 @@ def test_the_modules_of_an_extra_are_those_it_declares(root: Path) -> None:
         brought = names_of(declared[extra])
         if extra == "build":
             brought |= names_of(declared["cpu"]) | names_of(declared["report"])
+        if extra == "serve-ray":
+            brought |= names_of(declared["serve"])
         found = {each.partition(".")[0] for each in modules}
         assert found <= brought
         if extra != "dev":  # its other packages are for tests alone

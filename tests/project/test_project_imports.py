@@ -15,7 +15,7 @@ from fastwan.cli import COMMANDS
 
 ABSENT = [
     "tensorrt", "tensorrt_rtx", "tensorrt_lean", "modelopt", "av", "transformers", "diffusers",
-    "taehv",
+    "taehv", "ray",
 ]  # fmt: skip
 HEAVY = [
     *ABSENT, "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "safetensors",

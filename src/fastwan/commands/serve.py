@@ -12,6 +12,7 @@ from fastwan.commands.names import BundleFolder, Name
 from fastwan.commands.options import example
 from fastwan.commands.running import State, report_errors
 from fastwan.console import say
+from fastwan.errors import BadInput
 from fastwan.failures import require_address_space
 from fastwan.install import require
 
@@ -73,15 +74,38 @@ from fastwan.install import require
 @click.option(
     "--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompt embeddings."
 )
+@click.option(
+    "--replicas", type=click.IntRange(1), metavar="N",
+    help="Serve on Ray with so many replicas, one a GPU (extra serve-ray).",
+)  # fmt: skip
+@click.option(
+    "--max-replicas", type=click.IntRange(1), metavar="N",
+    help="With --replicas: as many while videos wait.",
+)  # fmt: skip
 @report_errors
 def serve(
-    bundle: Path, device: str, tokens: Path | None, prompt_cache: Path | None, **options: Any
+    bundle: Path,
+    device: str,
+    tokens: Path | None,
+    prompt_cache: Path | None,
+    replicas: int | None,
+    max_replicas: int | None,
+    **options: Any,
 ) -> None:
     """Make videos of BUNDLE over HTTP, in the form of the public videos API."""
     from fastwan.serve.auth import read_tokens
     from fastwan.serve.settings import Settings
 
     require_bundle(bundle)
+    if replicas is not None:
+        require("serve-ray")
+        from fastwan.serve.ray.run import run_on_ray
+
+        files = {"bundle": bundle, "tokens": tokens, "prompt_cache": prompt_cache}
+        run_on_ray(device, files, options, replicas=replicas, max_replicas=max_replicas)
+        return
+    if max_replicas is not None:
+        raise BadInput("there are no replicas", where="--max-replicas", fix="give --replicas too")
     known = read_tokens(tokens) if tokens is not None else ()
     settings = Settings(tokens=known, **options)
     require("serve")

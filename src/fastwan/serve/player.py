@@ -16,6 +16,10 @@ class Cancelled(Exception):
     """The video is not wanted any more."""
 
 
+class Lost(Exception):
+    """What made the video is gone, whatever was asked of it: it is to be made again."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Watch:
     """How the making of a video is watched; all are called on the thread that makes it.

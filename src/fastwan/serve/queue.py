@@ -50,10 +50,18 @@ class FairQueue:
             if len(self._waiting.get(client, ())) >= self._share:
                 raise QueueFull(of_client=True)
 
-    def put(self, job_id: str, client: str) -> None:
-        """Let a job wait; one that was accepted before is taken whatever the size."""
+    def put(self, job_id: str, client: str, *, first: bool = False) -> None:
+        """Let a job wait; one that was accepted before is taken whatever the size.
+
+        Args:
+            first: before the client's other jobs.
+        """
         with self._changed:
-            self._waiting.setdefault(client, deque()).append(job_id)
+            jobs = self._waiting.setdefault(client, deque())
+            if first:
+                jobs.appendleft(job_id)
+            else:
+                jobs.append(job_id)
             self._clients[job_id] = client
             self._changed.notify()
 

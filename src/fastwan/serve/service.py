@@ -22,6 +22,7 @@ from fastwan.serve.settings import Settings
 from fastwan.serve.store import Store
 from fastwan.serve.wire import CreateVideo
 from fastwan.serve.worker import Ended, Worker
+from fastwan.serve.workers import Workers
 
 _SWEEP_SECONDS = 30.0
 """Between two searches for jobs whose time is over."""
@@ -63,9 +64,8 @@ class Service:
         except BaseException:
             self._folder_lock.release()
             raise
-        self.worker = Worker(
-            player, self.store, self.queue, self.channels, self.results, self._on_ended
-        )
+        parts = (player, self.store, self.queue, self.channels, self.results, self._on_ended)
+        self.worker = Workers([Worker(*parts) for _ in range(settings.slots)])
         self._sweeper = threading.Thread(target=self._sweep, name="fastwan-sweeper", daemon=True)
         self._seconds_a_video = 1.0
         self._deadline = 0.0
@@ -146,9 +146,9 @@ class Service:
             self._enqueue(job)
         return job
 
-    def _enqueue(self, job: Job) -> None:
+    def _enqueue(self, job: Job, *, first: bool = False) -> None:
         self.channels.open(job.id).publish(Event("queued"))
-        self.queue.put(job.id, job.client)
+        self.queue.put(job.id, job.client, first=first)
 
     def step(self, job: Job) -> int | None:
         """Steps that are done of a job in progress."""
@@ -172,6 +172,9 @@ class Service:
 
     def _on_ended(self, ended: Ended) -> None:
         """Take what the worker made."""
+        if ended.lost:
+            self._on_lost(ended.job)
+            return
         if ended.again:
             self.store.queue_again(ended.job.id, counted=False)
             self.channels.finish(ended.job.id, "queued")
@@ -179,6 +182,16 @@ class Service:
         if ended.status == "completed":
             self._seconds_a_video += 0.2 * (ended.timings["total"] - self._seconds_a_video)
         self._finish(ended)
+
+    def _on_lost(self, job: Job) -> None:
+        """Queue a job again whose maker is gone, but for one that was begun too often."""
+        if job.attempts >= self.settings.attempts:
+            text = f"what made this video ended {job.attempts} times while it did"
+            self._finish(Ended(job=job, status="failed", error=("interrupted", text)))
+            return
+        self.channels.finish(job.id, "queued")  # what its readers have seen is not what comes
+        self.store.queue_again(job.id, counted=True)
+        self._enqueue(job, first=True)
 
     def _finish(self, ended: Ended) -> None:
         job_id, now = ended.job.id, time.time()

@@ -28,7 +28,9 @@ class Settings:
         longest_prompt: characters.
         longest_body: bytes of a request.
         drain_seconds: how long a video may take to finish once the server is asked to end.
-        attempts: how often a video is begun that the server's death interrupted.
+        attempts: how often a video is begun that was interrupted by the death of the server or of
+            what makes it.
+        slots: videos that are made at a time, where the player takes more than one.
 
     Raises:
         BadInput: a number out of range.
@@ -47,12 +49,13 @@ class Settings:
     longest_body: int = 64 << 10
     drain_seconds: int = 60
     attempts: int = 3
+    slots: int = 1
 
     def __post_init__(self) -> None:
         least = {
             "port": 0, "queue_size": 1, "client_share": 0, "keep_seconds": 1, "keep_bytes": 1,
             "keep_jobs": 1, "longest_prompt": 1, "longest_body": 1, "drain_seconds": 0,
-            "attempts": 1,
+            "attempts": 1, "slots": 1,
         }  # fmt: skip
         for name, smallest in least.items():
             if getattr(self, name) < smallest:

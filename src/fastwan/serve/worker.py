@@ -16,7 +16,7 @@ from fastwan.serve.events import Channels, Event
 from fastwan.serve.frame_file import FrameFile
 from fastwan.serve.jobs import Job, Status
 from fastwan.serve.live import LiveVideo
-from fastwan.serve.player import Cancelled, Player, Watch
+from fastwan.serve.player import Cancelled, Lost, Player, Watch
 from fastwan.serve.queue import FairQueue
 from fastwan.serve.results import Results
 from fastwan.serve.store import Store
@@ -31,6 +31,7 @@ class Ended:
 
     Attributes:
         again: it is to be made again: the server ended it, and nobody cancelled it.
+        lost: likewise, and what made it is gone: the attempt counts.
         size: bytes of the video.
         error: code and message of a failure.
     """
@@ -38,6 +39,7 @@ class Ended:
     job: Job
     status: Status
     again: bool = False
+    lost: bool = False
     size: int = 0
     timings: Timings = field(default_factory=Timings)
     error: tuple[str, str] | None = None
@@ -183,6 +185,8 @@ class Worker(threading.Thread):
         match error:
             case Cancelled():
                 return Ended(job=job, status="cancelled", again=not self._unwanted)
+            case Lost():
+                return Ended(job=job, status="queued", again=True, lost=True)
             case FastWanError():
                 code, text = _code(error), str(error)
             case _:
