@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""The processes of serve_gpus.py: direct calls of a bundle, or a server over it.
+
+    python3 scripts/served_bundle.py --device emulated direct BUNDLE REQUESTS
+    python3 scripts/served_bundle.py --device emulated serve BUNDLE FOLDER
+
+Prints a line of JSON for each video, or one with the port.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from fastwan.runtime.model.executor import Array
+from fastwan.runtime.pipeline import FastWanPipeline
+from fastwan.runtime.request import Request
+from fastwan.runtime.video import Output, WriteFrame
+from fastwan.serve import frame_file
+from fastwan.serve.app import create_app
+from fastwan.serve.bundle_player import BundlePlayer
+from fastwan.serve.offer import resolve
+from fastwan.serve.player import Watch
+from fastwan.serve.server import listen, serve
+from fastwan.serve.settings import Settings
+from fastwan.serve.wire import CreateVideo
+
+_LONGEST = 4096
+_TOKENS = 40
+
+
+@dataclass
+class MadeUpText:
+    """Stands in for a text encoder: every prompt has embeddings of its own, [1, L, C] fp32."""
+
+    shape: tuple[int, ...]
+    dtype = np.dtype(np.float32)
+
+    def token_ids(self, _prompt: str) -> list[int]:
+        return [0] * _TOKENS
+
+    def encode(self, prompt: str) -> Array:
+        generator = np.random.default_rng(list(sha256(prompt.encode()).digest()))
+        values = generator.standard_normal(self.shape, np.float32)
+        values[:, _TOKENS:] = 0
+        return values
+
+
+@contextmanager
+def raw_output(output: Output, *, height: int, width: int) -> Iterator[WriteFrame]:
+    """Stands in for the encoder: frames one after the other, as they are."""
+    with output.path.open("wb") as file:
+        yield lambda frame: file.write(np.ascontiguousarray(frame).data)
+
+
+def open_pipeline(bundle: Path, device: str) -> FastWanPipeline:
+    """A bundle, whatever it lacks."""
+    pipeline = FastWanPipeline.from_bundle(bundle, device)
+    if "text_encoder" not in pipeline.bundle.manifest.onnx.graphs:
+        text = MadeUpText(pipeline.components.text_shape)
+        vars(pipeline.components)["text_encoder"] = text  # in the place of the cached property
+    return pipeline
+
+
+def unwatched(pipeline: FastWanPipeline, request: dict[str, Any]) -> float:
+    """Seconds of a video that nobody looks into: on a GPU, one launch."""
+    begin = time.monotonic()
+    for _ in pipeline.frames(Request(**request, output_type="uint8")):
+        pass
+    return time.monotonic() - begin
+
+
+def make(player: BundlePlayer, request: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A video by a direct call, written as the server writes it."""
+    asked = resolve(player.offer, CreateVideo(**request), longest_prompt=_LONGEST)
+    begin = time.monotonic()
+    with frame_file.open_output(
+        Output("mp4", path), height=asked.height, width=asked.width
+    ) as write:
+        watch = Watch(on_step=lambda _: None, on_frame=write, cancelled=lambda: False)
+        timings = player.play(asked, watch)
+    seconds = time.monotonic() - begin
+    content = path.read_bytes()
+    return {"seconds": seconds, "timings": timings, "sha256": sha256(content).hexdigest()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", required=True)
+    parser.add_argument("how", choices=("direct", "serve"))
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("told", help="requests as JSON, or the server's folder")
+    arguments = parser.parse_args()
+    content = "mp4"
+    if find_spec("av") is None:
+        content, frame_file.open_output = "frames", raw_output
+    if arguments.how == "direct":
+        pipeline = open_pipeline(arguments.bundle, arguments.device)
+        player = BundlePlayer(pipeline)
+        player.warm_up()
+        with TemporaryDirectory() as folder:
+            for request in json.loads(arguments.told):
+                made = make(player, request, Path(folder) / "video.mp4")
+                made |= {"content": content, "unwatched": unwatched(pipeline, request)}
+                print(json.dumps(made), flush=True)
+        player.close()
+        return
+    settings = Settings(folder=Path(arguments.told), port=0)
+    with listen(settings) as listening:
+        player = BundlePlayer(open_pipeline(arguments.bundle, arguments.device))
+        print(json.dumps({"port": listening.getsockname()[1]}), flush=True)
+        serve(create_app(settings, player), listening)
+
+
+if __name__ == "__main__":
+    main()
