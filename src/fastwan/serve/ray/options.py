@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fastwan.errors import BadInput
 from fastwan.serve.auth import read_tokens
-from fastwan.serve.settings import Settings
+from fastwan.serve.settings import LOCAL_HOSTS, Settings
 
 _LATER_SECONDS = 10
 """Between the end of a drain and the moment when Ray kills what has not ended."""
@@ -25,6 +24,7 @@ class Limits(BaseModel):
     client_share: int | None = None
     keep_seconds: int | None = None
     keep_bytes: int | None = None
+    keep_jobs: int | None = None
     longest_prompt: int | None = None
     longest_body: int | None = None
     drain_seconds: int | None = None
@@ -40,6 +40,9 @@ class Options(BaseModel):
     """Folder of a bundle, the same on every node."""
     folder: Path
     """Holds jobs and videos, on the node of the ingress."""
+    host: str = LOCAL_HOSTS[0]
+    """That Ray's proxy listens on, as ``http_options`` say: to this machine alone it is reached
+    under that machine's names alone."""
     device: Literal["cuda", "cpu", "emulated"] = "cuda"
     """As of ``generate``; a replica on cuda or emulated takes one GPU."""
     replicas: Annotated[int, Field(ge=1)] = 1
@@ -79,8 +82,8 @@ class Options(BaseModel):
         """
         tokens = read_tokens(self.tokens) if self.tokens is not None else ()
         limits: dict[str, Any] = self.limits.model_dump(exclude_none=True)
-        return replace(
-            Settings(folder=self.folder, tokens=tokens, **limits), slots=self.most_replicas
+        return Settings(
+            folder=self.folder, host=self.host, tokens=tokens, slots=self.most_replicas, **limits
         )
 
     def replica(self) -> dict[str, Any]:

@@ -42,25 +42,26 @@ def run_on_ray(
     chosen = Options(
         **paths,
         folder=options["folder"].absolute(),
+        host=options["host"],
         device=_device(device),
         replicas=replicas,
         max_replicas=max_replicas,
         limits=Limits(**numbers),
     )
-    host, port = options["host"], options["port"]
+    port = options["port"]
     if port == 0:
         raise BadInput("Ray Serve takes no free port", where="--port", fix="name one")
     chosen.settings()
-    _serve(chosen, host, port)
+    _serve(chosen, port)
 
 
-def _serve(options: Options, host: str, port: int) -> None:
+def _serve(options: Options, port: int) -> None:
     import ray
     from ray import serve
 
     ray.init()
     try:
-        serve.start(http_options={"host": host, "port": port})
+        serve.start(http_options={"host": options.host, "port": port})
         try:
             serve.run(build(options), name=NAME)
         except RuntimeError as error:
@@ -68,8 +69,8 @@ def _serve(options: Options, host: str, port: int) -> None:
                 f"the application does not come up on Ray: {first_line(error)}",
                 fix="see the logs of its replicas, in /tmp/ray/session_latest/logs/serve",
             ) from error
-        say(f"{options.bundle} on http://{host}:{port}, {_replicas_text(options)}")
-        if host not in LOCAL_HOSTS and options.tokens is None:
+        say(f"{options.bundle} on http://{_in_url(options.host)}:{port}, {_replicas_text(options)}")
+        if options.host not in LOCAL_HOSTS and options.tokens is None:
             say("warning: everybody who can connect is served: see --tokens")
         try:
             threading.Event().wait()
@@ -85,6 +86,10 @@ def _device(name: str) -> Any:
     if name != "auto":
         return name
     return "cuda" if cuda_driver.cuda_device_count() else "cpu"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _replicas_text(options: Options) -> str:
