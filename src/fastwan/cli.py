@@ -28,6 +28,7 @@ COMMANDS = (
     "plan",
     "generate",
     "serve",
+    "export-triton",
     "bench",
     "verify",
     "gate",

@@ -54,7 +54,7 @@ BY_NAME = {
 }  # fmt: skip
 """Modules that are imported by their name."""
 
-ASKED_FOR = {"cmake", "lpips", "pip", "resource", "taehv"}
+ASKED_FOR = {"cmake", "lpips", "pip", "resource", "taehv", "triton_python_backend_utils"}
 """Modules that are used where they happen to be."""
 
 
