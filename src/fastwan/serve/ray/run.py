@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from fastwan.serve.settings import LOCAL_HOSTS
 
 NAME = "fastwan"
 """Of the application on Ray Serve."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_on_ray(
@@ -59,7 +62,10 @@ def _serve(options: Options, port: int) -> None:
     import ray
     from ray import serve
 
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     ray.init()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # those of Ray end the process at once
     try:
         serve.start(http_options={"host": options.host, "port": port})
         try:
