@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """How many videos a second replicas on Ray make, and what memory they share.
 
-    python3 scripts/ray_rates.py BUNDLE [--videos 40] [--replicas 1,2,1,2]
+    python3 scripts/ray_rates.py BUNDLE [--videos 40] [--replicas 1,2,1,2] [--idle 0]
 
 Starts Ray on this machine, and on it the application once for each number of replicas. Memory is
 that of the replicas' processes at the end: resident, and with shared pages divided among those that
 share them. The share of the CPUs that all processes of the machine used meanwhile tells whether
-there was room.
+there was room; `--idle` makes room: after each step a replica waits for so many seconds, as for a
+device, and takes no CPU.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,12 +25,41 @@ from typing import Any
 import ray
 from ray import serve
 
-from fastwan.serve.ray.application import build
+from fastwan.runtime.timings import Timings
+from fastwan.serve.bundle_player import BundlePlayer
+from fastwan.serve.jobs import Asked
+from fastwan.serve.player import Player, Watch
+from fastwan.serve.ray.application import build_over
+from fastwan.serve.ray.deployments import BundleReplica
 from fastwan.serve.ray.options import Limits, Options
 
 _PORT = 8765
 _POLL_SECONDS = 0.25
 _STORE_BYTES = 200 << 20
+
+
+class WaitingPlayer(BundlePlayer):
+    """Waits after each step."""
+
+    idle = 0.0
+
+    def play(self, asked: Asked, watch: Watch) -> Timings:
+        def on_step(done: int) -> None:
+            time.sleep(self.idle)
+            watch.on_step(done)
+
+        return super().play(asked, replace(watch, on_step=on_step))
+
+
+class WaitingReplica(BundleReplica):
+    """A replica whose device leaves the CPUs alone for a while."""
+
+    idle = 0.0
+
+    def open(self, options: Options) -> Player:
+        player = WaitingPlayer.open(options.bundle, options.device)
+        player.idle = self.idle
+        return player
 
 
 def ask(path: str, body: dict[str, Any] | None = None) -> Any:
@@ -62,14 +93,15 @@ def memory() -> list[dict[str, int]]:
     return found
 
 
-def measure(bundle: Path, replicas: int, videos: int) -> dict[str, Any]:
+def measure(bundle: Path, replicas: int, videos: int, idle: float) -> dict[str, Any]:
     """Videos that are all asked for at once."""
     with TemporaryDirectory() as folder:
         options = Options(
             bundle=bundle.absolute(), folder=Path(folder) / "videos", device="cpu",
             replicas=replicas, limits=Limits(queue_size=2 * videos),
         )  # fmt: skip
-        serve.run(build(options), name="fastwan")
+        kind = type("WaitingReplica", (WaitingReplica,), {"idle": idle})
+        serve.run(build_over(kind, options), name="fastwan")
         busy, ticks = cpu_ticks()
         begin = time.monotonic()
         jobs = [
@@ -80,6 +112,7 @@ def measure(bundle: Path, replicas: int, videos: int) -> dict[str, Any]:
         used = [now - before for now, before in zip(cpu_ticks(), (busy, ticks), strict=True)]
         result = {
             "replicas": replicas,
+            "idle": idle,
             "videos_a_second": round(videos / seconds, 3),
             "median_total": sorted(each["timings"]["total"] for each in made)[videos // 2],
             "cpu_share": round(used[0] / used[1], 3),
@@ -103,6 +136,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--videos", type=int, default=40)
     parser.add_argument("--replicas", default="1,2,1,2")
+    parser.add_argument("--idle", type=float, default=0.0, help="seconds after a step")
     arguments = parser.parse_args()
     ray.init(
         num_cpus=os.cpu_count(), object_store_memory=_STORE_BYTES, include_dashboard=False,
@@ -111,7 +145,7 @@ def main() -> None:
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": _PORT})
         for replicas in arguments.replicas.split(","):
-            result = measure(arguments.bundle, int(replicas), arguments.videos)
+            result = measure(arguments.bundle, int(replicas), arguments.videos, arguments.idle)
             print(json.dumps(result), flush=True)
     finally:
         serve.shutdown()

@@ -17,8 +17,13 @@ def build(args: Options) -> Application:
     Raises:
         BadInput: options that contradict each other.
     """
+    return build_over(BundleReplica, args)
+
+
+def build_over(kind: type[BundleReplica], options: Options) -> Application:
+    """The same with replicas of another class."""
     from ray import serve
 
-    replica = serve.deployment(name="Replica", **args.replica())(BundleReplica)
-    ingress = serve.deployment(name="Ingress", **args.ingress())(serve.ingress()(Ingress))
-    return ingress.bind(args, replica.bind(args))
+    replica = serve.deployment(name="Replica", **options.replica())(kind)
+    ingress = serve.deployment(name="Ingress", **options.ingress())(serve.ingress()(Ingress))
+    return ingress.bind(options, replica.bind(options))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastwan.errors import EnvironmentLacks
 from fastwan.serve.app import create_app
 from fastwan.serve.bundle_player import BundlePlayer
+from fastwan.serve.player import Player
 from fastwan.serve.ray.options import Options
 from fastwan.serve.ray.remote_player import RemotePlayer
 from fastwan.serve.ray.replica import Replica
@@ -20,10 +21,11 @@ class BundleReplica(Replica):
     """A replica that plays a bundle on the device that Ray gave it."""
 
     def __init__(self, options: Options) -> None:
-        player = BundlePlayer.open(
-            options.bundle, options.device, prompt_cache=options.prompt_cache
-        )
-        super().__init__(player)
+        super().__init__(self.open(options))
+
+    def open(self, options: Options) -> Player:
+        """The player of this replica."""
+        return BundlePlayer.open(options.bundle, options.device, prompt_cache=options.prompt_cache)
 
     def __del__(self) -> None:
         self.close()

@@ -1,0 +1,34 @@
+"""The script that puts a server on each GPU, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_av", [True, False])
+def test_servers_send_what_direct_calls_make(
+    root: Path, tiny_bundle: Path, tmp_path: Path, with_av: bool
+) -> None:
+    """Without PyAV the contents are frames; a module that is None cannot be imported."""
+    output = tmp_path / "record.json"
+    (tmp_path / "sitecustomize.py").write_text(
+        "" if with_av else "import sys\nsys.modules['av'] = None\n"
+    )
+    words = ["--device", "cpu", "--videos", "2", "--gpus", "0,0", "-o", str(output)]
+    subprocess.run(
+        [sys.executable, str(root / "scripts" / "serve_gpus.py"), str(tiny_bundle), *words],
+        check=True, env={"PYTHONPATH": f"{tmp_path}:{root / 'src'}", "FASTWAN_COMMIT": "none"},
+    )  # fmt: skip
+    item = json.loads(output.read_text())["items"]["serve"]
+    assert item["passed"]
+    assert item["content"] == ("mp4" if with_av else "frames")
+    assert item["direct"]["videos"] == item["one_server"]["videos"] == 2
+    assert item["all_servers"]["videos"] == 4
+    assert len(item["resident_bytes"]) == 2
+    assert {"step", "decode", "total"} <= item["all_servers"]["median_stage_ms"].keys()
