@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -128,13 +129,12 @@ def _usual_start(bundle: Bundle, device: str, schedule: Schedule) -> _Start:
     started = _start(bundle, device, schedule)
     if not started.is_first:
         return started
-    import torch
-
     free_bytes = started.free_bytes
     started.components.close()
     del started
     gc.collect()
-    torch.cuda.empty_cache()  # of an emulation; nothing where torch holds none
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()  # of an emulation, whose engines torch computes
     # What a process takes once, for libraries and their kernels, was taken by the first start.
     return replace(_start(bundle, device, schedule), free_bytes=free_bytes)
 
