@@ -36,6 +36,8 @@ STAGES: dict[str, Stage] = {
 }
 """In the order in which they run."""
 
+WITHOUT_GPU = "choose other stages by --stage"
+
 DEVICES = ("auto", "cuda", "emulated")
 
 HELD = ("static", "schedule", "predicted", "times")
@@ -99,6 +101,11 @@ def gate(
     bundle = open_bundle(path, sizes=False, shape=shape)
     if device == "emulated":
         require_emulable(bundle)
+
+    def measured() -> BenchReport:
+        on = resolve_device("cuda" if device == "auto" else device, WITHOUT_GPU).name
+        return bench(path, device=on, runs=runs, warmup=warmup, shape=shape, progress=progress)
+
     context = Context(
         bundle=bundle,
         baseline=known,
@@ -106,17 +113,7 @@ def gate(
         limits={**({} if known is None else known.limits), **given},
         stages=chosen,
         asked=tuple(stages),
-        measure=measure
-        or (
-            lambda: bench(
-                path,
-                device="cuda" if device == "auto" else device,
-                runs=runs,
-                warmup=warmup,
-                shape=shape,
-                progress=progress,
-            )
-        ),
+        measure=measure or measured,
         device=device,
         progress=progress,
         goldens=goldens,

@@ -25,8 +25,6 @@ from fastwan.runtime.device.choice import resolve_device
 
 TIMES = "times"
 
-WITHOUT_GPU = "choose other stages by --stage"
-
 USUAL = ("power cap",)
 """Reasons for lower clocks that a loaded GPU has for good; its clocks are held beside them."""
 
@@ -59,10 +57,7 @@ def times(context: Context) -> list[Finding]:
 
 def _not_asked(context: Context) -> str:
     """Why nothing is timed that was not asked for by name; empty where it was, or can be had."""
-    if context.device != "auto":
-        return ""
-    if TIMES in context.asked:
-        resolve_device("cuda", WITHOUT_GPU)
+    if context.device != "auto" or TIMES in context.asked:
         return ""
     if resolve_device("auto").name != "cuda":
         return "no CUDA device is visible"
