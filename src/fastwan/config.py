@@ -91,17 +91,14 @@ class DiTConfig:
         if self.head_dim != 128:
             raise BadInput(
                 f"head_dim is {self.head_dim}",
-                where="transformer/config.json",
+                where=where,
                 fix="the FP4 attention is made for 128",
             )
         if self.patch_size != (1, 2, 2):
-            raise BadInput("patch_size must be [1, 2, 2]", where="transformer/config.json")
+            raise BadInput("patch_size must be [1, 2, 2]", where=where)
         for name in ("width", "ffn_dim"):
             if getattr(self, name) % 16:
-                raise BadInput(
-                    f"{name} is no multiple of the NVFP4 block of 16",
-                    where="transformer/config.json",
-                )
+                raise BadInput(f"{name} is no multiple of the NVFP4 block of 16", where=where)
 
     @property
     def width(self) -> int:
