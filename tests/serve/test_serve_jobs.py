@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from fastwan.errors import EnvironmentLacks, VerificationFailed
 from fastwan.serve.events import Event
 from fastwan.serve.queue import QueueFull
-from testkit.fake_player import FakePlayer, serving, until
+from testkit.fake_player import WAIT, FakePlayer, serving, until
 
 
 def ask(client: TestClient, prompt: str, **headers: str) -> Any:
@@ -126,7 +126,7 @@ def test_a_device_that_fails_in_a_row_ends_the_server(
         player.fault = EnvironmentLacks("the device failed")
         until(client, ask(client, f"a {index}").json()["id"], "failed")
     if lost == 3:
-        service.worker.join()
+        service.worker.join(WAIT)
         assert client.get("/health").json()["status"] == "failing"
         return
     until(client, ask(client, "b").json()["id"], "completed")
@@ -310,7 +310,7 @@ def test_a_player_that_does_not_warm_up_fails_the_server(tmp_path: Path) -> None
     player.fault = EnvironmentLacks("no GPU")
     with serving(tmp_path / "videos", player) as client:
         service = client.app.state.service  # type: ignore[attr-defined]
-        service.worker.join()
+        service.worker.join(WAIT)
         assert service.worker.fault is player.fault
         for path in ("/health", "/ready"):
             answer = client.get(path)
