@@ -45,7 +45,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Where the part of an extra begins, and what of it belongs to others."""
 
-UNDECLARED = {"requests": "modelopt", "python_multipart": "starlette"}
+UNDECLARED = {"requests": "modelopt"}
 """A dependency that a package of others imports and does not declare."""
 
 BY_NAME = {

@@ -58,7 +58,7 @@ def test_a_missing_bundle_is_bad_input(tmp_path: Path) -> None:
 def test_without_its_extra_it_says_how_to_install_it(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
     result = run(bundle)
     assert result.exit_code == 3
     assert "'serve'" in result.stderr

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+import python_multipart  # noqa: F401  # starlette reads forms by it, and asks for it late
 from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
