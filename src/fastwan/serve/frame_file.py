@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from queue import SimpleQueue
 
 from fastwan.config import VideoShape
 from fastwan.runtime.model.executor import Array
-from fastwan.runtime.video import Output, WriteFrame, open_output
+from fastwan.runtime.video import Output, open_output
 
 
 class _Abandoned(Exception):
@@ -21,18 +20,14 @@ class FrameFile:
 
     Args:
         pool: with a thread for this file as soon as the one before is written.
-        sinks: given each frame as well, on that thread, uint8 [H, W, 3].
 
     Attributes:
         written: the seconds that the file took once it is there; or what went wrong.
     """
 
-    def __init__(
-        self, pool: Executor, output: Output, shape: VideoShape, sinks: Sequence[WriteFrame] = ()
-    ) -> None:
+    def __init__(self, pool: Executor, output: Output, shape: VideoShape) -> None:
         self._output = output
         self._shape = shape
-        self._sinks = sinks
         self._frames: SimpleQueue[Array | _Abandoned | None] = SimpleQueue()
         self.written: Future[float] = pool.submit(self._write)
 
@@ -57,8 +52,7 @@ class FrameFile:
                 if isinstance(frame, _Abandoned):
                     raise frame
                 begin = time.perf_counter()
-                for sink in (write, *self._sinks):
-                    sink(frame)
+                write(frame)
                 seconds += time.perf_counter() - begin
             begin = time.perf_counter()
         return seconds + time.perf_counter() - begin
