@@ -79,6 +79,7 @@ def outputs(
     monkeypatch.setattr("fastwan.swap.swap_weights", lambda *_: bundle.manifest)
     monkeypatch.setattr("fastwan.plugins.build.build_plugin", lambda *_, **__: library)
     monkeypatch.setattr("fastwan.plugins.loader.PluginLibrary", lambda *_, **__: info)
+    (tmp_path / "ComfyUI" / "custom_nodes").mkdir(parents=True)
     lines = {
         "make-checkpoint": ["--size", "tiny", "--no-text-encoder", str(tmp_path / "checkpoint")],
         "build-engine": ["--checkpoint", "owner/unused", "-o", path, "--force"],
@@ -96,6 +97,7 @@ def outputs(
             str(tmp_path / "baseline.json"),
         ],
         "build-plugin": [],
+        "comfyui": ["--install", str(tmp_path / "ComfyUI")],
         "cache": ["ls"],
         "doctor": [],
     }
