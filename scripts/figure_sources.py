@@ -52,6 +52,7 @@ VIDEO = (
     "runtime/model/dit.py",
     "runtime/model/loop.py",
     "runtime/model/noise.py",
+    "runtime/model/normal.py",
     "runtime/model/schedule.py",
     "runtime/model/samplers/*.py",
     "runtime/recording/executor.py",

@@ -5,7 +5,8 @@ bits of each number of a Mersenne twister, makes normal numbers of eight pairs b
 transform in fp32, and rounds them (``aten/src/ATen/native/cpu/DistributionTemplates.h`` of torch
 2.13). On x86 with AVX2 it takes logarithm, sine and cosine of ``avx_mathfun.h``, by Julien Pommier
 and Giovanni Garberoglio (zlib licence) after Stephen Moshier's Cephes; their polynomials are
-evaluated here with the same rounding after each operation. IEEE arithmetic alone decides the
+evaluated here with the same rounding after each operation, for the few numbers that numpy's own
+functions leave too near the border of two bf16 values to tell. IEEE arithmetic alone decides the
 result, so every processor gives the bytes that torch gives there. Where torch has no AVX2 it
 takes the C library's functions, and about one number in ten thousand is rounded otherwise.
 """
@@ -30,6 +31,15 @@ _CHUNK = 2048 * _BLOCK
 
 _THREADS = 4
 """At most; the twister itself takes a tenth of the time on one."""
+
+_NEAR = 1 << 8
+"""fp32 steps from the border of two bf16 values, 2**15 away at most, within which a number of
+numpy's functions is made anew. Those are at most 4 steps from the true value and Cephes' about as
+many, each of three functions, wherever the next two limits hold."""
+_SMALL_SINE = np.float32(2**-5)
+"""Of a sine or cosine: below, the reduction of its angle loses more steps."""
+_SMALL_RADIUS = np.float32(2**-4)
+"""Below, the logarithm does."""
 
 _LOG = (
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
@@ -103,12 +113,30 @@ def _box_muller(numbers: Floats, bits: npt.NDArray[np.uint32]) -> None:
     """Normal numbers of integers; in a block of 16, eight radii come first and then the angles."""
     uniform = (bits & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2**-24)
     pairs = uniform.reshape(-1, 2, _BLOCK // 2)
-    radius = np.sqrt(np.float32(-2) * _log(np.float32(1) - pairs[:, 0]))
-    sine, cosine = _sine_cosine(np.float32(2 * math.pi) * pairs[:, 1])
+    for_radius, angle = np.float32(1) - pairs[:, 0], np.float32(2 * math.pi) * pairs[:, 1]
+    radius = np.sqrt(np.float32(-2) * np.log(for_radius))
+    unclear = radius < _SMALL_RADIUS
+    halves = []
+    for turned in (np.cos(angle), np.sin(angle)):
+        unclear |= np.abs(turned) < _SMALL_SINE
+        # The mean is added, and makes +0 of -0.
+        number = radius * turned + np.float32(0)
+        below = number.view(np.uint32) & np.uint32(0xFFFF)
+        unclear |= below - np.uint32(0x8000 - _NEAR) < np.uint32(2 * _NEAR)
+        halves.append(number)
+    anew = np.flatnonzero(unclear)
     made = numbers.reshape(pairs.shape)
-    # The mean is added, and makes +0 of -0.
-    np.add(radius * cosine, np.float32(0), out=made[:, 0])
-    np.add(radius * sine, np.float32(0), out=made[:, 1])
+    exact = _exact(for_radius.ravel()[anew], angle.ravel()[anew])
+    for half, (number, right) in enumerate(zip(halves, exact, strict=True)):
+        number.ravel()[anew] = right
+        made[:, half] = number
+
+
+def _exact(for_radius: Floats, angle: Floats) -> tuple[Floats, Floats]:
+    """The two numbers of each pair, as torch has them in fp32."""
+    radius = np.sqrt(np.float32(-2) * _log(for_radius))
+    sine, cosine = _sine_cosine(angle)
+    return radius * cosine + np.float32(0), radius * sine + np.float32(0)
 
 
 def _fma(a: Floats | np.float32, b: Doubles, c: Doubles | float | Floats) -> Floats:

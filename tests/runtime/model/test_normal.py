@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -64,6 +65,22 @@ def test_numbers_are_the_same_on_every_machine() -> None:
     found = NormalGenerator(1024).normal([1 << 16])
     assert (found[:4] * 256).tolist() == [-298.0, 336.0, 38.5, 580.0]
     assert hashlib.sha256(found.tobytes()).hexdigest() == EXPECTED
+
+
+def test_borders_are_those_of_the_exact_functions() -> None:
+    """Radii of 0 to the largest and angles about each quarter: where fast functions err most."""
+    least = np.arange(4096, dtype=np.uint32)
+    quarters = np.array([0, 1, 2, 3], np.uint32)[:, None] << 22
+    angles = (quarters + np.concatenate([least[:2048], -least[:2048]])).ravel() & 0xFFFFFF
+    radii = np.concatenate([least, 0xFFFFFF - least, least << 12, 0xFFFFFF - (least << 12)])
+    bits = np.stack([radii.reshape(-1, 8), angles.reshape(-1, 8)], axis=1).astype(np.uint32)
+    numbers = np.empty(bits.size, np.float32)
+    normal._box_muller(numbers, bits.ravel())
+    uniform = bits.astype(np.float32) * np.float32(2**-24)
+    exact = normal._exact(1 - uniform[:, 0], np.float32(2 * np.pi) * uniform[:, 1])
+    made = numbers.reshape(bits.shape).astype(ml_dtypes.bfloat16)
+    for half, right in enumerate(exact):
+        assert made[:, half].tobytes() == right.astype(ml_dtypes.bfloat16).tobytes()
 
 
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
