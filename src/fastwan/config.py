@@ -188,7 +188,7 @@ class VideoShape:
             )
         if self.num_tokens > MAX_TOKENS:
             raise BadInput(
-                f"{self.height}x{self.width}x{self.num_frames} are {self.num_tokens:,} tokens, "
+                f"{self.width}x{self.height}x{self.num_frames} are {self.num_tokens:,} tokens, "
                 f"above {MAX_TOKENS:,}",
                 where="--height, --width, --num-frames",
                 fix="a smaller or shorter video; 480x832x81 are 32,760 tokens",

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from fastwan.errors import BadInput
-from fastwan.plugins.loader import PluginLibrary, refuse_emulated
+from fastwan.plugins.library_file import refuse_emulated
+from fastwan.plugins.loader import PluginLibrary
 
 EM_CUDA = 190
 EIATTR_FRAME_SIZE, EIATTR_REGCOUNT = 0x11, 0x2F

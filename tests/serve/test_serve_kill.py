@@ -16,7 +16,7 @@ import pytest
 
 from fastwan.runtime.video import open_output, parse_output
 from testkit.fake_player import SHAPE
-from testkit.server_process import ServerProcess, started, until_done
+from testkit.server_process import WAIT, ServerProcess, started, until_done
 
 START = 1.5
 """Seconds that a server takes to listen, about."""
@@ -112,7 +112,7 @@ def test_a_second_signal_leaves_the_video_to_the_next_server(tmp_path: Path) -> 
                 pass
             assert client.get(f"/v1/videos/{job_id}").json()["status"] == "in_progress"
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait() == 0
+        assert server.process.wait(WAIT) == 0
     with started("-m", "testkit.fake_server", folder, "0") as server, server.client() as client:
         video = until_done(client, job_id)
     assert (video["status"], video["attempts"]) == ("completed", 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from testkit.server_process import ServerProcess, started, until_done
+from testkit.server_process import WAIT, ServerProcess, started, until_done
 
 openai = pytest.importorskip("openai")
 
@@ -92,7 +92,7 @@ def test_a_signal_ends_it_cleanly_and_its_jobs_stay(
             ]
             until_done(client, ids[0])
         server.process.send_signal(number)
-        assert server.process.wait() == 0
+        assert server.process.wait(WAIT) == 0
         assert not any("error" in line or "Traceback" in line for line in server.lines)
     with started(*words, *folder) as server, server.client() as client:
         assert [until_done(client, job_id)["status"] for job_id in ids] == ["completed"] * 4

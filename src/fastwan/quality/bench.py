@@ -112,30 +112,22 @@ class _Start:
     free_bytes: int
     seconds: float
 
-    @property
-    def is_first(self) -> bool:
-        """Whether it compiled or compared kernels, which later starts find in the cache."""
-        first = self.platform.first_load
-        found_out = first is not None and bool(first.found_out)
-        return found_out or self.components.runtime_cache == "miss"
-
 
 def _usual_start(bundle: Bundle, device: str, schedule: Schedule) -> _Start:
-    """Load a bundle, and again if that was its first time on this GPU.
+    """Load a bundle twice, and time the second load.
 
-    The first time takes longer and more memory, and a figure that hangs on what the cache holds can
-    be compared with no other.
+    The first takes longer and more memory: it may compile and compare kernels, and takes once what
+    CUDA and the libraries need. What is left of it hangs on what the cache holds, so a figure of it
+    can be compared with no other.
     """
     started = _start(bundle, device, schedule)
-    if not started.is_first:
-        return started
     free_bytes = started.free_bytes
     started.components.close()
     del started
     gc.collect()
     if torch := sys.modules.get("torch"):
         torch.cuda.empty_cache()  # of an emulation, whose engines torch computes
-    # What a process takes once, for libraries and their kernels, was taken by the first start.
+    # Memory counts from before the first, which took what a process takes once.
     return replace(_start(bundle, device, schedule), free_bytes=free_bytes)
 
 

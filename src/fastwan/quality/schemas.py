@@ -28,13 +28,14 @@ from fastwan.quality.selftest.report import SelftestReport
 from fastwan.quality.verify.report import VerifyReport
 from fastwan.runtime.report import GenerateReport
 from fastwan.schema import Report
+from fastwan.serve.triton.repository import TritonReport
 
 REPORTS: dict[str, type[Report]] = {
     report.model_fields["kind"].default: report
     for report in (
         CheckpointReport, BuildReport, SwapReport, InspectReport, CompareReport, PlanReport,
         GenerateReport, BenchReport, VerifyReport, GateReport, GoldensReport, SelftestReport,
-        PluginReport, ComfyuiReport, CacheReport, DoctorReport,
+        PluginReport, ComfyuiReport, TritonReport, CacheReport, DoctorReport,
     )
 }  # fmt: skip
 """By command; the name is also the report's ``kind``."""

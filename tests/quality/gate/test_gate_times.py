@@ -141,6 +141,19 @@ def test_times_that_are_far_apart_are_refused(runs: Runs) -> None:
     assert runs.verdicts(spread(0.6)) == {"spread.decode": "refused", "video": "skipped"}
 
 
+def test_times_that_are_apart_by_less_than_a_limit_are_held(runs: Runs) -> None:
+    """A text of a few milliseconds is twice that on a busy host."""
+
+    def late(milliseconds: float) -> GateReport:
+        seconds = {**runs.clock.seconds, "text": 0.004}
+        other = {**seconds, "text": 0.004 + milliseconds / 1e3}
+        runs.clock.facts["times"] = summarize([seconds, seconds, other])
+        return runs()
+
+    assert "spread.text" not in runs.verdicts(late(2.9))
+    assert runs.verdicts(late(3.1))["spread.text"] == "refused"
+
+
 def test_times_that_cannot_be_compared_do_not_become_the_baseline(runs: Runs) -> None:
     before = runs.baseline.read_text()
     runs.clock.facts["gpu_states"] = (state(throttled=("thermal (software)",)),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -55,6 +56,11 @@ class ServerProcess:
             self.lines.append(line)
 
 
+def _heed_interrupts() -> None:
+    """A shell has its background jobs ignore SIGINT, and a server keeps to that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def started(*words: str) -> Iterator[ServerProcess]:
     """``python WORDS`` as a server, which is killed at the end of the `with` body."""
@@ -65,6 +71,7 @@ def started(*words: str) -> Iterator[ServerProcess]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        preexec_fn=_heed_interrupts,
     )
     server = ServerProcess(process)
     reader = threading.Thread(target=server.read, daemon=True)

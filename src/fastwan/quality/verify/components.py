@@ -140,7 +140,7 @@ def check_decoder(subject: Subject) -> Check:
     expected = torch_frames(streaming_step(module), memories, latents, trim)
     same = got.shape == expected.shape and expected.size
     levels = np.abs(got.astype(np.int16) - expected.astype(np.int16)).max() if same else np.inf
-    note = f"{len(got)} frames of {shape.height}x{shape.width}"
+    note = f"{len(got)} frames of {shape.width}x{shape.height}"
     return Check(
         name="decoder",
         metric="largest difference in levels to torch",

@@ -6,10 +6,12 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput
 from fastwan.outputs import OutputFolder
+from fastwan.schema import Report
 from fastwan.serve.triton.config import BUNDLE, config_text
 
 VERSION = "1"
@@ -22,9 +24,22 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
+class TritonReport(Report):
+    """What `fastwan-export export-triton` prints."""
+
+    kind: Literal["export-triton"] = "export-triton"
+    schema_version: Literal[1] = 1
+    repository: str
+    """Folder for ``tritonserver --model-repository``."""
+    model: str
+    """Name that clients ask for."""
+    device: str
+    """What plays: cuda, cpu or emulated."""
+
+
 def write_repository(
     bundle: Path, output: Path, *, name: str, device: str, force: bool = False
-) -> None:
+) -> TritonReport:
     """Write ``output/name/config.pbtxt``, and ``model.py`` beside the bundle in ``name/1``.
 
     Files of the bundle are linked where the disk is the same, else copied.
@@ -43,6 +58,7 @@ def write_repository(
         (folder / name / "config.pbtxt").write_text(text, "ascii")
         (version / "model.py").write_text(_MODEL, "ascii")
         shutil.copytree(bundle, version / BUNDLE, copy_function=_link)
+    return TritonReport(repository=str(output), model=name, device=device)
 
 
 def _link(source: str, target: str) -> str:
