@@ -238,7 +238,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--beside", type=Path, action="append", default=[])
     parser.add_argument("--runs", type=int, default=10, help="of the unchanged bundle")
-    parser.add_argument("--videos", type=int, default=5, help="timed in each run")
+    parser.add_argument("--videos", type=int, default=15, help="timed in each run")
     parser.add_argument("--reports", type=Path, help="folder that keeps the reports")
     arguments = parser.parse_args()
     bundle, *others = (each.resolve() for each in (arguments.bundle, *arguments.beside))

@@ -144,14 +144,16 @@ def test_times_that_are_far_apart_are_refused(runs: Runs) -> None:
 def test_times_that_are_apart_by_less_than_a_limit_are_held(runs: Runs) -> None:
     """A text of a few milliseconds is twice that on a busy host."""
 
-    def late(milliseconds: float) -> GateReport:
+    def late(milliseconds: float, **options: Any) -> GateReport:
         seconds = {**runs.clock.seconds, "text": 0.004}
         other = {**seconds, "text": 0.004 + milliseconds / 1e3}
         runs.clock.facts["times"] = summarize([seconds, seconds, other])
-        return runs()
+        return runs(**options)
 
     assert "spread.text" not in runs.verdicts(late(2.9))
-    assert runs.verdicts(late(3.1))["spread.text"] == "refused"
+    limit = {"times.spread.text": Limit(relative=0.0, absolute=0.5)}
+    assert "spread.text" not in runs.verdicts(late(2.9, limits=limit))
+    assert runs.verdicts(late(3.1, limits=limit))["spread.text"] == "refused"
 
 
 def test_times_that_cannot_be_compared_do_not_become_the_baseline(runs: Runs) -> None:
