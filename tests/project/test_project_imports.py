@@ -221,7 +221,9 @@ ONLY_FOR = {
     ),
     "fastwan.commands": ("src/fastwan/cli.py", "src/fastwan/commands/"),
     "fastwan.quality": ("src/fastwan/commands/", "src/fastwan/quality/"),
-    "fastwan.serve": ("src/fastwan/commands/", "src/fastwan/serve/"),
+    "fastwan.serve": (
+        "src/fastwan/commands/", "src/fastwan/serve/", "src/fastwan/quality/schemas.py",
+    ),
 }  # fmt: skip
 
 

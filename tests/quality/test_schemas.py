@@ -99,6 +99,7 @@ def outputs(
         ],
         "build-plugin": [],
         "comfyui": ["--install", str(tmp_path / "ComfyUI")],
+        "export-triton": [path, "-o", str(tmp_path / "models")],
         "cache": ["ls"],
         "doctor": [],
     }

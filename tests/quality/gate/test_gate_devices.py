@@ -80,7 +80,9 @@ def verdicts(report: GateReport) -> dict[str, str]:
 def test_times_of_an_emulation_are_held_and_labelled(runner: Emulated) -> None:
     report = runner("times", history=runner.history)
     held = [each for each in report.findings if each.stage == "times" and each.unit]
-    assert {each.check for each in held} >= {"total", "step_0", "loading", "memory_peak_bytes"}
+    checks = {each.check for each in held}
+    assert checks >= {"total", "step_0", "loading"}
+    assert "memory_peak_bytes" not in checks, "torch's own varies from one run to the next"
     assert {each.label for each in held} == {"emulated"}
     assert report.exit_code == 0
     assert read_history(runner.history)[0].cohort["device"] == "emulated"

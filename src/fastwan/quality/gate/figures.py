@@ -68,6 +68,10 @@ def _component(part: ComponentFigures) -> Collected:
     return figures
 
 
+ON_THE_HOST = ("text", "text_kv", "total")
+"""Stages whose times are of the host's clock."""
+
+
 def schedule_figures(report: BenchReport) -> Collected:
     """Counts of one video on the recording device that do not depend on the engines' insides."""
     return {name: getattr(report, name) for name in _COUNTS}
@@ -87,19 +91,27 @@ def predicted_figures(report: InspectReport) -> Collected:
 
 
 def time_figures(measured: Measurement) -> Collected:
-    """Medians by stage in milliseconds, loading apart, and the largest device memory."""
+    """Medians by stage in milliseconds, loading apart, and the largest device memory.
+
+    Of an emulation no memory: most of it is what torch keeps for later, and that varies.
+    """
     figures: Collected = {name: rounded(times.median_ms) for name, times in measured.times.items()}
     figures["loading"] = rounded(1e3 * measured.load_seconds)
-    figures["memory_peak_bytes"] = measured.memory_peak_bytes
+    if not measured.emulated:
+        figures["memory_peak_bytes"] = measured.memory_peak_bytes
     return figures
 
 
 def spread(measured: Measurement) -> Collected:
-    """By stage, how far the 95th percentile is from the minimum, as a share of the median."""
+    """By stage, how far the 95th percentile is from the minimum, as a share of the median.
+
+    Of stages on the GPU's clock: a busy host makes one in twenty of the others take three times as
+    long, and their median says as much as it did.
+    """
     return {
         name: rounded((times.p95_ms - times.min_ms) / times.median_ms)
         for name, times in measured.times.items()
-        if times.median_ms > 0
+        if times.median_ms > 0 and name not in ON_THE_HOST
     }
 
 

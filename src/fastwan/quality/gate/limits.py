@@ -39,12 +39,10 @@ DEFAULTS: Mapping[str, Limit] = {
     "times.text": Limit(relative=0.25, absolute=3.0),
     "times.text_kv": Limit(relative=0.25, absolute=3.0),
     "times.total": Limit(relative=0.05, absolute=5.0),
+    "times.copy": Limit(relative=0.05, absolute=0.3),
     "times.loading": Limit(relative=0.25, absolute=500.0),
     "times.memory_peak_bytes": Limit(relative=0.02, absolute=16e6),
     "times.spread": Limit(relative=0.0, absolute=0.5),
-    # A busy host makes one of twenty take three times as long; the median is what is compared.
-    "times.spread.text": Limit(relative=0.0, absolute=5.0),
-    "times.spread.text_kv": Limit(relative=0.0, absolute=5.0),
     "times.clocks": Limit(relative=0.05, absolute=15.0),
 }
 """By stage, or by stage and the first words of a check. Times are in milliseconds."""
