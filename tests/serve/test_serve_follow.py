@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from fastwan.serve import watching
@@ -33,7 +33,7 @@ def server(tmp_path: Path, player: PicturePlayer) -> Iterator[Listening]:
 
 @pytest.fixture
 def client(server: Listening) -> Iterator[Any]:
-    with httpx.Client(base_url=server.address, timeout=WAIT) as client:
+    with httpx2.Client(base_url=server.address, timeout=WAIT) as client:
         yield client
 
 
@@ -54,7 +54,7 @@ class Reader(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with httpx.stream("GET", self._address, headers=self._headers, timeout=WAIT) as answer:
+        with httpx2.stream("GET", self._address, headers=self._headers, timeout=WAIT) as answer:
             fields: dict[str, str] = {}
             for line in answer.iter_lines():
                 name, _, value = line.partition(": ")
@@ -185,7 +185,7 @@ def test_a_server_that_ends_tells_its_readers(tmp_path: Path) -> None:
     player = PicturePlayer()
     with (
         listening(tmp_path / "videos", player, drain_seconds=0) as server,
-        httpx.Client(base_url=server.address, timeout=WAIT) as client,
+        httpx2.Client(base_url=server.address, timeout=WAIT) as client,
     ):
         player.gate.clear()
         begin(client, "before")
@@ -203,7 +203,7 @@ def test_what_is_followed_is_of_its_owner_alone(tmp_path: Path) -> None:
     ours, theirs = ({"authorization": f"Bearer {token}"} for token in tokens)
     with (
         listening(tmp_path / "videos", PicturePlayer(), tokens=tokens) as server,
-        httpx.Client(base_url=server.address, timeout=WAIT) as client,
+        httpx2.Client(base_url=server.address, timeout=WAIT) as client,
     ):
         made = client.post("/v1/videos", json={"prompt": "a"}, headers=ours).json()
         for route in ("events", "stream"):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -36,7 +36,7 @@ def server(tmp_path: Path, player: PicturePlayer) -> Iterator[Listening]:
 
 @pytest.fixture
 def client(server: Listening) -> Iterator[Any]:
-    with httpx.Client(base_url=server.address, timeout=WAIT) as client:
+    with httpx2.Client(base_url=server.address, timeout=WAIT) as client:
         yield client
 
 
@@ -48,7 +48,7 @@ class Reader(threading.Thread):
         error: what the connection ended with, where that was not the end of the body.
     """
 
-    def __init__(self, client: httpx.Client, job_id: str) -> None:
+    def __init__(self, client: httpx2.Client, job_id: str) -> None:
         super().__init__(daemon=True)
         self._address = f"{client.base_url}/v1/videos/{job_id}/stream"
         self.data = b""
@@ -59,7 +59,7 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         try:
-            with httpx.stream("GET", self._address, timeout=WAIT) as answer:
+            with httpx2.stream("GET", self._address, timeout=WAIT) as answer:
                 self.status, self.kind = answer.status_code, answer.headers["content-type"]
                 for part in answer.iter_raw():
                     self.data += part
@@ -73,12 +73,12 @@ class Reader(threading.Thread):
         return self.data
 
 
-def begin(client: httpx.Client, seed: int = 7) -> str:
+def begin(client: httpx2.Client, seed: int = 7) -> str:
     made = client.post("/v1/videos", json={"prompt": "a red fox", "seed": seed})
     return str(made.raise_for_status().json()["id"])
 
 
-def watched(server: Listening, client: httpx.Client, player: PicturePlayer) -> tuple[str, Reader]:
+def watched(server: Listening, client: httpx2.Client, player: PicturePlayer) -> tuple[str, Reader]:
     """A job that makes no frame yet, and a reader that waits for one."""
     player.hold()
     job_id = begin(client)
@@ -183,9 +183,9 @@ def test_a_reader_that_reads_nothing_holds_up_nobody(
 ) -> None:
     player.hold()
     job_id = begin(client)
-    with httpx.Client(base_url=server.address, timeout=WAIT) as other:
+    with httpx2.Client(base_url=server.address, timeout=WAIT) as other:
         request = other.build_request("GET", f"/v1/videos/{job_id}/stream")
-        opened: list[httpx.Response] = []
+        opened: list[httpx2.Response] = []
         opener = threading.Thread(target=lambda: opened.append(other.send(request, stream=True)))
         opener.start()
         server.until_watched(job_id)
@@ -205,7 +205,7 @@ def test_a_cancelled_video_ends_in_the_middle_of_the_body(
     eventually(lambda: reader.data.count(b"mdat") == 3)
     client.post(f"/v1/videos/{job_id}/cancel").raise_for_status()
     reader.join(WAIT)
-    assert isinstance(reader.error, httpx.RemoteProtocolError)
+    assert isinstance(reader.error, httpx2.RemoteProtocolError)
     assert len(decode(reader.data)) >= 3
     eventually(lambda: server.state.watchers.now == 0)
 
@@ -234,7 +234,7 @@ def test_a_live_encoder_that_fails_costs_the_watchers_and_not_the_video(
     job_id, reader = watched(server, client, player)
     player.let_go()
     reader.join(WAIT)
-    assert isinstance(reader.error, httpx.RemoteProtocolError)
+    assert isinstance(reader.error, httpx2.RemoteProtocolError)
     until(client, job_id, "completed")
     assert len(decode(client.get(f"/v1/videos/{job_id}/content").content)) == COUNT
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from testkit.browser_tab import Tab, open_tab
@@ -155,7 +155,7 @@ def test_what_is_being_made_can_be_cancelled(
         tab.js("document.getElementById('cancel').focus()")
         tab.key("Enter")
     says(tab, "Cancelled")
-    with httpx.Client(base_url=server.address) as client:
+    with httpx2.Client(base_url=server.address) as client:
         assert until(client, job_id, "cancelled")  # type: ignore[arg-type]
     assert not tab.js(CANCEL_SHOWN)
     assert tab.text("#gallery .picture") == "Cancelled"
@@ -215,7 +215,7 @@ def test_a_video_can_be_used_again_and_deleted(
     tab.js("document.getElementById('remove').click()")
     tab.until("document.querySelectorAll('#gallery li').length === 0")
     assert tab.js("[location.hash, document.getElementById('about').hidden]") == ["", True]
-    assert httpx.get(f"{server.address}/v1/videos/{job_id}").status_code == 404
+    assert httpx2.get(f"{server.address}/v1/videos/{job_id}").status_code == 404
 
 
 def test_a_token_is_asked_for_and_kept_in_the_tab(
