@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 
 from fastwan.runtime.report import GenerateReport, MadeVideo
 from fastwan.runtime.timings import nearest_rank
@@ -27,32 +26,33 @@ def _lines(video: MadeVideo, device: str) -> list[str]:
 
 
 def _once(stages: dict[str, float]) -> list[str]:
-    return [f"  {name:<11} {_ms(seconds)} ms (measured)" for name, seconds in stages.items()]
+    return [f"  {name:<11} {_ms(seconds):>10} ms (measured)" for name, seconds in stages.items()]
 
 
 def _table(video: MadeVideo) -> list[str]:
-    """Stages of the measured runs, and of the warm-ups beside them, which do not count."""
+    """Stages of the measured runs, and of the warm-ups beside them, which do not count.
+
+    Columns are as wide as what is in them, so that a short video's fit 50 columns.
+    """
     runs = f"{len(video.runs)} runs" if len(video.runs) > 1 else "1 run"
-    lines = [
-        f"  milliseconds (measured) of {runs}, and of warm-ups, which do not count",
-        f"  {'stage':<11} {'min':>10} {'median':>10} {'p95':>10} {'spread':>7} {'warm-up':>10}",
-    ]
+    rows = [("stage", "min", "median", "p95", "spread", "warm-up")]
     for name in video.runs[-1]:
         values = [stages[name] for stages in video.runs if name in stages]
         middle = statistics.median(values)
         spread = f"{(max(values) - min(values)) / middle:.1%}" if middle else "-"
         before = [stages[name] for stages in video.warmups if name in stages]
-        lines.append(
-            f"  {name:<11} {_ms(min(values))} {_ms(middle)} {_ms(nearest_rank(values, 95))} "
-            f"{spread:>7} {_warm(before)}"
-        )
-    return lines
-
-
-def _warm(values: Sequence[float]) -> str:
-    """The slowest of the warm-ups, as most of them are their first."""
-    return _ms(max(values)) if values else f"{'-':>10}"
+        # Of the warm-ups the slowest, which mostly is their first.
+        warm = _ms(max(before)) if before else "-"
+        figures = (_ms(min(values)), _ms(middle), _ms(nearest_rank(values, 95)))
+        rows.append((name, *figures, spread, warm))
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [" ".join([name.ljust(first), *map(str.rjust, cells, others)]) for name, *cells in rows]
+    return [
+        f"  milliseconds (measured) of {runs},",
+        "  and of warm-ups, which do not count",
+        *(f"  {line}" for line in lines),
+    ]
 
 
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:>10,.2f}"
+    return f"{1e3 * seconds:,.2f}"
