@@ -31,6 +31,12 @@ _VIDEO = ("VIDEO",) if host.has_video() else ()
 
 Inputs = dict[str, dict[str, Any]]
 
+_PROMPT = (
+    "STRING",
+    {"multiline": True, "dynamicPrompts": True, "default": "",
+     "tooltip": "Not read where a conditioning is connected."},
+)  # fmt: skip
+
 
 def told(function: Callable[P, R]) -> Callable[P, R]:
     """Have a node fail with one line that says what is wrong, where, and how to mend it.
@@ -123,11 +129,7 @@ class TextToVideo:
         return {
             "required": {
                 "bundle": (BUNDLE,),
-                "prompt": (
-                    "STRING",
-                    {"multiline": True, "dynamicPrompts": True, "default": "",
-                     "tooltip": "Not read where a conditioning is connected."},
-                ),
+                "prompt": _PROMPT,
                 "seed": (
                     "INT",
                     {"default": DEFAULT_SEED, "min": 0, "max": 2**64 - 1,
@@ -215,11 +217,7 @@ class PromptEmbeds:
         return {
             "required": {
                 "bundle": (BUNDLE,),
-                "prompt": (
-                    "STRING",
-                    {"multiline": True, "dynamicPrompts": True, "default": "",
-                     "tooltip": "Not read where a conditioning is connected."},
-                ),
+                "prompt": _PROMPT,
             },
             "optional": {
                 "conditioning": (
