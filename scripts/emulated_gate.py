@@ -27,8 +27,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from emulated_video import QUERY, ask_smi, commit
 from figure_sources import GATE, ROOT, sources
+from record_machine import emulating_machine
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.quality.findings import GateReport
@@ -243,16 +243,7 @@ def main() -> int:
     arguments = parser.parse_args()
     bundle, *others = (each.resolve() for each in (arguments.bundle, *arguments.beside))
     items: Record = {}
-    record = {
-        "machine": {
-            "nvidia_smi": {"query": QUERY, "value": ask_smi()},
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "commit": commit(),
-            "kind": "emulated",
-        },
-        "items": items,
-    }
+    record = {"machine": emulating_machine(), "items": items}
     with TemporaryDirectory() as temporary:
         folder = (arguments.reports or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)

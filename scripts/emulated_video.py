@@ -17,8 +17,6 @@ import argparse
 import gc
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from figure_sources import LIFTED, ROOT, VIDEO, sources, sources_now
+from record_machine import emulating_machine
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.files import sha256_file
@@ -45,22 +44,6 @@ from fastwan.shapes import shape_text
 
 Record = dict[str, Any]
 VIDEOS = 5
-QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks_event_reasons.active"
-
-
-def ask_smi() -> str:
-    """What nvidia-smi says of the first GPU."""
-    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "-i", "0"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def commit() -> str:
-    """Of the checkout, or as the environment says where there is no history."""
-    named = os.environ.get("FASTWAN_COMMIT")
-    if named:
-        return named
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def prompt_embeds(bundle: Bundle, session: Session) -> np.ndarray:
@@ -222,13 +205,7 @@ def main() -> int:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--beside", type=Path)
     arguments = parser.parse_args()
-    machine: Record = {
-        "nvidia_smi": {"query": QUERY, "value": ask_smi()},
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "commit": commit(),
-        "kind": "emulated",
-    }
+    machine = emulating_machine()
     items = kept(arguments.output, machine)
     record: Record = {"machine": machine, "items": items}
 

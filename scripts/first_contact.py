@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 from contact_models import decoder, loop, text
+from record_machine import QUERY, commit
 
 ROOT = Path(__file__).resolve().parent.parent
 Record = dict[str, Any]
@@ -112,15 +112,13 @@ ITEMS: dict[str, Callable[[argparse.Namespace], Record]] = {
 
 def machine() -> Record:
     """GPU, driver, clocks and commit that the figures belong to."""
-    query = "name,driver_version,clocks.sm,clocks.mem,clocks_event_reasons.active"
-    smi = command("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
-    commit = os.environ.get("FASTWAN_COMMIT") or command("git", "rev-parse", "HEAD")["output"]
+    smi = command("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader")
     return {
         "gpu": torch.cuda.get_device_name(),
-        "nvidia_smi": {"query": query, "value": smi["output"].strip()},
+        "nvidia_smi": {"query": QUERY, "value": smi["output"].strip()},
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "commit": commit.strip(),
+        "commit": commit(),
         "kind": "measured",
     }
 

@@ -29,13 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from figure_sources import LIFTED, ROOT, VIDEO, sources
+from record_machine import QUERY, ask_smi, commit
 
 from fastwan.bundle import open_bundle
 from fastwan.shapes import shape_text
 
 Record = dict[str, Any]
 _CHILD = Path(__file__).with_name("served_bundle.py")
-_QUERY = "index,name,driver_version,clocks.sm,clocks.mem,clocks_event_reasons.active"
+_QUERY = f"index,{QUERY}"
 _MADE_SECONDS = 300
 _SHOWN = ("text", "text_kv", "step", "decode", "copy", "first_frame", "total", "write", "queue")
 
@@ -182,14 +183,10 @@ def compare(bundle: Path, device: str, gpus: Sequence[str], videos: int) -> Reco
 
 def machine(device: str) -> Record:
     """Where the figures are from."""
-    commit = os.environ.get("FASTWAN_COMMIT") or subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()  # fmt: skip
-    found: Record = {"commit": commit, "kind": device, "cpus": os.cpu_count()}
+    found: Record = {"commit": commit(), "kind": device, "cpus": os.cpu_count()}
     if device != "cpu":
-        command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
-        value = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found["nvidia_smi"] = {"query": _QUERY, "value": value.strip().splitlines()}
+        said = ask_smi(_QUERY, gpu=None)
+        found["nvidia_smi"] = {"query": _QUERY, "value": said.splitlines()}
     return found
 
 

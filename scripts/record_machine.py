@@ -1,0 +1,40 @@
+"""Which GPU, driver, clocks and commit the figures of a record belong to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any
+
+from figure_sources import ROOT
+
+QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks_event_reasons.active"
+
+
+def ask_smi(query: str = QUERY, gpu: str | None = "0") -> str:
+    """What nvidia-smi says of a GPU, or of all of them, a line each."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+    return _said(*command, *(() if gpu is None else ("-i", gpu)))
+
+
+def commit() -> str:
+    """Of the checkout, or as the environment says where there is no history."""
+    named = os.environ.get("FASTWAN_COMMIT")
+    return named or _said("git", "-C", str(ROOT), "rev-parse", "HEAD")
+
+
+def emulating_machine() -> dict[str, Any]:
+    """The machine of an emulation's record."""
+    import torch
+
+    return {
+        "nvidia_smi": {"query": QUERY, "value": ask_smi()},
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "commit": commit(),
+        "kind": "emulated",
+    }
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
