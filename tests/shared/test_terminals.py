@@ -88,6 +88,20 @@ def on_terminal(width: int, show: Callable[[], None]) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
 
 
+@pytest.fixture
+def piped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[RenderableType], str]:
+    """What is written to a pipe of something printable."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def shown(content: RenderableType) -> str:
+        print_rich(content)
+        return capsys.readouterr().out
+
+    return shown
+
+
 def words(text: str) -> set[str]:
     return {word for word in re.split(r"[\s():;,\u2500-\u257f]+", text) if word}
 
@@ -98,16 +112,12 @@ def test_a_terminal_shows_every_word_of_the_pipe(
     name: str,
     width: int,
     tables: dict[str, RenderableType],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    piped: Callable[[RenderableType], str],
 ) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    print_rich(tables[name])
-    piped = capsys.readouterr().out
     shown = on_terminal(width, lambda: print_rich(tables[name]))
     assert max(map(len, shown.splitlines())) <= width
     assert "\u2026" not in shown
-    wanted = {word for word in words(piped) if len(word) < width - 2}
+    wanted = {word for word in words(piped(tables[name])) if len(word) < width - 2}
     wanted -= {"of", "at", "most"}  # what a line of verify has between its cells
     assert len(wanted) > 10
     assert wanted - words(shown) == set()
@@ -115,14 +125,9 @@ def test_a_terminal_shows_every_word_of_the_pipe(
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_pipe_has_a_line_a_row_and_nothing_else(
-    name: str,
-    tables: dict[str, RenderableType],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, tables: dict[str, RenderableType], piped: Callable[[RenderableType], str]
 ) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    print_rich(tables[name])
-    lines = capsys.readouterr().out.splitlines()
+    lines = piped(tables[name]).splitlines()
     assert len(lines) > 2
     assert not [line for line in lines if not line.strip() or line != line.strip()]
     assert not re.search("[\u2500-\u257f\x1b]", "".join(lines))
@@ -151,18 +156,14 @@ def test_a_table_is_one_where_every_word_has_room(width: int, table: bool) -> No
     assert max(map(len, shown.splitlines())) <= width
 
 
-def test_a_row_as_a_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    print_rich(GRID)
-    assert capsys.readouterr().out.splitlines() == [
+def test_a_row_as_a_line(piped: Callable[[RenderableType], str]) -> None:
+    assert piped(GRID).splitlines() == [
         "table:",
         "all: name word word word word word ; size 1 MB (measured)",
         "all, of them: name a-long-name",
     ]
-    print_rich(Grid(("step", "seed", "drift"), [("0", "7", "0.1")], names=2))
-    assert capsys.readouterr().out == "step 0 seed 7: drift 0.1\n"
+    grid = Grid(("step", "seed", "drift"), [("0", "7", "0.1")], names=2)
+    assert piped(grid) == "step 0 seed 7: drift 0.1\n"
 
 
 def test_a_folded_line_goes_on_indented() -> None:

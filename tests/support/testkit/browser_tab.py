@@ -19,7 +19,7 @@ from typing import Any
 from testkit.browser import KEPT, browser
 
 WAIT = 30.0
-"""Seconds after which a test gives up."""
+"""Seconds after which a test gives up, unless it says otherwise."""
 
 _KEYS = {
     "Enter": ("Enter", 13, "\r"), "Escape": ("Escape", 27, ""), "Tab": ("Tab", 9, ""),
@@ -33,17 +33,20 @@ class Tab:
 
     Attributes:
         problems: what the page or the browser complained of since the last `open`.
+        thrown: of these, what the page threw and did not catch.
         requested: addresses that were asked for since then.
     """
 
-    def __init__(self, incoming: int, outgoing: int, folder: Path) -> None:
+    def __init__(self, incoming: int, outgoing: int, folder: Path, wait: float) -> None:
         self._incoming, self._outgoing = incoming, outgoing
+        self._wait = wait
         self._folder = Path(os.environ.get(KEPT, folder))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._data = b""
         self._number = 0
         self._session: str | None = None
         self.problems: list[str] = []
+        self.thrown: list[str] = []
         self.requested: list[str] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
@@ -58,7 +61,7 @@ class Tab:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._outgoing, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + WAIT
+        end = time.monotonic() + self._wait
         while (answer := self._read(end)).get("id") != self._number:
             self._note(answer)
         assert "error" not in answer, f"{method}: {answer['error']}"
@@ -81,6 +84,7 @@ class Tab:
             case "Runtime.exceptionThrown", {"exceptionDetails": details}:
                 thrown = details.get("exception", {}).get("description", details["text"])
                 self.problems.append(str(thrown))
+                self.thrown.append(str(thrown))
             case "Network.requestWillBeSent", {"request": request}:
                 self.requested.append(request["url"])
 
@@ -88,6 +92,7 @@ class Tab:
         """Go to an address, and forget what was noted before."""
         self._call("Page.navigate", url="about:blank")
         self.problems.clear()
+        self.thrown.clear()
         self.requested.clear()
         self._call("Page.navigate", url=address)
         self.until("document.readyState === 'complete'")
@@ -108,7 +113,7 @@ class Tab:
 
     def until(self, expression: str) -> Any:
         """Wait until an expression is true; its value."""
-        end = time.monotonic() + WAIT
+        end = time.monotonic() + self._wait
         while time.monotonic() < end:
             if value := self.js(expression):
                 return value
@@ -154,11 +159,12 @@ class Tab:
 
 
 @contextmanager
-def open_tab(folder: Path) -> Iterator[Tab]:
+def open_tab(folder: Path, wait: float = WAIT) -> Iterator[Tab]:
     """A browser of its own with one page; skips the test where there is no Chromium.
 
     Args:
         folder: for the browser's own files.
+        wait: seconds after which a test gives up.
     """
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
@@ -180,7 +186,7 @@ def open_tab(folder: Path) -> Iterator[Tab]:
     os.close(theirs_in)
     os.close(theirs_out)
     try:
-        yield Tab(ours_in, ours_out, folder)
+        yield Tab(ours_in, ours_out, folder, wait)
     finally:
         process.terminate()
         process.wait(timeout=WAIT)

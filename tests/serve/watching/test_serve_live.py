@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,28 +14,11 @@ from fastwan.runtime.fragments import FragmentedMp4
 from fastwan.serve import live
 from fastwan.serve.jobs import Asked
 from testkit.fake_player import WAIT, until
-from testkit.picture_player import SHAPES, Listening, PicturePlayer, eventually, listening, picture
+from testkit.picture_player import SHAPES, Listening, PicturePlayer, eventually, picture
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
 COUNT = SHAPES[0].num_frames
-
-
-@pytest.fixture
-def player() -> PicturePlayer:
-    return PicturePlayer()
-
-
-@pytest.fixture
-def server(tmp_path: Path, player: PicturePlayer) -> Iterator[Listening]:
-    with listening(tmp_path / "videos", player) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Listening) -> Iterator[Any]:
-    with httpx2.Client(base_url=server.address, timeout=WAIT) as client:
-        yield client
 
 
 class Reader(threading.Thread):

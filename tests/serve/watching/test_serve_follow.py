@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,11 @@ import pytest
 
 from fastwan.serve import watching
 from testkit.fake_player import WAIT, until
-from testkit.picture_player import Listening, PicturePlayer, eventually, listening
+from testkit.picture_player import PicturePlayer, eventually, listening
 
 STEPS = [("step", {"step": n, "steps": 3}) for n in (1, 2, 3)]
 FRAMES = [("frames", {"frames": n, "num_frames": 17}) for n in range(1, 18)]
 FIRST = ("first_frame", {"frames": 1, "num_frames": 17})
-
-
-@pytest.fixture
-def player() -> PicturePlayer:
-    return PicturePlayer()
-
-
-@pytest.fixture
-def server(tmp_path: Path, player: PicturePlayer) -> Iterator[Listening]:
-    with listening(tmp_path / "videos", player) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Listening) -> Iterator[Any]:
-    with httpx2.Client(base_url=server.address, timeout=WAIT) as client:
-        yield client
 
 
 def begin(client: Any, prompt: str = "a red fox") -> str:
