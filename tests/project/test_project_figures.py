@@ -96,6 +96,19 @@ def test_the_attention_passes_its_limits(records: dict[str, dict[str, Any]]) -> 
                 assert times["bytes_taken_by_a_call"] == 0
 
 
+def test_the_gate_tells_a_slower_step_from_an_unchanged_bundle(
+    records: dict[str, dict[str, Any]],
+) -> None:
+    record = records["h100_gate.json: gate"]
+    assert len(record["unchanged"]) >= 10
+    assert not any(run["exit_code"] or run["failing"] for run in record["unchanged"])
+    passes, caught = record["planted"]
+    assert passes["share"] < caught["share"]
+    assert passes["exit_code"] == 0
+    assert caught["exit_code"] == 5
+    assert caught["failing"] == {"times": [caught["step"]]}
+
+
 def test_sage_attention2_passes_its_limits(records: dict[str, dict[str, Any]]) -> None:
     record = records["h100_sage2.json: sage2"]
     granularities, full = {"thread", "warp"}, record["full_size"]
