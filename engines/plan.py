@@ -162,7 +162,7 @@ def plan_dit(
             recipe.scale_behind(lifted)
     apart = split_dit(lifted)
     step = attention.divide(apart["dit"], plugins=plugins)
-    fusion.require_outside(model, step.models)
+    fusion.require_outside(model, lifted, step.models)
     for part in step.models:
         for recipe in recipes.values():
             recipe.arrange(part)

@@ -69,18 +69,26 @@ class Fusion:
         lifted = clone(model) if self.lifts else model
         return all(each(lifted)[1] for each in self.lifts)
 
-    def require_outside(self, model: ir.Model, engines: Iterable[ir.Model]) -> None:
+    def require_outside(
+        self, model: ir.Model, lifted: ir.Model, engines: Iterable[ir.Model]
+    ) -> None:
         """Refuse engines that hold what was lifted: no builder has it.
+
+        An attention may put a node of its own in the place of the exported one.
 
         Args:
             model: the transformer before `apply`.
+            lifted: behind it.
 
         Raises:
             BadInput: one of them holds such a node.
         """
-        known = {node.op_type for node in model.graph if node.domain == FASTWAN}
+        before, behind = (
+            {node.op_type for node in graph.graph if node.domain == FASTWAN}
+            for graph in (model, lifted)
+        )
         for node in (node for engine in engines for node in engine.graph):
-            if node.domain == FASTWAN and node.op_type not in known:
+            if node.domain == FASTWAN and node.op_type in behind - before:
                 raise BadInput(
                     f"an engine cannot hold the node {node.op_type}",
                     where=f"fusion {self.name}",
