@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx.defs
 from onnx.defs import OpSchema
 
@@ -34,16 +36,36 @@ def sage_attention3() -> OpSchema:
 
 
 def sage_attention2() -> OpSchema:
+    row_scale = optional(
+        "row_scale", "tensor(float)", "[B, L, 1], of a node with `row_scaled`: factor of qkv's rows"
+    )
+    row_scaled = OpSchema.Attribute(
+        "row_scaled", OpSchema.AttrType.INT, "1: the last input is row_scale", required=False
+    )
     return _self_attention(
         "SageAttention2",
         "Self-attention in int8 and e4m3 with its prologue: scale, bias, RMS norm across heads, "
         "RoPE.",
         attribute("per_warp", OpSchema.AttrType.INT, "1: a scale for 32 queries and 64 keys"),
+        inputs=[row_scale],
+        attributes=[row_scaled],
     )
 
 
-def _self_attention(name: str, doc: str, flag: OpSchema.Attribute) -> OpSchema:
-    """A node between the qkv and the output GEMM."""
+def _self_attention(
+    name: str,
+    doc: str,
+    flag: OpSchema.Attribute,
+    *,
+    inputs: Sequence[OpSchema.FormalParameter] = (),
+    attributes: Sequence[OpSchema.Attribute] = (),
+) -> OpSchema:
+    """A node between the qkv and the output GEMM.
+
+    Args:
+        inputs: behind those that every such node has.
+        attributes: likewise.
+    """
     fp32 = "tensor(float)"
     return OpSchema(
         name,
@@ -58,6 +80,7 @@ def _self_attention(name: str, doc: str, flag: OpSchema.Attribute) -> OpSchema:
             parameter("k_norm", "T", "[C]"),
             parameter("rope_cos", fp32, "[L, D/2]"),
             parameter("rope_sin", fp32, "[L, D/2]"),
+            *inputs,
         ],
         outputs=[parameter("out", "T", "[B, L, C]")],
         type_constraints=[("T", FLOATS, "activations")],
@@ -69,6 +92,7 @@ def _self_attention(name: str, doc: str, flag: OpSchema.Attribute) -> OpSchema:
             attribute("eps", OpSchema.AttrType.FLOAT, "of the RMS norms"),
             attribute("softmax_scale", OpSchema.AttrType.FLOAT, "applied to the logits"),
             flag,
+            *attributes,
         ],
     )
 

@@ -228,6 +228,40 @@ def attend(
     return whole.transpose(1, 2).contiguous()
 
 
+def true_rows(
+    qkv: Tensor,
+    qkv_scale: Tensor,
+    qkv_bias: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    rope_cos: Tensor,
+    rope_sin: Tensor,
+    row_scale: Tensor | None = None,
+    *,
+    num_heads: int,
+    num_tokens: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of the true tokens, before they are quantised.
+
+    Arguments as `fastwan.plugins.prologue_reference.prologue`.
+
+    Args:
+        row_scale: [B, L, 1] fp32; ``bf16(qkv * row_scale)`` takes the place of qkv. None where rows
+            have no scale.
+
+    Returns:
+        [B, num_tokens, H, 128] bf16 each.
+    """
+    if row_scale is not None:
+        qkv = (qkv.float() * row_scale).to(qkv.dtype)
+    q, k, v = prologue(
+        qkv, qkv_scale, qkv_bias, q_norm, k_norm, rope_cos, rope_sin,
+        num_heads=num_heads, num_tokens=num_tokens, eps=eps,
+    )  # fmt: skip
+    return q[:, :num_tokens], k[:, :num_tokens], v[:, :num_tokens]
+
+
 def attention_node(
     qkv: Tensor,
     qkv_scale: Tensor,
@@ -236,6 +270,7 @@ def attention_node(
     k_norm: Tensor,
     rope_cos: Tensor,
     rope_sin: Tensor,
+    row_scale: Tensor | None = None,
     *,
     num_heads: int,
     num_tokens: int,
@@ -244,16 +279,15 @@ def attention_node(
     granularity: Granularity,
     sum_keys: int = 32,
 ) -> Tensor:
-    """The whole node; arguments as `fastwan.plugins.prologue_reference.prologue` and `attend`.
+    """The whole node; arguments as `true_rows` and `attend`.
 
     Returns:
         [B, L, C] bf16, zero from row `num_tokens` on.
     """
-    rows = prologue(
-        qkv, qkv_scale, qkv_bias, q_norm, k_norm, rope_cos, rope_sin,
+    q, k, v = true_rows(
+        qkv, qkv_scale, qkv_bias, q_norm, k_norm, rope_cos, rope_sin, row_scale,
         num_heads=num_heads, num_tokens=num_tokens, eps=eps,
     )  # fmt: skip
-    q, k, v = (x[:, :num_tokens] for x in rows)
     operands = quantise(q, k, v, granularity)
     out = attend(operands, num_tokens, softmax_scale, granularity, sum_keys=sum_keys).flatten(2)
     return functional.pad(out, (0, 0, 0, qkv.shape[1] - num_tokens))

@@ -1,7 +1,8 @@
 """SageAttention2++ on the GPU at hand against its reference: an item of first_contact.py.
 
-Operands byte for byte against the reference on the CPU; the output against the reference and
-against exact attention, beside bf16 and FP4; times beside torch's own attentions, in turns.
+Operands byte for byte against the reference on the CPU, with and without scales of rows; the output
+against the reference and against exact attention, beside bf16 and FP4; times beside torch's own
+attentions, in turns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastwan.errors import EnvironmentLacks
-from fastwan.plugins import prologue_reference, sage2_reference
+from fastwan.plugins import sage2_reference
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention2 import Sage2Attributes, SageAttention2
 from fastwan.plugins.regions.sage_attention3 import SageAttention3, SageAttributes
@@ -54,15 +55,19 @@ class Inputs:
     A GPU divides the mean of squares with another rounding, so the rows are made on the CPU.
     """
 
-    def __init__(self, shape: Shape, offset: float = 0.0) -> None:
+    def __init__(self, shape: Shape, offset: float = 0.0, row_scaled: bool = False) -> None:
         batch, tokens, heads, rows = shape
-        region = SageAttention2(batch, rows, Sage2Attributes(heads, tokens, per_warp=False))
-        tensors = node_inputs(region)
-        tensors.qkv_bias[region.channels :] *= 1 + offset
-        eps = region.attributes.eps
-        made = prologue_reference.prologue(*tensors, num_heads=heads, num_tokens=tokens, eps=eps)
+        attributes = Sage2Attributes(heads, tokens, per_warp=False, row_scaled=row_scaled)
+        region = SageAttention2(batch, rows, attributes)
+        qkv, qkv_scale, qkv_bias, *others = node_inputs(region)
+        qkv_bias[region.channels :] *= 1 + offset
+        tensors = (qkv, qkv_scale, qkv_bias, *others)
+        q, k, v = sage2_reference.true_rows(
+            *tensors, num_heads=heads, num_tokens=tokens, eps=attributes.eps
+        )
+        self.row_scaled = row_scaled
         self.tensors = tuple(x.cuda() for x in tensors)
-        self.rows = tuple(x[:, :tokens].cuda() for x in made)
+        self.rows = q.cuda(), k.cuda(), v.cuda()
 
 
 def library_of_this_gpu() -> PluginLibrary:
@@ -90,7 +95,8 @@ class Node:
         self, library: PluginLibrary, shape: Shape, granularity: Granularity, given: Inputs
     ) -> None:
         batch, tokens, heads, rows = shape
-        attributes = Sage2Attributes(heads, tokens, granularity is Granularity.WARP)
+        per_warp = granularity is Granularity.WARP
+        attributes = Sage2Attributes(heads, tokens, per_warp, row_scaled=given.row_scaled)
         region = SageAttention2(batch, rows, attributes)
         self.granularity, self.rows = granularity, given.rows
         self.run = Sage2Run(library, region, given.tensors)
@@ -116,6 +122,7 @@ class Node:
             "heads": region.attributes.num_heads,
             "rows": region.length,
             "granularity": str(self.granularity),
+            "row_scaled": region.attributes.row_scaled,
             "operand_bytes": sum(x.numel() * x.element_size() for x in wanted),
             "operand_bytes_that_differ": sum(wrong.values()),
             "relative_l2": float(difference.norm() / expected.float().norm()),
@@ -123,6 +130,11 @@ class Node:
             "share_of_equal_elements": float((found[:, :tokens] == expected).float().mean()),
             "padding_is_zero": bool((found[:, tokens:] == 0).all()),
         }
+
+
+def compared(library: PluginLibrary, given: Inputs, shape: Shape) -> list[dict[str, Any]]:
+    """The node of the same inputs in both granularities against the reference."""
+    return [Node(library, shape, granularity, given).compare() for granularity in Granularity]
 
 
 def exact_rows(rows: tuple[Tensor, ...]) -> Tensor:
@@ -195,11 +207,14 @@ def times(library: PluginLibrary) -> dict[str, Any]:
         "flash": own_attention(given, SDPBackend.FLASH_ATTENTION),
         "cudnn": own_attention(given, SDPBackend.CUDNN_ATTENTION),
     }
+    scaled = Inputs(FULL, row_scaled=True)
     for name, node in nodes.items():
         node.run.whole()
         calls[f"attention, {name}"] = node.run.attention
         calls[f"prologue, {name}"] = node.run.prologue
         calls[f"node, {name}"] = node.run.whole
+        rows = Node(library, FULL, node.granularity, scaled).run
+        calls[f"prologue, {name}, scaled rows"] = rows.prologue
     taken: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls.items())
     for round_ in range(_ROUNDS):
@@ -230,7 +245,7 @@ class Replayed:
 
 
 def check() -> dict[str, Any]:
-    """Every shape in both granularities, then errors, capture, replay and times at full size.
+    """Every shape with and without scales of rows; errors, replay and times at full size.
 
     Raises:
         AssertionError: an operand or the output is not that of the reference, or a replay differs.
@@ -238,25 +253,25 @@ def check() -> dict[str, Any]:
     library = library_of_this_gpu()
     shapes = []
     for shape in SHAPES:
-        given = Inputs(shape)
-        for granularity in Granularity:
-            shapes.append(Node(library, shape, granularity, given).compare())
-            print(shapes[-1], flush=True)
+        for row_scaled in (False, True):
+            shapes += compared(library, Inputs(shape, row_scaled=row_scaled), shape)
+            print(*shapes[-2:], sep="\n", flush=True)
+    shapes += compared(library, Inputs(FULL, row_scaled=True), FULL)
     full = [errors(library, offset) for offset in (0.0, OFFSET)]
-    print(*full, sep="\n", flush=True)
-    compared = shapes + [part[str(g)] for part in full for g in Granularity]
+    print(shapes[-2:], *full, sep="\n", flush=True)
+    every = shapes + [part[str(g)] for part in full for g in Granularity]
     replayed = replay(Replayed(Node(library, FULL, Granularity.THREAD, Inputs(FULL)).run))
     timed = times(library)
     print(replayed, timed, sep="\n", flush=True)
     wrong = [
         record
-        for record in compared
+        for record in every
         if not record["relative_l2"] < LIMIT
         or record["operand_bytes_that_differ"]
         or not record["padding_is_zero"]
     ]
     if wrong:
-        raise AssertionError(f"{len(wrong)} of {len(compared)} comparisons fail: {wrong}")
+        raise AssertionError(f"{len(wrong)} of {len(every)} comparisons fail: {wrong}")
     return {
         "limit_of_relative_l2": LIMIT,
         "compared": shapes,

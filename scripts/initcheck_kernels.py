@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import contact_attention
 import contact_glue
@@ -82,11 +83,11 @@ def attentions(library: PluginLibrary) -> int:
 
 
 def sage2_attentions(library: PluginLibrary) -> int:
-    """SageAttention2++ with the scales of a thread and of a warp."""
+    """SageAttention2++ with the scales of a thread and of a warp, and with scales of rows."""
     done = 0
     for batch, tokens, heads, rows in SHAPES:
-        for per_warp in (False, True):
-            attributes = Sage2Attributes(heads, tokens, per_warp=per_warp)
+        for per_warp, row_scaled in product((False, True), repeat=2):
+            attributes = Sage2Attributes(heads, tokens, per_warp, row_scaled=row_scaled)
             region = SageAttention2(batch, rows, attributes)
             done += run(library, region, node_inputs(region))
     return done

@@ -28,6 +28,15 @@ void run_blocks(void (*body)(void const*), void const* arguments, int64_t blocks
   }
 }
 
+template <bool kRowScaled>
+void run_prologue(PrologueArguments const& p) {
+  run_blocks(run<PrologueArguments const, statistics_kernel<kRowScaled>>, &p, statistics_blocks(p));
+  run_blocks(run<PrologueArguments const, reduce_kernel>, &p, reduce_blocks(p));
+  run_blocks(p.per_thread ? run<PrologueArguments const, quantise_kernel<true, kRowScaled>>
+                          : run<PrologueArguments const, quantise_kernel<false, kRowScaled>>,
+             &p, quantise_blocks(p));
+}
+
 }  // namespace
 
 extern "C" void fastwan_emulate_sage2_layout(fastwan_sage2_desc const* desc,
@@ -40,18 +49,14 @@ extern "C" void fastwan_emulate_sage2_prologue(fastwan_sage2_desc const* desc,
                                                void* workspace) {
   fastwan_sage2_layout const layout = make_layout(*desc);
   PrologueArguments const p =
-      prologue_arguments(*desc, layout, bind(layout, inputs, outputs, workspace), kWide);
-  run_blocks(run<PrologueArguments const, statistics_kernel>, &p, statistics_blocks(p));
-  run_blocks(run<PrologueArguments const, reduce_kernel>, &p, reduce_blocks(p));
-  run_blocks(p.per_thread ? run<PrologueArguments const, quantise_kernel<true>>
-                          : run<PrologueArguments const, quantise_kernel<false>>,
-             &p, quantise_blocks(p));
+      prologue_arguments(*desc, layout, bind(*desc, layout, inputs, outputs, workspace), kWide);
+  (row_scaled(*desc) ? run_prologue<true> : run_prologue<false>)(p);
 }
 
 extern "C" void fastwan_emulate_sage2_attention(fastwan_sage2_desc const* desc,
                                                 void* const* outputs, void* workspace) {
   fastwan_sage2_layout const layout = make_layout(*desc);
   AttentionArguments const p =
-      attention_arguments(*desc, layout, bind(layout, nullptr, outputs, workspace));
+      attention_arguments(*desc, layout, bind(*desc, layout, nullptr, outputs, workspace));
   run_blocks(attention_body, &p, attention_blocks(*desc, p));
 }

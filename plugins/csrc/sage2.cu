@@ -10,7 +10,7 @@ namespace fastwan::sage2 {
 namespace {
 
 constexpr int64_t kMaxRows = int64_t{1} << 24;  // of all heads: bytes of a tile are counted in 32 bits
-constexpr int kInputs = 7;
+constexpr int kInputs = 7;  // without the scales of rows
 
 enum Stage { kPrologue = 1, kAttention = 2 };
 
@@ -18,8 +18,8 @@ fastwan_status validate(fastwan_sage2_desc const* desc) {
   if (desc == nullptr || desc->struct_bytes != sizeof(fastwan_sage2_desc)) {
     return fail(FASTWAN_INVALID_ARGUMENT, "the SageAttention2 description is of another interface");
   }
-  if (desc->granularity != FASTWAN_SAGE2_PER_THREAD && desc->granularity != FASTWAN_SAGE2_PER_WARP) {
-    return fail(FASTWAN_INVALID_ARGUMENT, "unknown granularity %u", desc->granularity);
+  if (!per_thread(*desc) && granularity(*desc) != FASTWAN_SAGE2_PER_WARP) {
+    return fail(FASTWAN_INVALID_ARGUMENT, "unknown granularity %u", granularity(*desc));
   }
   if (desc->batch < 1 || desc->length < 1) {
     return fail(FASTWAN_INVALID_ARGUMENT, "batch %d and length %d must be positive", desc->batch,
@@ -82,10 +82,13 @@ fastwan_status served(int device, int& capability) {
 // Values are fp16 where there is no MMA on e4m3.
 bool wide_on(int capability) { return capability == 90; }
 
+template <bool kRowScaled>
 fastwan_status launch_prologue(PrologueArguments const& p, cudaStream_t stream) {
-  statistics_kernel<<<static_cast<unsigned>(statistics_blocks(p)), kThreads, 0, stream>>>(p);
+  statistics_kernel<kRowScaled>
+      <<<static_cast<unsigned>(statistics_blocks(p)), kThreads, 0, stream>>>(p);
   reduce_kernel<<<static_cast<unsigned>(reduce_blocks(p)), kThreads, 0, stream>>>(p);
-  auto* const quantise = p.per_thread ? quantise_kernel<true> : quantise_kernel<false>;
+  auto* const quantise =
+      p.per_thread ? quantise_kernel<true, kRowScaled> : quantise_kernel<false, kRowScaled>;
   quantise<<<static_cast<unsigned>(quantise_blocks(p)), kThreads, 0, stream>>>(p);
   return check(cudaGetLastError(), "SageAttention2 prologue launch");
 }
@@ -108,7 +111,7 @@ fastwan_status enqueue(fastwan_sage2_desc const* desc, void const* const* inputs
                        int stages) {
   fastwan_status status = validate(desc);
   if (status == FASTWAN_OK && (stages & kPrologue) != 0) {
-    status = check_pointers(inputs, kInputs, "input");
+    status = check_pointers(inputs, kInputs + (row_scaled(*desc) ? 1 : 0), "input");
   }
   if (status == FASTWAN_OK) status = check_pointers(outputs, 1, "output");
   if (status != FASTWAN_OK) return status;
@@ -125,10 +128,11 @@ fastwan_status enqueue(fastwan_sage2_desc const* desc, void const* const* inputs
   if (status == FASTWAN_OK) status = served(device, capability);
   if (status != FASTWAN_OK) return status;
   auto* const queue = static_cast<cudaStream_t>(stream);
-  Buffers const buffers = bind(layout, inputs, outputs, workspace);
+  Buffers const buffers = bind(*desc, layout, inputs, outputs, workspace);
   bool const wide = wide_on(capability);
   if ((stages & kPrologue) != 0) {
-    status = launch_prologue(prologue_arguments(*desc, layout, buffers, wide), queue);
+    auto* const launch = row_scaled(*desc) ? launch_prologue<true> : launch_prologue<false>;
+    status = launch(prologue_arguments(*desc, layout, buffers, wide), queue);
   }
   if (status == FASTWAN_OK && (stages & kAttention) != 0) {
     status = launch_attention(*desc, attention_arguments(*desc, layout, buffers), wide, queue);

@@ -22,12 +22,16 @@ typedef enum {
   FASTWAN_SAGE2_PER_WARP = 2
 } fastwan_sage2_granularity;
 
+/* Beside the granularity in a `mode`: one more input, the last, row_scale [B,L] fp32. Each row of qkv
+ * is multiplied by its own and rounded to bf16 before anything else. */
+#define FASTWAN_SAGE2_ROW_SCALED 0x100u
+
 /* inputs: qkv [B,L,3C] bf16, qkv_scale [3] fp32, qkv_bias [3C] bf16, q_norm [C] bf16, k_norm [C] bf16,
  *         rope_cos [L,64] fp32, rope_sin [L,64] fp32;
  * outputs: [B,L,C] bf16, rows from num_tokens on are zero. C = 128 num_heads. */
 typedef struct {
   uint32_t struct_bytes; /* sizeof(fastwan_sage2_desc) */
-  uint32_t granularity;  /* fastwan_sage2_granularity */
+  uint32_t mode;         /* a fastwan_sage2_granularity, and FASTWAN_SAGE2_ROW_SCALED or not */
   int32_t batch;         /* B */
   int32_t length;        /* L, rows of qkv and of the output */
   int32_t num_tokens;    /* rows that are tokens, 1 .. L */

@@ -24,14 +24,22 @@ inline int64_t spans(fastwan_sage2_desc const& desc) {
   return (int64_t{desc.num_tokens} + kSpan - 1) / kSpan;
 }
 
-// Scales of 32 queries, and of 64 keys.
-inline int query_groups(fastwan_sage2_desc const& desc) {
-  return desc.granularity == FASTWAN_SAGE2_PER_THREAD ? 8 : 1;
+inline bool row_scaled(fastwan_sage2_desc const& desc) {
+  return (desc.mode & FASTWAN_SAGE2_ROW_SCALED) != 0;
 }
 
-inline int key_groups(fastwan_sage2_desc const& desc) {
-  return desc.granularity == FASTWAN_SAGE2_PER_THREAD ? 4 : 1;
+inline uint32_t granularity(fastwan_sage2_desc const& desc) {
+  return desc.mode & ~FASTWAN_SAGE2_ROW_SCALED;
 }
+
+inline bool per_thread(fastwan_sage2_desc const& desc) {
+  return granularity(desc) == FASTWAN_SAGE2_PER_THREAD;
+}
+
+// Scales of 32 queries, and of 64 keys.
+inline int query_groups(fastwan_sage2_desc const& desc) { return per_thread(desc) ? 8 : 1; }
+
+inline int key_groups(fastwan_sage2_desc const& desc) { return per_thread(desc) ? 4 : 1; }
 
 inline fastwan_sage2_layout make_layout(fastwan_sage2_desc const& desc) {
   fastwan_sage2_layout layout{};
@@ -70,6 +78,7 @@ struct Buffers {
   uint16_t const* k_norm;
   float const* rope_cos;
   float const* rope_sin;
+  float const* row_scale;  // null where rows have none
   uint8_t* q;
   float* q_scale;
   uint8_t* k;
@@ -84,8 +93,8 @@ struct Buffers {
   uint16_t* out;
 };
 
-inline Buffers bind(fastwan_sage2_layout const& layout, void const* const* inputs,
-                    void* const* outputs, void* workspace) {
+inline Buffers bind(fastwan_sage2_desc const& desc, fastwan_sage2_layout const& layout,
+                    void const* const* inputs, void* const* outputs, void* workspace) {
   auto* const base = static_cast<uint8_t*>(workspace);
   auto floats = [base](int64_t offset) { return reinterpret_cast<float*>(base + offset); };
   Buffers buffers{};
@@ -97,6 +106,7 @@ inline Buffers bind(fastwan_sage2_layout const& layout, void const* const* input
     buffers.k_norm = static_cast<uint16_t const*>(inputs[4]);
     buffers.rope_cos = static_cast<float const*>(inputs[5]);
     buffers.rope_sin = static_cast<float const*>(inputs[6]);
+    if (row_scaled(desc)) buffers.row_scale = static_cast<float const*>(inputs[7]);
   }
   buffers.q = base + layout.q;
   buffers.q_scale = floats(layout.q_scale);

@@ -37,7 +37,7 @@ __device__ __forceinline__ uint32_t to_int8(float value, RowScale const& scale) 
 //
 // A warp has 16 tokens, which take part in `kGroups` scales; the groups of two warps (q) or four (k)
 // share a scale each.
-template <bool kPerThread, int kPart>
+template <bool kPerThread, bool kRowScaled, int kPart>
 __device__ __forceinline__ void row_role(PrologueArguments const& p, int block, float* shared) {
   constexpr int kGroups = kPerThread ? (kPart == 0 ? 8 : 4) : 1;
   constexpr int kSharing = (kPart == 0 ? kQueryRows : kKeyTile) / kWarpTokens;
@@ -70,7 +70,8 @@ __device__ __forceinline__ void row_role(PrologueArguments const& p, int block, 
 #pragma unroll
   for (int i = 0; i < kWarpTokens; ++i) {
     if (first + i < p.num_tokens) {
-      held[i] = pack(prepared(p, batch, first + i, kPart, channel, about, inverse[i], lane));
+      held[i] = pack(
+          prepared<kRowScaled>(p, batch, first + i, kPart, channel, about, inverse[i], lane));
       Four const value = centred(held[i]);
       float& group = amax[(kPart == 0 ? i % 8 : i % 8 / 2) % kGroups];
       group = fmaxf(group, fmaxf(fmaxf(fabsf(value.x[0]), fabsf(value.x[1])),
@@ -135,6 +136,7 @@ __device__ __forceinline__ int permuted_token(int place) {
 }
 
 // 64 tokens of v of one head, turned over in shared memory.
+template <bool kRowScaled>
 __device__ __forceinline__ void value_role(PrologueArguments const& p, int block, uint16_t* tile) {
   Buffers const& b = p.buffers;
   int const thread = static_cast<int>(threadIdx.x);
@@ -152,8 +154,7 @@ __device__ __forceinline__ void value_role(PrologueArguments const& p, int block
       int const token = index * kKeyTile + row;
       uint2 value = make_uint2(0u, 0u);
       if (token < p.num_tokens) {
-        value = pack(
-            scale_and_bias(load_four(channels_of(p, batch, token, 2, column)), scale, bias));
+        value = pack(value_of<kRowScaled>(p, batch, token, column, scale, bias));
       }
       *reinterpret_cast<uint2*>(tile + row * kHeadDim + lane * kLaneChannels) = value;
     }
@@ -207,22 +208,23 @@ __device__ __forceinline__ void clear_role(PrologueArguments const& p, int block
   for (int head = 0; head < p.num_heads; ++head) out[head * kWarp + lane] = make_uint2(0u, 0u);
 }
 
-template <bool kPerThread>
+template <bool kPerThread, bool kRowScaled>
 __device__ __forceinline__ void quantise_block(PrologueArguments const& p, uint16_t* tile,
                                                float* shared) {
   int block = static_cast<int>(blockIdx.x);
-  if (block < p.row_blocks) return row_role<kPerThread, 0>(p, block, shared);
+  if (block < p.row_blocks) return row_role<kPerThread, kRowScaled, 0>(p, block, shared);
   block -= p.row_blocks;
-  if (block < p.row_blocks) return row_role<kPerThread, 1>(p, block, shared);
+  if (block < p.row_blocks) return row_role<kPerThread, kRowScaled, 1>(p, block, shared);
   block -= p.row_blocks;
-  if (block < p.value_blocks) return value_role(p, block, tile);
+  if (block < p.value_blocks) return value_role<kRowScaled>(p, block, tile);
   clear_role(p, block - p.value_blocks);
 }
-template <bool kPerThread>
+
+template <bool kPerThread, bool kRowScaled>
 __global__ void __launch_bounds__(kThreads) quantise_kernel(PrologueArguments const p) {
   alignas(16) __shared__ uint16_t tile[kKeyTile * kHeadDim];
   __shared__ float shared[kWarps * 8];
-  quantise_block<kPerThread>(p, tile, shared);
+  quantise_block<kPerThread, kRowScaled>(p, tile, shared);
 }
 
 }  // namespace fastwan::sage2

@@ -43,7 +43,7 @@ inline PrologueArguments prologue_arguments(fastwan_sage2_desc const& desc,
           desc.num_heads,
           desc.eps,
           static_cast<int>(spans(desc)),
-          desc.granularity == FASTWAN_SAGE2_PER_THREAD,
+          per_thread(desc),
           wide,
           heads * (padded / kKeyTile),
           heads * (padded / kQueryTile)};
@@ -70,17 +70,36 @@ __device__ __forceinline__ uint16_t const* channels_of(PrologueArguments const& 
   return p.buffers.qkv + (row * 3 + part) * p.num_heads * kHeadDim + channel;
 }
 
+// Factor of a token's row of qkv.
+template <bool kRowScaled>
+__device__ __forceinline__ float row_factor(PrologueArguments const& p, int batch, int token) {
+  return kRowScaled ? p.buffers.row_scale[int64_t{batch} * p.length + token] : 1.0f;
+}
+
+// Four channels of a row of qkv: bf16(product of the GEMM * factor of the row).
+template <bool kRowScaled>
+__device__ __forceinline__ Four load_scaled(uint16_t const* from, float factor) {
+  Four x = load_four(from);
+  if constexpr (kRowScaled) {
+    for (int i = 0; i < kLaneChannels; ++i) x.x[i] = __fmul_rn(x.x[i], factor);
+    x = round_bf16(x);
+  }
+  return x;
+}
+
 // rsqrt(mean(x^2) + eps) of a token's q or k, in every lane.
+template <bool kRowScaled>
 __device__ __forceinline__ float inverse_norm(PrologueArguments const& p, int batch, int token,
                                               int part, int lane) {
   int const first = lane * kLaneChannels;
   uint16_t const* x = channels_of(p, batch, token, part, first);
   uint16_t const* bias = p.buffers.qkv_bias + part * p.num_heads * kHeadDim + first;
   float const scale = p.buffers.qkv_scale[part];
+  float const factor = row_factor<kRowScaled>(p, batch, token);
   float sum[kLaneChannels] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 6
   for (int head = 0; head < p.num_heads; ++head) {
-    Four const value = scale_and_bias(load_four(x + head * kHeadDim), scale,
+    Four const value = scale_and_bias(load_scaled<kRowScaled>(x + head * kHeadDim, factor), scale,
                                       load_four(bias + head * kHeadDim));
     for (int i = 0; i < kLaneChannels; ++i) {
       sum[i] = __fadd_rn(sum[i], __fmul_rn(value.x[i], value.x[i]));
@@ -106,15 +125,18 @@ __device__ __forceinline__ Channel channel_of(PrologueArguments const& p, int pa
   return {p.buffers.qkv_scale[part], load_four(bias), load_four(weight + channel)};
 }
 
-// q or k of a token: scale, bias, RMS norm and RoPE, each rounded to bf16.
+// q or k of a token: scales, bias, RMS norm and RoPE, each rounded to bf16.
+template <bool kRowScaled>
 __device__ __forceinline__ Four prepared(PrologueArguments const& p, int batch, int token, int part,
                                          int channel, Channel const& about, float inverse,
                                          int lane) {
   int64_t const turn = int64_t{token} * (kHeadDim / 4) + lane;
   float2 const cosine = reinterpret_cast<float2 const*>(p.buffers.rope_cos)[turn];
   float2 const sine = reinterpret_cast<float2 const*>(p.buffers.rope_sin)[turn];
-  Four value = scale_and_bias(load_four(channels_of(p, batch, token, part, channel)), about.scale,
-                              about.bias);
+  float const factor = row_factor<kRowScaled>(p, batch, token);
+  Four value = scale_and_bias(
+      load_scaled<kRowScaled>(channels_of(p, batch, token, part, channel), factor), about.scale,
+      about.bias);
   for (int i = 0; i < kLaneChannels; ++i) value.x[i] = __fmul_rn(value.x[i], inverse);
   value = round_bf16(value);
   for (int i = 0; i < kLaneChannels; ++i) value.x[i] = __fmul_rn(value.x[i], about.gain.x[i]);
@@ -126,7 +148,17 @@ __device__ __forceinline__ Four prepared(PrologueArguments const& p, int batch, 
             __fadd_rn(__fmul_rn(value.x[2], sine.y), __fmul_rn(value.x[3], cosine.y))}});
 }
 
+// v of a token: scales and bias.
+template <bool kRowScaled>
+__device__ __forceinline__ Four value_of(PrologueArguments const& p, int batch, int token,
+                                         int channel, float scale, Four const& bias) {
+  float const factor = row_factor<kRowScaled>(p, batch, token);
+  return scale_and_bias(load_scaled<kRowScaled>(channels_of(p, batch, token, 2, channel), factor),
+                        scale, bias);
+}
+
 // Norms, sums of k and maxima of v of 32 tokens. `inverse` is shared: one for each token, of k.
+template <bool kRowScaled>
 __device__ __forceinline__ void statistics_block(PrologueArguments const& p, float* inverse) {
   Buffers const& b = p.buffers;
   int const lane = lane_of_thread(), warp = warp_of_thread();
@@ -136,8 +168,8 @@ __device__ __forceinline__ void statistics_block(PrologueArguments const& p, flo
   int const count = p.num_tokens - first < kSpan ? p.num_tokens - first : kSpan;
   for (int i = warp; i < count; i += kWarps) {
     int64_t const at = int64_t{batch} * p.padded_tokens + first + i;
-    float const q = inverse_norm(p, batch, first + i, 0, lane);
-    float const k = inverse_norm(p, batch, first + i, 1, lane);
+    float const q = inverse_norm<kRowScaled>(p, batch, first + i, 0, lane);
+    float const k = inverse_norm<kRowScaled>(p, batch, first + i, 1, lane);
     if (lane == 0) {
       b.inverse_norm[at] = q;
       b.inverse_norm[int64_t{p.batch} * p.padded_tokens + at] = k;
@@ -154,7 +186,8 @@ __device__ __forceinline__ void statistics_block(PrologueArguments const& p, flo
       Channel const about = channel_of(p, 1, channel);
 #pragma unroll 4
       for (int i = 0; i < count; ++i) {
-        Four const k = prepared(p, batch, first + i, 1, channel, about, inverse[i], lane);
+        Four const k =
+            prepared<kRowScaled>(p, batch, first + i, 1, channel, about, inverse[i], lane);
         for (int j = 0; j < kLaneChannels; ++j) result[j] = __fadd_rn(result[j], k.x[j]);
       }
     } else {
@@ -162,8 +195,7 @@ __device__ __forceinline__ void statistics_block(PrologueArguments const& p, flo
       Four const bias = load_four(b.qkv_bias + 2 * p.num_heads * kHeadDim + channel);
 #pragma unroll 4
       for (int i = 0; i < count; ++i) {
-        Four const v = scale_and_bias(load_four(channels_of(p, batch, first + i, 2, channel)),
-                                      scale, bias);
+        Four const v = value_of<kRowScaled>(p, batch, first + i, channel, scale, bias);
         for (int j = 0; j < kLaneChannels; ++j) result[j] = fmaxf(result[j], fabsf(v.x[j]));
       }
     }
@@ -203,9 +235,10 @@ __device__ __forceinline__ void reduce_block(PrologueArguments const& p, float* 
   b.v_scale[index] = __fdiv_rn(largest, kValueRange);
 }
 
+template <bool kRowScaled>
 __global__ void __launch_bounds__(kThreads) statistics_kernel(PrologueArguments const p) {
   __shared__ float inverse[kSpan];
-  statistics_block(p, inverse);
+  statistics_block<kRowScaled>(p, inverse);
 }
 
 __global__ void __launch_bounds__(kThreads) reduce_kernel(PrologueArguments const p) {

@@ -10,6 +10,7 @@ namespace {
 struct SageAttention3 {
   static constexpr char const* kName = "SageAttention3";
   static constexpr char const* kFlag = "exact_max";
+  static constexpr bool kRowScales = false;
   using Desc = fastwan_region_desc;
 
   static Desc describe(AttentionAttributes const& a, Dims const& qkv) {
@@ -32,12 +33,14 @@ struct SageAttention3 {
 struct SageAttention2 {
   static constexpr char const* kName = "SageAttention2";
   static constexpr char const* kFlag = "per_warp";
+  static constexpr bool kRowScales = true;
   using Desc = fastwan_sage2_desc;
 
   static Desc describe(AttentionAttributes const& a, Dims const& qkv) {
     Desc desc{};
     desc.struct_bytes = sizeof desc;
-    desc.granularity = a.flag != 0 ? FASTWAN_SAGE2_PER_WARP : FASTWAN_SAGE2_PER_THREAD;
+    desc.mode = a.flag != 0 ? FASTWAN_SAGE2_PER_WARP : FASTWAN_SAGE2_PER_THREAD;
+    if (a.row_scaled != 0) desc.mode |= FASTWAN_SAGE2_ROW_SCALED;
     desc.batch = static_cast<int32_t>(qkv.d[0]);
     desc.length = static_cast<int32_t>(qkv.d[1]);
     desc.num_tokens = a.tokens_of(qkv);

@@ -109,7 +109,8 @@ class AttentionRegion(RegionOp, Generic[A, L]):
         return self.attributes.num_heads * HEAD_DIM
 
     @property
-    def inputs(self) -> SageTensors[TensorSpec]:
+    def tensors(self) -> SageTensors[TensorSpec]:
+        """The inputs that every kind has."""
         channels, bf16, fp32 = self.channels, "bfloat16", "float32"
         return SageTensors(
             qkv=tensor("qkv", bf16, self.batch, self.length, 3 * channels),
@@ -120,6 +121,10 @@ class AttentionRegion(RegionOp, Generic[A, L]):
             rope_cos=tensor("rope_cos", fp32, self.length, HEAD_DIM // 2),
             rope_sin=tensor("rope_sin", fp32, self.length, HEAD_DIM // 2),
         )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.tensors
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:

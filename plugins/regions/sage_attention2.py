@@ -2,7 +2,8 @@
 
 Four launches: norms and partial sums, their reduction, quantisation to int8 and e4m3 operands in
 the workspace, and the attention over them. What they compute stands in
-`fastwan.plugins.sage2_reference`. Inputs and output are those of `SageAttention3`.
+`fastwan.plugins.sage2_reference`. Inputs and output are those of `SageAttention3`, but that rows of
+qkv may have a scale of their own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fastwan.manifest import RegionNode, TensorSpec
 from fastwan.plugins.regions.attention import HEAD_DIM, AttentionRegion, node_shape
-from fastwan.plugins.regions.base import Launch, aligned, real, refuse_unknown, whole
+from fastwan.plugins.regions.base import Launch, aligned, real, refuse_unknown, tensor, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,7 @@ _BF16, _FP32 = 2, 4
 _SPAN = 32  # tokens of a partial sum
 _QUERY_ROWS, _KEY_TILE = 32, 64
 _VALUE_BYTES = 2  # that the workspace has room for; e4m3 takes one of them
+_PER_THREAD, _PER_WARP, _ROW_SCALED = 1, 2, 0x100  # of a mode, csrc/sage2.h
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Sage2Attributes:
             12.1; else those of a thread, as published for 8.9.
         eps: of the RMS norms.
         softmax_scale: applied to the logits.
+        row_scaled: the node has one more input, the last: a scale of each row of qkv, which it is
+            multiplied by and rounded to bf16 before anything else.
     """
 
     num_heads: int
@@ -44,6 +48,7 @@ class Sage2Attributes:
     per_warp: bool
     eps: float = 1e-6
     softmax_scale: float = HEAD_DIM**-0.5
+    row_scaled: bool = False
 
 
 class Sage2Desc(ctypes.Structure):
@@ -51,7 +56,7 @@ class Sage2Desc(ctypes.Structure):
 
     _fields_ = (
         ("struct_bytes", ctypes.c_uint32),
-        ("granularity", ctypes.c_uint32),
+        ("mode", ctypes.c_uint32),
         ("batch", ctypes.c_int32),
         ("length", ctypes.c_int32),
         ("num_tokens", ctypes.c_int32),
@@ -101,12 +106,19 @@ class SageAttention2(AttentionRegion[Sage2Attributes, Sage2Layout]):
             per_warp=bool(whole(node, "per_warp", None, 0, 1)),
             eps=real(node, "eps", Sage2Attributes.eps),
             softmax_scale=real(node, "softmax_scale", Sage2Attributes.softmax_scale),
+            row_scaled=bool(whole(node, "row_scaled", 0, 0, 1)),
         )
         refuse_unknown(node, {field.name for field in fields(Sage2Attributes)})
         return cls(shape.batch, shape.length, attributes)
 
     def new_layout(self) -> Sage2Layout:
         return Sage2Layout()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        if not self.attributes.row_scaled:
+            return self.tensors
+        return *self.tensors, tensor("row_scale", "float32", self.batch, self.length, 1)
 
     @property
     def launches(self) -> tuple[Launch, ...]:
@@ -147,6 +159,7 @@ class SageAttention2(AttentionRegion[Sage2Attributes, Sage2Layout]):
 
         attributes = asdict(self.attributes)
         per_warp = attributes.pop("per_warp")
+        del attributes["row_scaled"]  # as the inputs say
         kinds = sage2_reference.Granularity
         granularity = kinds.WARP if per_warp else kinds.THREAD
         return (sage2_reference.attention_node(*inputs, **attributes, granularity=granularity),)
@@ -155,7 +168,8 @@ class SageAttention2(AttentionRegion[Sage2Attributes, Sage2Layout]):
         attributes = self.attributes
         return Sage2Desc(
             ctypes.sizeof(Sage2Desc),
-            2 if attributes.per_warp else 1,
+            (_PER_WARP if attributes.per_warp else _PER_THREAD)
+            | (_ROW_SCALED if attributes.row_scaled else 0),
             self.batch,
             self.length,
             attributes.num_tokens,
@@ -174,13 +188,20 @@ class SageAttention2(AttentionRegion[Sage2Attributes, Sage2Layout]):
         """Partial sums of a channel, and channels of the whole batch."""
         return -(-self.attributes.num_tokens // _SPAN), self.batch * self.channels
 
+    def _qkv(self) -> dict[str, int]:
+        """Bytes of qkv and the scales of its rows, which the first and the third launch read."""
+        rows, _ = self.rows()
+        read = {"read qkv": 3 * rows * HEAD_DIM * _BF16}
+        if self.attributes.row_scaled:
+            read["read scales of rows"] = self.batch * self.attributes.num_tokens * _FP32
+        return read
+
     def statistics_traffic(self) -> dict[str, int]:
         """Bytes that the first launch moves; it reads K twice, once from the L2 cache."""
-        rows, _ = self.rows()
         spans, channels = self._partials()
         tokens = self.attributes.num_tokens
         return {
-            "read qkv": 3 * rows * HEAD_DIM * _BF16,
+            **self._qkv(),
             "read RoPE tables": tokens * HEAD_DIM * _FP32,
             "read bias, norm, scales": 4 * self.channels * _BF16 + 3 * _FP32,
             "write norms": 2 * self.batch * tokens * _FP32,
@@ -197,12 +218,12 @@ class SageAttention2(AttentionRegion[Sage2Attributes, Sage2Layout]):
 
     def quantisation_traffic(self) -> dict[str, int]:
         """Bytes that the third launch moves, by tensor, where V is e4m3."""
-        rows, padded = self.rows()
+        _, padded = self.rows()
         _, channels = self._partials()
         tokens = self.attributes.num_tokens
         behind = self.batch * (self.length - tokens)
         return {
-            "read qkv": 3 * rows * HEAD_DIM * _BF16,
+            **self._qkv(),
             "read RoPE tables": tokens * HEAD_DIM * _FP32,
             "read bias, norms, scales": 5 * self.channels * _BF16 + 3 * _FP32,
             "read norms": 2 * self.batch * tokens * _FP32,

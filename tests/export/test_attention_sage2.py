@@ -17,6 +17,7 @@ from fastwan.export.passes.graphs import clone
 from fastwan.export.passes.lower_attention import lower_attention
 from fastwan.export.passes.lower_precision import lower_precision
 from fastwan.plugins import reference, sage2_reference
+from fastwan.plugins.regions.attention import SageTensors
 from fastwan.plugins.regions.sage_attention2 import Sage2Attributes, SageAttention2
 from fastwan.quality.selftest.regions import node_inputs
 
@@ -67,7 +68,7 @@ def test_the_node_of_an_engine_is_held_to_its_schema(model: ir.Model, flag: str)
 
 def test_its_form_is_the_reference_of_the_kernel(kit: SimpleNamespace, model: ir.Model) -> None:
     region = SageAttention2(1, LENGTH, Sage2Attributes(HEADS, TOKENS, per_warp=False))
-    tensors = node_inputs(region)
+    tensors = SageTensors(*node_inputs(region))
     tensors.qkv[:, TOKENS:] = 0
     lowered = clone(model)
     assert lower_attention(lowered, INT8) == (lowered, True)

@@ -1,12 +1,15 @@
 // Drives the TensorRT plugin as a builder and a runtime would, without TensorRT and without a GPU.
-// Prints one `name value` a line; the test reads them.
+// Prints one `name value` a line; the test reads them. Arguments: library, node, its flag and, where
+// rows of qkv are to have scales, the name of that attribute.
 #include <dlfcn.h>
 
 #include <cstring>
 
 #include "plugin_harness.h"
 
-int main(int, char** arguments) {
+int main(int count_of_arguments, char** arguments) {
+  bool const scaled = count_of_arguments > 4;
+  int32_t const inputs = scaled ? 8 : 7;
   void* const library = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return std::printf("dlopen %s\n", dlerror()), 1;
   using GetCreators = IPluginCreatorInterface* const* (*)(int32_t&);
@@ -32,6 +35,7 @@ int main(int, char** arguments) {
                                   {"eps", &eps, PluginFieldType::kFLOAT32, 1},
                                   {"softmax_scale", &scale, PluginFieldType::kFLOAT32, 1},
                                   {arguments[3], &flag, PluginFieldType::kINT32, 1}};
+  if (scaled) fields.push_back({arguments[4], &flag, PluginFieldType::kINT32, 1});
   PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
   std::unique_ptr<IPluginV3> first(creator->createPlugin("a", &collection, TensorRTPhase::kBUILD));
   if (first == nullptr) return 1;
@@ -53,44 +57,51 @@ int main(int, char** arguments) {
   std::vector<DynamicPluginTensorDesc> all{
       tensor(bf16, {3, 256, 768}), tensor(fp32, {3}),       tensor(bf16, {768}),
       tensor(bf16, {256}),         tensor(bf16, {256}),     tensor(fp32, {256, 64}),
-      tensor(fp32, {256, 64}),     tensor(bf16, {3, 256, 256})};
+      tensor(fp32, {256, 64})};
+  if (scaled) all.push_back(tensor(fp32, {3, 256, 1}));
+  all.push_back(tensor(bf16, {3, 256, 256}));
   int accepted = 0, refused = 0;
-  for (int i = 0; i < 8; ++i) {
-    accepted += build->supportsFormatCombination(i, all.data(), 7, 1);
+  for (int i = 0; i <= inputs; ++i) {
+    accepted += build->supportsFormatCombination(i, all.data(), inputs, 1);
     auto wrong = all;
     wrong[i].desc.type = DataType::kHALF;
-    refused += !build->supportsFormatCombination(i, wrong.data(), 7, 1);
+    refused += !build->supportsFormatCombination(i, wrong.data(), inputs, 1);
     wrong = all;
     wrong[i].desc.format = TensorFormat::kHWC8;
-    refused += !build->supportsFormatCombination(i, wrong.data(), 7, 1);
+    refused += !build->supportsFormatCombination(i, wrong.data(), inputs, 1);
   }
   std::printf("formats %d %d\n", accepted, refused);
   DataType type{};
-  std::vector<DataType> types(7, bf16);
-  std::printf("type %d", build->getOutputDataTypes(&type, 1, types.data(), 7));
+  std::vector<DataType> types(inputs, bf16);
+  std::printf("type %d", build->getOutputDataTypes(&type, 1, types.data(), inputs));
   std::printf(" %d\n", type == bf16);
 
   Builder builder;
   Expression const batch(3), length(-1), width(768);
-  std::vector<DimsExprs> shapes(7);
+  std::vector<DimsExprs> shapes(inputs);
   shapes[0].nbDims = 3;
   shapes[0].d[0] = &batch;
   shapes[0].d[1] = &length;  // dynamic
   shapes[0].d[2] = &width;
   DimsExprs out{};
-  std::printf("shape %d", build->getOutputShapes(shapes.data(), 7, nullptr, 0, &out, 1, builder));
+  std::printf("shape %d",
+              build->getOutputShapes(shapes.data(), inputs, nullptr, 0, &out, 1, builder));
   std::printf(" %d %d %d %lld\n", out.nbDims, out.d[0] == &batch, out.d[1] == &length,
               static_cast<long long>(out.d[2]->getConstantValue()));
-  std::printf("configure %d\n", build->configurePlugin(all.data(), 7, &all[7], 1));
-  std::printf("workspace %zu\n", build->getWorkspaceSize(all.data(), 7, &all[7], 1));
+  auto const* const end = &all[inputs];
+  std::printf("configure %d\n", build->configurePlugin(all.data(), inputs, end, 1));
+  std::printf("workspace %zu\n", build->getWorkspaceSize(all.data(), inputs, end, 1));
   auto narrow = all;
   narrow[0] = tensor(bf16, {3, 256, 384});
-  std::printf("configure-narrow %d\n", build->configurePlugin(narrow.data(), 7, &all[7], 1));
+  std::printf("configure-narrow %d\n", build->configurePlugin(narrow.data(), inputs, end, 1));
   std::vector<PluginTensorDesc> in;
   for (auto const& described : all) in.push_back(described.desc);
-  std::printf("shapes %d\n", runtime->onShapeChange(in.data(), 7, &in[7], 1));
+  std::printf("shapes %d\n", runtime->onShapeChange(in.data(), inputs, &in[inputs], 1));
+  in[inputs - 1].dims.d[1] = 2;
+  std::printf("shapes-last %d\n", runtime->onShapeChange(in.data(), inputs, &in[inputs], 1));
   in[0].dims.d[1] = 199;
-  std::printf("shapes-short %d\n", runtime->onShapeChange(in.data(), 7, &in[7], 1));
+  std::printf("shapes-short %d\n", runtime->onShapeChange(in.data(), inputs, &in[inputs], 1));
+  std::printf("one-more %d\n", runtime->onShapeChange(in.data(), inputs + 1, &in[inputs], 1));
 
   // What is serialised must make the same plugin again.
   PluginFieldCollection const* const serialised = runtime->getFieldsToSerialize();

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastwan.errors import EnvironmentLacks
-from fastwan.plugins import prologue_reference, sage2_reference
+from fastwan.plugins import sage2_reference
 from fastwan.plugins.loader import PluginLibrary
 from fastwan.plugins.regions.sage_attention2 import Sage2Attributes, SageAttention2
 from fastwan.plugins.sage2_halves import Sage2Run, differing_bytes
@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
 ]
 PER_WARP = pytest.mark.parametrize("per_warp", [False, True], ids=["thread", "warp"])
+ROW_SCALED = pytest.mark.parametrize("row_scaled", [False, True], ids=["rows", "scaled rows"])
 FULL = (1, 32760, 12, 32768)
 
 
@@ -36,27 +37,30 @@ def sage2_library(each_library: PluginLibrary) -> PluginLibrary:
 
 
 def made(
-    library: PluginLibrary, shape: tuple[int, int, int, int], per_warp: bool, factor: float = 1.0
+    library: PluginLibrary,
+    shape: tuple[int, int, int, int],
+    per_warp: bool,
+    factor: float = 1.0,
+    row_scaled: bool = False,
 ) -> Sage2Run:
     """A region of batch, tokens, heads and rows with random inputs."""
     batch, tokens, heads, rows = shape
-    region = SageAttention2(batch, rows, Sage2Attributes(heads, tokens, per_warp))
-    inputs = node_inputs(region)
-    inputs.qkv.mul_(factor)
-    inputs.qkv_bias.mul_(min(factor, 1e3))
+    attributes = Sage2Attributes(heads, tokens, per_warp, row_scaled=row_scaled)
+    region = SageAttention2(batch, rows, attributes)
+    qkv, qkv_scale, qkv_bias, *others = node_inputs(region)
+    inputs = (qkv.mul_(factor), qkv_scale, qkv_bias.mul_(min(factor, 1e3)), *others)
     return Sage2Run(library, region, [x.cuda() for x in inputs])
 
 
-def rows_of(run: Sage2Run) -> tuple[Tensor, ...]:
+def rows_of(run: Sage2Run) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of the true tokens, on the CPU: a GPU divides a mean with another rounding."""
     attributes = run.region.attributes
-    rows = prologue_reference.prologue(
+    return sage2_reference.true_rows(
         *(x.cpu() for x in run.inputs),
         num_heads=attributes.num_heads,
         num_tokens=attributes.num_tokens,
         eps=attributes.eps,
     )
-    return tuple(x[:, : attributes.num_tokens] for x in rows)
 
 
 def granularity(run: Sage2Run) -> sage2_reference.Granularity:
@@ -79,18 +83,23 @@ def difference(found: Tensor, wanted: Tensor) -> float:
     return float((found.float() - wanted.float()).norm() / wanted.float().norm())
 
 
+@ROW_SCALED
 @PER_WARP
 @pytest.mark.parametrize("heads", [2, 12, 13])
 @pytest.mark.parametrize("tokens", [1, 31, 63, 64, 127, 128, 129, 200, 1560])
 def test_the_prologue_writes_the_bytes_of_the_reference(
-    sage2_library: PluginLibrary, tokens: int, heads: int, per_warp: bool
+    sage2_library: PluginLibrary, tokens: int, heads: int, per_warp: bool, row_scaled: bool
 ) -> None:
-    check_operands(made(sage2_library, (2, tokens, heads, tokens + 7), per_warp))
+    shape = (2, tokens, heads, tokens + 7)
+    check_operands(made(sage2_library, shape, per_warp, row_scaled=row_scaled))
 
 
+@ROW_SCALED
 @PER_WARP
-def test_the_prologue_at_full_size(sage2_library: PluginLibrary, per_warp: bool) -> None:
-    check_operands(made(sage2_library, FULL, per_warp))
+def test_the_prologue_at_full_size(
+    sage2_library: PluginLibrary, per_warp: bool, row_scaled: bool
+) -> None:
+    check_operands(made(sage2_library, FULL, per_warp, row_scaled=row_scaled))
 
 
 @PER_WARP
@@ -101,6 +110,7 @@ def test_the_prologue_of_small_and_large_values(
     check_operands(made(sage2_library, (1, 70, 2, 70), per_warp, factor))
 
 
+@ROW_SCALED
 @PER_WARP
 @pytest.mark.parametrize(
     "shape",
@@ -108,11 +118,14 @@ def test_the_prologue_of_small_and_large_values(
      (1, 200, 2, 207), (1, 1560, 12, 1664), (1, 4095, 2, 4096)],
 )  # fmt: skip
 def test_the_attention_equals_the_reference(
-    sage2_library: PluginLibrary, shape: tuple[int, int, int, int], per_warp: bool
+    sage2_library: PluginLibrary,
+    shape: tuple[int, int, int, int],
+    per_warp: bool,
+    row_scaled: bool,
 ) -> None:
-    run = made(sage2_library, shape, per_warp)
+    run = made(sage2_library, shape, per_warp, row_scaled=row_scaled)
     attributes = dataclasses.asdict(run.region.attributes)
-    del attributes["per_warp"]
+    del attributes["per_warp"], attributes["row_scaled"]
     hopper = torch.cuda.get_device_capability() == (9, 0)
     wanted = sage2_reference.attention_node(
         *run.inputs, **attributes, granularity=granularity(run), sum_keys=16 if hopper else 32

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastwan.plugins import prologue_reference, sage2_reference
+from fastwan.plugins import sage2_reference
 from fastwan.plugins.regions.sage_attention2 import Sage2Attributes, Sage2Layout, SageAttention2
 from fastwan.plugins.sage2_halves import differing_bytes, stored_operands
 from fastwan.plugins.sage2_reference import Granularity, Sage2Operands
@@ -32,11 +32,20 @@ def addresses(tensors: tuple[Tensor, ...]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
 
 
-def region_of(node: Any, granularity: Granularity) -> SageAttention2:
+def region_of(node: Any, granularity: Granularity, row_scaled: bool = False) -> SageAttention2:
     """The region of a node that was made for the FP4 attention: it has the same inputs."""
-    old = node.region.attributes
-    attributes = Sage2Attributes(old.num_heads, old.num_tokens, granularity is Granularity.WARP)
+    old, per_warp = node.region.attributes, granularity is Granularity.WARP
+    attributes = Sage2Attributes(old.num_heads, old.num_tokens, per_warp, row_scaled=row_scaled)
     return SageAttention2(node.region.batch, node.region.length, attributes)
+
+
+def scales_of_rows(node: Any) -> Tensor:
+    """[B, L, 1] fp32 as of activations of different magnitudes; NaN behind the last token."""
+    batch, length, tokens = node.region.batch, node.region.length, node.region.attributes.num_tokens
+    generator = torch.Generator().manual_seed(1)
+    scales = torch.exp2(torch.rand(batch, length, 1, generator=generator) * 8 - 6)
+    scales[:, tokens:] = float("nan")
+    return scales
 
 
 def emulate(
@@ -56,33 +65,35 @@ def emulate(
     return Emulated(layout, workspace, out)
 
 
-def true_rows(node: Any) -> tuple[Tensor, ...]:
+def true_rows(node: Any, *row_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v [B, num_tokens, H, 128] bf16."""
     attributes = node.region.attributes
-    rows = prologue_reference.prologue(
+    return sage2_reference.true_rows(
         *node.tensors,
+        *row_scale,
         num_heads=attributes.num_heads,
         num_tokens=attributes.num_tokens,
         eps=attributes.eps,
     )
-    return tuple(x[:, : attributes.num_tokens] for x in rows)
 
 
-def expected(node: Any, granularity: Granularity) -> Sage2Operands:
-    q, k, v = true_rows(node)
-    return sage2_reference.quantise(q, k, v, granularity)
-
-
-def check_operands(emulation: ctypes.CDLL, node: Any, granularity: Granularity, wide: bool) -> None:
-    region = region_of(node, granularity)
-    found = emulate(emulation, region, node.tensors, attention=False)
-    wanted = expected(node, granularity)
+def check_operands(
+    emulation: ctypes.CDLL,
+    node: Any,
+    granularity: Granularity,
+    wide: bool,
+    row_scale: tuple[Tensor, ...] = (),
+) -> Sage2Operands:
+    region = region_of(node, granularity, row_scaled=bool(row_scale))
+    found = emulate(emulation, region, (*node.tensors, *row_scale), attention=False)
+    wanted = sage2_reference.quantise(*true_rows(node, *row_scale), granularity)
     stored = stored_operands(found.workspace, found.layout, wanted, wide=wide)
     assert not any(differing_bytes(stored, wanted).values()), differing_bytes(stored, wanted)
     tokens = region.attributes.num_tokens
     assert (found.out[:, :tokens] == 7.0).all()  # the attention's to write
     assert (found.out[:, tokens:] == 0.0).all()
     assert found.layout.total == region.workspace_bytes
+    return stored
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -111,6 +122,29 @@ def test_prologue_of_compute_capability_9_0_writes_the_same_values_in_fp16(
 ) -> None:
     node = make_node(2, 129, 3, 140)
     check_operands(sage2_wide_emulation, node, Granularity.THREAD, wide=True)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["e4m3", "fp16"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 31, 3, 33), (1, 129, 13, 300)])
+def test_scales_of_rows_come_before_anything_else(
+    sage2_emulation: ctypes.CDLL,
+    sage2_wide_emulation: ctypes.CDLL,
+    make_node: Callable[..., Any],
+    shape: tuple[int, int, int, int],
+    granularity: Granularity,
+    wide: bool,
+) -> None:
+    node = make_node(*shape)
+    emulation = sage2_wide_emulation if wide else sage2_emulation
+    scales = scales_of_rows(node)
+    found = check_operands(emulation, node, granularity, wide, (scales,))
+    # The builder's own kernel would have written this product for a node without them.
+    qkv = node.tensors[0]
+    qkv.copy_((qkv.float() * scales).bfloat16())
+    assert not any(
+        differing_bytes(check_operands(emulation, node, granularity, wide), found).values()
+    )
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -153,7 +187,7 @@ def test_attention_equals_the_reference(
     emulation = sage2_wide_emulation if wide else sage2_emulation
     found = emulate(emulation, region, node.tensors, attention=True).out
     attributes = dataclasses.asdict(region.attributes)
-    del attributes["per_warp"]
+    del attributes["per_warp"], attributes["row_scaled"]
     wanted = sage2_reference.attention_node(
         *node.tensors, **attributes, granularity=granularity, sum_keys=16 if wide else 32
     )

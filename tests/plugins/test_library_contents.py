@@ -30,8 +30,9 @@ GLUE = (
     *("residual_norm_kernelILi12E", "residual_norm_kernelILi40E", "cross_attention_kernel"),
 )
 SAGE2 = (
-    *("5sage216attention_kernel", "5sage217statistics_kernel", "5sage213reduce_kernel"),
-    *("5sage215quantise_kernelILb0E", "5sage215quantise_kernelILb1E"),
+    *("5sage216attention_kernel", "5sage213reduce_kernel"),
+    *("5sage217statistics_kernelILb0E", "5sage217statistics_kernelILb1E"),
+    *(f"5sage215quantise_kernelILb{a}ELb{b}E" for a in (0, 1) for b in (0, 1)),
 )
 SAGE3, FLASHINFER = "compute_attn_ws", "attention_kernel_ws"
 ATTENTION = (SAGE3, "attention_parts", FLASHINFER)

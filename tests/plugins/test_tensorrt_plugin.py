@@ -112,7 +112,8 @@ def test_registry_takes_the_library_and_makes_plugins(
     assert result.returncode == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     assert found["listed"] == 1
-    assert found["fields"] == ["num_heads", "num_tokens", "eps", "softmax_scale", flag]
+    fields = ["num_heads", "num_tokens", "eps", "softmax_scale", flag]
+    assert found["fields"] == fields + ["row_scaled"] * (node == "SageAttention2")
     assert found["good"] == [True, True]
     assert found["least"]
     assert len(found["bad"]) == 9
@@ -137,9 +138,16 @@ def test_a_parser_finds_the_plugin_for_the_node(
     assert ("num_heads 41 is not within 1 .. 40" in said) != made
 
 
-@NODES
+@pytest.mark.parametrize(
+    ("node", "flag", "row_scaled"),
+    [
+        ("SageAttention3", "exact_max", False),
+        ("SageAttention2", "per_warp", False),
+        ("SageAttention2", "per_warp", True),
+    ],
+)
 def test_every_capability_of_the_plugin(
-    node: str, flag: str, plugin_path: Path, tmp_path: Path
+    node: str, flag: str, row_scaled: bool, plugin_path: Path, tmp_path: Path
 ) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
@@ -149,32 +157,43 @@ def test_every_capability_of_the_plugin(
     source = Path(__file__).with_name("plugin_harness.cpp")
     command = [compiler, "-std=c++17", *include, str(source), "-o", str(program), "-ldl"]
     subprocess.run(command, check=True)
-    result = subprocess.run(
-        [str(program), str(plugin_path), node, flag], capture_output=True, text=True, check=False
-    )
+    command = [str(program), str(plugin_path), node, flag, *["row_scaled"] * row_scaled]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     lines = [line.partition(" ") for line in result.stdout.splitlines()]
     said = {name: value for name, _, value in lines if name != "log"}
-    rows = 3 * 2 * 256
+    rows, inputs = 3 * 2 * 256, 8 if row_scaled else 7
     workspace = int(said.pop("workspace"))
     attended = {
         "SageAttention3": SageAttention3(3, 256, SageAttributes(2, 200)),
-        "SageAttention2": SageAttention2(3, 256, Sage2Attributes(2, 200, per_warp=True)),
+        "SageAttention2": SageAttention2(
+            3, 256, Sage2Attributes(2, 200, per_warp=True, row_scaled=row_scaled)
+        ),
     }
     assert workspace == attended[node].workspace_bytes >= 3 * rows * 72
     assert said == {
         "creators": f"8 fastwan {node} 1",
         "core": f"fastwan {node} 1",
-        "metadata": f"num_heads=2 num_tokens=200 eps=1e-06 softmax_scale=0.0883883 {flag}=1",
-        "formats": "8 16",
+        "metadata": f"num_heads=2 num_tokens=200 eps=1e-06 softmax_scale=0.0883883 {flag}=1"
+        + " row_scaled=1" * row_scaled,
+        "formats": f"{inputs + 1} {2 * (inputs + 1)}",
         "type": "0 1",
         "shape": "0 3 1 1 256",
         "configure": "0",
         "configure-narrow": "1",
         "shapes": "0",
+        "shapes-last": "1",
         "shapes-short": "1",
-        "serialised": "5 0",
+        "one-more": "1",
+        "serialised": "5 0" if node == "SageAttention3" else "6 0",
         "attached": "1",
     }
     logged = [value for name, _, value in lines if name == "log"]
-    assert logged == ["qkv must be [B, L, 768]", "qkv has fewer rows than num_tokens"]
+    assert logged == [
+        "qkv must be [B, L, 768]",
+        "row_scale must be [B, L, 1]"
+        if row_scaled
+        else "rope_cos and rope_sin must be [L, 64] with a row for each token",
+        "qkv has fewer rows than num_tokens",
+        f"needs {inputs} inputs and 1 output",
+    ]

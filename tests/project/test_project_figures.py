@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,7 +115,9 @@ def test_sage_attention2_passes_its_limits(records: dict[str, dict[str, Any]]) -
     granularities, full = {"thread", "warp"}, record["full_size"]
     assert [part["offset"] for part in full["inputs"]] == [0.0, 4.0]
     compared = list(record["compared"])
-    assert {item["granularity"] for item in compared} == granularities
+    modes = {(item["granularity"], item["row_scaled"]) for item in compared}
+    assert modes == set(product(granularities, (False, True)))
+    assert {item["tokens"] for item in compared if item["row_scaled"]} >= {1, 32760}
     for part in full["inputs"]:
         errors = part["error_against_exact_attention"]
         for each in granularities:

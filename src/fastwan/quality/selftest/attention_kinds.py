@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -56,7 +56,7 @@ class AttentionKind(Generic[R]):
 
     at: Callable[[R, int, int], R]
     modes: Callable[[R], Mapping[str, R]]
-    operands: Callable[[R, SageTensors[Tensor]], Operands]
+    operands: Callable[[R, Sequence[Tensor]], Operands]
     stored: Callable[[Stored], Operands]
     limits: Mapping[Kind, float]
     host_source: str
@@ -64,9 +64,16 @@ class AttentionKind(Generic[R]):
     host_capability: int
 
 
-def expected_operands(region: SageAttention3, inputs: SageTensors[Tensor]) -> packing.Operands:
+def expected_operands(region: SageAttention3, inputs: Sequence[Tensor]) -> packing.Operands:
     """What the prologue of the FP4 attention has to write, on the CPU."""
-    return packing.pack_operands(*_true_rows(region, inputs))
+    attributes = region.attributes
+    rows = prologue_reference.prologue(
+        *SageTensors(*inputs),
+        num_heads=attributes.num_heads,
+        num_tokens=attributes.num_tokens,
+        eps=attributes.eps,
+    )
+    return packing.pack_operands(*(x[:, : attributes.num_tokens] for x in rows))
 
 
 def stored_operands(
@@ -87,21 +94,6 @@ def stored_operands(
         flat = workspace.as_strided((like.numel() // 64, 64), (apart, 1), begin)
         parts.append(flat.reshape(like.shape).cpu())
     return packing.Operands(*parts)
-
-
-def _true_rows(
-    region: AttentionRegion[Any, Any], inputs: SageTensors[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v [B, num_tokens, H, 128] bf16 of a node."""
-    attributes = region.attributes
-    q, k, v = prologue_reference.prologue(
-        *inputs,
-        num_heads=attributes.num_heads,
-        num_tokens=attributes.num_tokens,
-        eps=attributes.eps,
-    )
-    tokens = attributes.num_tokens
-    return q[:, :tokens], k[:, :tokens], v[:, :tokens]
 
 
 def _sage3_at(region: SageAttention3, tokens: int, rows: int) -> SageAttention3:
@@ -127,7 +119,8 @@ def _sage3_stored(stored: Stored) -> packing.Operands:
 
 def _sage2_at(region: SageAttention2, tokens: int, rows: int) -> SageAttention2:
     old = region.attributes
-    return SageAttention2(1, rows, Sage2Attributes(old.num_heads, tokens, old.per_warp))
+    attributes = Sage2Attributes(old.num_heads, tokens, old.per_warp, row_scaled=old.row_scaled)
+    return SageAttention2(1, rows, attributes)
 
 
 def _sage2_modes(region: SageAttention2) -> dict[str, SageAttention2]:
@@ -138,11 +131,16 @@ def _sage2_modes(region: SageAttention2) -> dict[str, SageAttention2]:
 
 
 def _sage2_operands(
-    region: SageAttention2, inputs: SageTensors[Tensor]
+    region: SageAttention2, inputs: Sequence[Tensor]
 ) -> sage2_reference.Sage2Operands:
-    kinds = sage2_reference.Granularity
-    granularity = kinds.WARP if region.attributes.per_warp else kinds.THREAD
-    return sage2_reference.quantise(*_true_rows(region, inputs), granularity)
+    attributes, kinds = region.attributes, sage2_reference.Granularity
+    rows = sage2_reference.true_rows(
+        *inputs,
+        num_heads=attributes.num_heads,
+        num_tokens=attributes.num_tokens,
+        eps=attributes.eps,
+    )
+    return sage2_reference.quantise(*rows, kinds.WARP if attributes.per_warp else kinds.THREAD)
 
 
 def _sage2_stored(stored: Stored) -> sage2_reference.Sage2Operands:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.plugins.library_file import SOURCE
 from fastwan.plugins.regions.attention import AttentionRegion, SageTensors
+from fastwan.plugins.regions.base import dims
 from fastwan.quality.selftest.attention_kinds import KINDS, Stored, differing_bytes
 from fastwan.quality.selftest.context import Context, Outcome, Skip, StageFailure
 from fastwan.quality.selftest.memory import GARBAGE, Scratch, to_numpy, to_torch
@@ -32,8 +33,8 @@ _HOST_ALIGNMENT = 256  # of a workspace
 _NO_REGION = "the bundle's attention is TensorRT's own: no kernel of the plugin library"
 
 
-def node_inputs(region: Node, device: str = "cpu", seed: int = 0) -> SageTensors[Tensor]:
-    """Random inputs of an attention node; rows behind its tokens hold NaN."""
+def node_inputs(region: Node, device: str = "cpu", seed: int = 0) -> tuple[Tensor, ...]:
+    """Random inputs of an attention node, in its order; rows behind its tokens hold NaN."""
     generator = torch.Generator(device).manual_seed(seed)
     channels = region.channels
 
@@ -43,7 +44,7 @@ def node_inputs(region: Node, device: str = "cpu", seed: int = 0) -> SageTensors
     angle = normal(region.length, 64)
     qkv = normal(region.batch, region.length, 3 * channels).bfloat16()
     qkv[:, region.attributes.num_tokens :] = float("nan")
-    return SageTensors(
+    tensors = SageTensors(
         qkv=qkv,
         qkv_scale=torch.tensor([0.5, 0.7, 1.1], device=device),
         qkv_bias=normal(3 * channels).bfloat16(),
@@ -52,6 +53,11 @@ def node_inputs(region: Node, device: str = "cpu", seed: int = 0) -> SageTensors
         rope_cos=angle.cos(),
         rope_sin=angle.sin(),
     )
+    further = region.inputs[len(tensors) :]
+    scales = [torch.rand(dims(spec), generator=generator, device=device) + 0.5 for spec in further]
+    for scale in scales:
+        scale[:, region.attributes.num_tokens :] = float("nan")
+    return (*tensors, *scales)
 
 
 def prologue(context: Context) -> Outcome:
