@@ -161,6 +161,9 @@ def plan_dit(
         for recipe in recipes.values():
             recipe.scale_behind(lifted)
     apart = split_dit(lifted)
+    if attention.takes_row_scales:
+        for recipe in recipes.values():
+            recipe.scale_rows(apart["dit"])
     step = attention.divide(apart["dit"], plugins=plugins)
     fusion.require_outside(model, lifted, step.models)
     for part in step.models:

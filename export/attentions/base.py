@@ -102,6 +102,8 @@ class Attention(ABC):
     Attributes:
         name: in the tables, the manifests and on the command line.
         uses_library: whether its engines or its regions need the plugin library.
+        takes_row_scales: whether a node that `divide` is given may have factors of the rows of qkv
+            as its last input, and the attribute ``row_scaled``.
         wanted: what an engine has to compute it by, in words; empty where nothing is asked.
         reference: what a model that was made for it computes; the CPU reference and `verify`
             compute it too.
@@ -109,6 +111,7 @@ class Attention(ABC):
 
     name: str
     uses_library: ClassVar[bool]
+    takes_row_scales: ClassVar[bool] = False
     wanted: ClassVar[str] = ""
     reference: ClassVar[Form]
 

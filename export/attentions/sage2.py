@@ -34,6 +34,7 @@ class Sage2(Attention):
 
     name: str = "sage2"
     uses_library = True
+    takes_row_scales = True
     reference = INT8
 
     def divide(self, dit: ir.Model, *, plugins: bool) -> Division:

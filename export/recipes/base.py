@@ -192,6 +192,14 @@ class Recipe(ABC):
         """
         return False
 
+    def scale_rows(self, model: ir.Model) -> bool:
+        """Leave factors of the rows of qkv to the attention nodes; nothing by default.
+
+        Asked where the attention takes them, see `Attention.takes_row_scales`. In place; returns
+        whether there was any.
+        """
+        return False
+
     def bare_gemm(self, segment: ir.Model) -> BareGemm | None:
         """A segment that is one GEMM as a graph that is given its weight; None for any other."""
         return None

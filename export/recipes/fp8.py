@@ -147,6 +147,11 @@ class FP8(Recipe):
         changed = [each(model)[1] for each in (attend_rows, read_once)]
         return any(changed)
 
+    def scale_rows(self, model: ir.Model) -> bool:
+        from fastwan.export.passes.scale_rows import scale_rows
+
+        return scale_rows(model)
+
     def lower(self, model: ir.Model, *, quantize_activations: bool) -> bool:
         from fastwan.export.passes.lower_fp8 import lower_fp8
 
