@@ -96,3 +96,16 @@ def test_a_video_that_somebody_deleted_is_not_there(
     (file,) = (tmp_path / "videos" / "videos").iterdir()
     file.unlink()
     assert client.get(url).status_code == 404
+
+
+def test_a_head_is_that_of_the_whole_video(client: TestClient, video: tuple[str, bytes]) -> None:
+    """RFC 9110, section 14.2: a range is asked for by GET alone."""
+    url, data = video
+    whole = client.get(url)
+    for asked in ({}, {"range": "bytes=0-9"}, {"range": f"bytes={len(data)}-"}):
+        answer = client.head(url, headers=asked)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers == whole.headers
+    assert whole.headers["content-length"] == str(len(data))
+    known = client.head(url, headers={"if-none-match": whole.headers["etag"]})
+    assert known.status_code == 304

@@ -125,8 +125,25 @@ def test_refusals_have_the_form_of_the_api(
 
 def test_another_method_is_answered_with_those_there_are(client: TestClient) -> None:
     answer = client.put("/v1/videos")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, POST")
     assert error(answer)["type"] == "invalid_request_error"
+
+
+def test_every_get_has_a_head(client: TestClient) -> None:
+    job_id = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
+    until(client, job_id, "completed")
+    documented = client.get("/openapi.json").json()["paths"]
+    paths = [path for path, operations in documented.items() if "get" in operations]
+    assert len(paths) > 8
+    for path in (*paths, "/", "/openapi.json", "/page/app.js", "/v1/videos/video_0"):
+        url = path.format(video_id=job_id, model_id="fake")
+        whole, head = client.get(url), client.head(url)
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        if url != "/metrics":  # it counts the request before
+            assert head.headers.get("content-length") == whole.headers.get("content-length")
+    answer = client.head(f"/v1/videos/{job_id}/cancel")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
 def test_an_error_of_the_server_tells_no_more_than_its_kind(

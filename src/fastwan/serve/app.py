@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.concurrency import run_in_threadpool
+from fastapi.routing import APIRoute
 
 import fastwan
 from fastwan.serve import routes_page, routes_server, routes_videos, routes_watch
@@ -54,11 +55,20 @@ def create_app(settings: Settings, player: Player) -> FastAPI:
     app.state.created = int(time.time())
     add_handlers(app)
     describe(app, service.offer, settings)
-    app.include_router(routes_videos.router)
-    app.include_router(routes_watch.router)
-    app.include_router(routes_server.router)
-    app.include_router(routes_page.router)
+    for part in (routes_videos, routes_watch, routes_server, routes_page):
+        app.include_router(part.router)
+        _add_heads(app, part.router)
     app.add_middleware(SameOrigin, local=settings.is_local and not settings.tokens)
     app.add_middleware(BodyLimit, longest=settings.longest_body)
     app.add_middleware(CountRequests, metrics=service.metrics)
     return app
+
+
+def _add_heads(app: FastAPI, router: APIRouter) -> None:
+    """Answer HEAD wherever a router answers GET, as RFC 9110, section 9.1, asks of every server.
+
+    The HTTP server leaves out the body of such an answer.
+    """
+    for route in router.routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)

@@ -20,7 +20,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _CHUNK = 256 << 10
 
 
-def content(path: Path, job_id: str, headers: Headers) -> Response:
+def content(path: Path, job_id: str, headers: Headers, *, head: bool) -> Response:
     """The answer to a request for a video.
 
     It is open before the answer begins, so that it is sent whole though it be deleted meanwhile.
@@ -28,6 +28,7 @@ def content(path: Path, job_id: str, headers: Headers) -> Response:
 
     Args:
         headers: of the request.
+        head: the answer has no body; a range is asked for by GET alone.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -42,12 +43,15 @@ def content(path: Path, job_id: str, headers: Headers) -> Response:
         if tag in headers.get("if-none-match", ""):
             file.close()
             return Response(status_code=304, headers=sent)
-        asked = _range(headers, tag, size)
+        asked = None if head else _range(headers, tag, size)
         begin, end = asked or (0, size)
         sent["content-disposition"] = f'inline; filename="{path.name}"'
         sent["content-length"] = str(end - begin)
         if asked is not None:
             sent["content-range"] = f"bytes {begin}-{end - 1}/{size}"
+        if head:
+            file.close()
+            return Response(headers=sent, media_type=VIDEO)
         status = 200 if asked is None else 206
         return StreamingResponse(_read(file, begin, end), status, sent, VIDEO)
     except BaseException:

@@ -83,13 +83,14 @@ def invalid(errors: Sequence[Any]) -> tuple[str, str | None]:
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:
-    """Documented methods of a path; the router names those of its first route alone."""
-    return sorted(
+    """Methods of a path; the router names those of its first route alone."""
+    documented = {
         method.upper()
         for template, operations in app.openapi()["paths"].items()
         if compile_path(template)[0].fullmatch(path)
         for method in operations
-    )
+    }
+    return sorted(documented | {"HEAD"} if "GET" in documented else documented)
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -125,7 +125,8 @@ def video_content(
     """The video of a completed job as mp4, or a range of it."""
     try:
         if job.has_content:
-            return content(service.results.path(job.id), job.id, request.headers)
+            path, head = service.results.path(job.id), request.method == "HEAD"
+            return content(path, job.id, request.headers, head=head)
     except FileNotFoundError:
         pass  # it made room, or somebody deleted it
     if job.status in ("queued", "in_progress"):

@@ -14,7 +14,7 @@ from fastwan.serve.content import VIDEO
 from fastwan.serve.events import Channel
 from fastwan.serve.failures import Refused
 from fastwan.serve.routes_videos import errors, video_content
-from fastwan.serve.watching import LAST, WatcherAnswer, Watchers, bytes_of, events
+from fastwan.serve.watching import LAST, NOT_KEPT, WatcherAnswer, Watchers, bytes_of, events
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
@@ -43,6 +43,8 @@ async def video_events(
     """Server-sent events of a job, from its first on, until it is done, failed or cancelled."""
     if last_event_id == LAST:
         return Response(status_code=204)  # a browser comes again after any other answer
+    if request.method == "HEAD":
+        return _head(_SSE)
     watchers: Watchers = request.app.state.watchers
     watchers.take()
     seen = (last_event_id or "").strip()
@@ -68,6 +70,8 @@ async def video_stream(request: Request, service: TheService, job: TheJob) -> Re
     channel = service.channels.get(job.id)
     if channel is None:
         return video_content(request, service, job)
+    if request.method == "HEAD":
+        return _head(VIDEO)
     watchers: Watchers = request.app.state.watchers
     watchers.take()
     answer = None
@@ -82,6 +86,11 @@ async def video_stream(request: Request, service: TheService, job: TheJob) -> Re
     if now is None:
         raise Refused(404, "the video was deleted", code="video_not_found", param="video_id")
     return await run_in_threadpool(video_content, request, service, now)
+
+
+def _head(kind: str) -> Response:
+    """The head of an answer whose length nobody knows yet."""
+    return StreamingResponse(iter(()), media_type=kind, headers=NOT_KEPT)
 
 
 async def _live(request: Request, channel: Channel, watchers: Watchers) -> Response | None:

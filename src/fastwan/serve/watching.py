@@ -22,6 +22,9 @@ MOST = 256
 LAST = "end"
 """Id of the last event of a job: a reader that has seen it has seen everything."""
 
+NOT_KEPT = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""Headers of such an answer: nor may a proxy keep back what was sent."""
+
 _TICK = 0.5
 """Seconds from one look at the queue to the next."""
 
@@ -143,9 +146,7 @@ class WatcherAnswer(StreamingResponse):
     """
 
     def __init__(self, body: AsyncIterator[bytes], media_type: str, watchers: Watchers) -> None:
-        # Nor may a proxy keep back what was sent.
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(body, media_type=media_type, headers=headers)
+        super().__init__(body, media_type=media_type, headers=NOT_KEPT)
         self._watchers = watchers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

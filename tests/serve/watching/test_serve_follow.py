@@ -12,7 +12,7 @@ import pytest
 
 from fastwan.serve import watching
 from testkit.fake_player import WAIT, until
-from testkit.picture_player import PicturePlayer, eventually, listening
+from testkit.picture_player import Listening, PicturePlayer, eventually, listening
 
 STEPS = [("step", {"step": n, "steps": 3}) for n in (1, 2, 3)]
 FRAMES = [("frames", {"frames": n, "num_frames": 17}) for n in range(1, 18)]
@@ -73,6 +73,24 @@ def test_every_event_is_told_in_order_to_the_end(client: Any, player: PicturePla
     assert len(ids) > 3
     assert ids == sorted(set(ids))
     assert reader.events[-1][0] == "end"
+
+
+def test_a_head_waits_for_nothing(client: Any, server: Listening, player: PicturePlayer) -> None:
+    player.gate.clear()
+    job_id = begin(client)
+    for part, kind in (("events", "text/event-stream; charset=utf-8"), ("stream", "video/mp4")):
+        answer = client.head(f"/v1/videos/{job_id}/{part}")
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-type"] == kind
+        assert "content-length" not in answer.headers
+    assert server.state.watchers.now == 0
+    # The connection can be used again: nothing follows the head.
+    assert client.get(f"/v1/videos/{job_id}").json()["status"] == "in_progress"
+    player.let_go()
+    until(client, job_id, "completed")
+    assert client.head(f"/v1/videos/{job_id}/stream").headers["content-length"] == str(
+        len(client.get(f"/v1/videos/{job_id}/content").content)
+    )
 
 
 def test_a_place_in_the_queue_is_told_when_it_changes(
