@@ -75,19 +75,19 @@ def test_borders_are_those_of_the_exact_functions() -> None:
     radii = np.concatenate([least, 0xFFFFFF - least, least << 12, 0xFFFFFF - (least << 12)])
     bits = np.stack([radii.reshape(-1, 8), angles.reshape(-1, 8)], axis=1).astype(np.uint32)
     numbers = np.empty(bits.size, np.float32)
-    normal._box_muller(numbers, bits.ravel())
     uniform = bits.astype(np.float32) * np.float32(2**-24)
+    normal._BoxMuller().fill(numbers, bits.ravel())
     exact = normal._exact(1 - uniform[:, 0], np.float32(2 * np.pi) * uniform[:, 1])
     made = numbers.reshape(bits.shape).astype(ml_dtypes.bfloat16)
     for half, right in enumerate(exact):
         assert made[:, half].tobytes() == right.astype(ml_dtypes.bfloat16).tobytes()
 
 
-def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 5 * normal._CHUNK + 32
+def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 5 * normal._CHUNK + 40
     expected = NormalGenerator(7).normal([size])
-    for threads in (1, 3):
-        monkeypatch.setattr(normal, "_THREADS", threads)
+    for chunk in (16 * 1000, 2 * size + 8):
+        monkeypatch.setattr(normal, "_CHUNK", chunk)
         assert same_bytes(NormalGenerator(7).normal([size]), expected)
     assert not same_bytes(NormalGenerator(8).normal([size]), expected)
 
