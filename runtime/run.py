@@ -106,6 +106,10 @@ class Run:
         self.progress.finish()
         return embeds
 
+    def _noises(self) -> list[Array]:
+        with self.timings.measure("noise"):
+            return draw_noises(self.components.latents_shape, self.schedule, self.request)
+
     def frames(self) -> Iterator[Array]:
         """Frames in order, uint8 [H, W, 3], each valid until the next.
 
@@ -118,7 +122,7 @@ class Run:
             self.progress.start("decode", components.video_shape[0], "frames")
             decoded = components.decode(latents, self.schedule)
             return self._counted(self.timings.measured("decode", decoded))
-        noises = draw_noises(components.latents_shape, self.schedule, request)
+        noises = self._noises()
         self.progress.start("video", components.video_shape[0], "frames")
         made = components.video(self.call.embeds, noises, self.schedule, self.timings)
         return self._counted(made)
@@ -143,7 +147,7 @@ class Run:
             BadInput: latents or a callback's result that cannot be used.
             VerificationFailed: a step makes NaN or Inf.
         """
-        noises = draw_noises(self.components.latents_shape, self.schedule, self.request)
+        noises = self._noises()
         if self.call.stopped:
             return noises[0]
         self.progress.start("denoise", len(self.schedule.steps), "steps")

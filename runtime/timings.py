@@ -27,9 +27,9 @@ class Timings(dict[str, float]):
     """Measured wall-clock seconds by stage.
 
     ``load`` (opening components and computing the schedule's tables, near 0 from the second call
-    on), ``text``, ``text_kv``, ``step_0`` .., ``decode`` and, where files are written, ``write``
-    and ``total``, the whole video. ``first_frame`` is the time from the beginning until the first
-    frame is on the host, the stages before it included.
+    on), ``text``, ``noise`` (drawing it), ``text_kv``, ``step_0`` .., ``decode`` and, where files
+    are written, ``write`` and ``total``, the whole video. ``first_frame`` is the time from the
+    beginning until the first frame is on the host, the stages before it included.
     """
 
     @contextmanager
