@@ -32,8 +32,8 @@ class FrameFile:
         self.written: Future[float] = pool.submit(self._write)
 
     def put(self, frame: Array) -> None:
-        """Take a frame, which is copied."""
-        self._frames.put(frame.copy())
+        """Take a frame, which nobody writes to any more."""
+        self._frames.put(frame)
 
     def end(self) -> None:
         """Say that this was the last frame."""

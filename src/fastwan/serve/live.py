@@ -31,14 +31,14 @@ class LiveVideo:
         self._begun = False
 
     def put(self, frame: Array) -> None:
-        """Take the next frame, uint8 [H, W, 3]; it is copied."""
+        """Take the next frame, uint8 [H, W, 3], which nobody writes to any more."""
         if not self._begun:
             self._begun = True
             if self._channel.is_watched:
                 self._thread = threading.Thread(target=self._run, name="fastwan-live", daemon=True)
                 self._thread.start()
         if self._thread is not None:
-            self._frames.put(frame.copy())
+            self._frames.put(frame)
 
     def end(self) -> None:
         """Say that no frame follows."""

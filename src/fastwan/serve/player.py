@@ -26,7 +26,7 @@ class Watch:
 
     Attributes:
         on_step: told how many steps are done, after each.
-        on_frame: given each frame, uint8 [H, W, 3], valid until it returns.
+        on_frame: given each frame, uint8 [H, W, 3], to keep: nobody writes to it any more.
         cancelled: asked between two steps and between two frames.
     """
 

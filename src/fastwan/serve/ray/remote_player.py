@@ -76,7 +76,8 @@ class RemotePlayer:
                 case Step(done):
                     watch.on_step(done)
                 case Frame(pixels):
-                    watch.on_frame(pixels)
+                    # Ray's memory holds it until then, and whoever takes frames may take his time.
+                    watch.on_frame(pixels.copy())
                 case Made(timings, state):
                     self._state = state
                     return timings

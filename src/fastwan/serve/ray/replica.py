@@ -58,7 +58,7 @@ class Replica:
 
         watch = Watch(
             on_step=lambda done: tell(Step(done)),
-            on_frame=lambda frame: tell(Frame(frame.copy())),
+            on_frame=lambda frame: tell(Frame(frame)),
             cancelled=unwanted.is_set,
         )
         made = loop.run_in_executor(self._thread, partial(self._play, asked, watch))
