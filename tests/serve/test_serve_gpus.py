@@ -28,7 +28,12 @@ def test_servers_send_what_direct_calls_make(
     item = json.loads(output.read_text())["items"]["serve"]
     assert item["passed"]
     assert item["content"] == ("mp4" if with_av else "frames")
-    assert item["direct"]["videos"] == item["one_server"]["videos"] == 2
+    assert item["direct"]["videos"] == 6
+    assert item["one_by_one"]["videos"] == item["one_server"]["videos"] == 2
+    for how in ("direct", "one_by_one", "one_server", "all_servers"):
+        found = item[how]["median_stage_ms"]
+        assert found["total"] > found["step"] + found["noise"] > 0
+    assert item["known_prompt"].keys() == {"a_graph_a_step", "one_graph"}
     assert item["all_servers"]["videos"] == 4
     assert len(item["resident_bytes"]) == 2
-    assert {"step", "decode", "total"} <= item["all_servers"]["median_stage_ms"].keys()
+    assert {"text", "decode", "rest", "write"} <= item["all_servers"]["median_stage_ms"].keys()
