@@ -9,7 +9,7 @@ servers the rest. The content that a server sends must be that of the direct cal
 Direct calls make each video again, now with a known prompt, as a graph a step and as one graph.
 
 A bundle without a text encoder is given made-up embeddings of its prompts; where PyAV is missing, a
-content is the frames as they are. Ray is not needed: a replica there is such a process.
+content is a digest of each frame. Ray is not needed: a replica there is such a process.
 """
 
 from __future__ import annotations
@@ -144,8 +144,7 @@ def served(url: str, requests: Sequence[Record]) -> list[Record]:
 def stages(timings: Sequence[dict[str, float]]) -> dict[str, float]:
     """Median milliseconds of each stage; all steps are one, of which each counts.
 
-    ``rest`` is what the host does between the stages of a video that is looked into: by a direct
-    call also what ``write`` takes.
+    ``rest`` is what the host does between the stages of a video that is looked into.
     """
     found: dict[str, list[float]] = {}
     for each in timings:

@@ -15,7 +15,7 @@ import pytest
 def test_servers_send_what_direct_calls_make(
     root: Path, tiny_bundle: Path, tmp_path: Path, with_av: bool
 ) -> None:
-    """Without PyAV the contents are frames; a module that is None cannot be imported."""
+    """Without PyAV contents are digests of frames; a module that is None cannot be imported."""
     output = tmp_path / "record.json"
     (tmp_path / "sitecustomize.py").write_text(
         "" if with_av else "import sys\nsys.modules['av'] = None\n"
@@ -27,7 +27,7 @@ def test_servers_send_what_direct_calls_make(
     )  # fmt: skip
     item = json.loads(output.read_text())["items"]["serve"]
     assert item["passed"]
-    assert item["content"] == ("mp4" if with_av else "frames")
+    assert item["content"] == ("mp4" if with_av else "SHA-256 of each frame")
     assert item["direct"]["videos"] == 6
     assert item["one_by_one"]["videos"] == item["one_server"]["videos"] == 2
     for how in ("direct", "one_by_one", "one_server", "all_servers"):
