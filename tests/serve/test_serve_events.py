@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from fastwan.serve.events import Channel, Channels, Event
 
 DONE = Event("done", {"status": "completed"})
@@ -59,6 +61,30 @@ def test_no_event_is_lost_between_a_thread_and_its_readers() -> None:
     assert asyncio.run(read()) == [list(range(500))] * 4
 
 
+def test_a_reader_is_called_once_for_all_that_it_has_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    channel = Channel()
+
+    async def read() -> list[int]:
+        loop = asyncio.get_running_loop()
+        calls: list[object] = []
+        told = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda f: calls.append(f) or told(f))
+        seen, counts = asyncio.create_task(kinds(channel)), []
+        for events in (5, 3):
+            for _ in range(20):  # until it has seen what there was, and waits
+                await asyncio.sleep(0)
+            for _ in range(events):
+                channel.publish(Event("queued"))
+            counts.append(len(calls))
+        channel.publish(DONE)
+        assert await seen == ["queued"] * 8 + ["done"]
+        return counts
+
+    assert asyncio.run(read()) == [1, 2]
+
+
 def test_a_reader_that_goes_away_is_forgotten() -> None:
     channel = Channel()
     channel.publish(Event("queued"))
@@ -70,7 +96,7 @@ def test_a_reader_that_goes_away_is_forgotten() -> None:
         await reader.aclose()  # type: ignore[attr-defined]
 
     asyncio.run(leave())
-    assert channel._readers == {}
+    assert channel._readers == []
     channel.publish(DONE)
 
 

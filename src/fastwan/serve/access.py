@@ -1,4 +1,8 @@
-"""What a route is given: the service, the client, and a job that the client may see."""
+"""What a route is given: the service, the client, and a job that the client may see.
+
+What waits for nothing is a coroutine: FastAPI calls a function on a thread, and each change of
+threads takes the interpreter from the one that makes a video.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ from fastwan.serve.service import Service
 _bearer = HTTPBearer(auto_error=False, description="A token of the server's file.")
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
 TheService = Annotated[Service, Depends(_service)]
 
 
-def _client(
+async def _client(
     request: Request,
     service: TheService,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
@@ -45,7 +49,7 @@ Client = Annotated[str, Depends(_client)]
 """Name of the client; a request without a token is refused where tokens are needed."""
 
 
-def _owner(request: Request, client: Client) -> str | None:
+async def _owner(request: Request, client: Client) -> str | None:
     clients: Clients = request.app.state.clients
     return client if clients.are_private else None
 

@@ -29,13 +29,33 @@ class Event:
     body: bytes = b""
 
 
+@dataclass(eq=False)
+class _Reader:
+    """Who waits for the next event.
+
+    Attributes:
+        called: the loop was told, and the reader has not looked since. To tell it again would
+            take the interpreter from the thread that makes the video, for each of its frames.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    fresh: asyncio.Event = field(default_factory=asyncio.Event)
+    called: bool = False
+
+    def call(self) -> None:
+        """Wake it, from any thread; the channel's lock is held."""
+        if not self.called:
+            self.called = True
+            self.loop.call_soon_threadsafe(self.fresh.set)
+
+
 class Channel:
     """The events of one job so far, and readers that wait for the next."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._events: list[Event] = []
-        self._readers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._readers: list[_Reader] = []
         self._watchers = 0
         self._closed = False
 
@@ -46,8 +66,8 @@ class Channel:
                 return
             self._events.append(event)
             self._closed = event.kind == "done"
-            for reader, loop in self._readers.items():
-                loop.call_soon_threadsafe(reader.set)
+            for reader in self._readers:
+                reader.call()
 
     def last(self, kind: Kind) -> Event | None:
         """The latest event of a kind."""
@@ -76,14 +96,15 @@ class Channel:
         Args:
             every: after so many seconds without an event None comes; never without a number.
         """
-        fresh = asyncio.Event()
+        reader = _Reader(asyncio.get_running_loop())
         with self._lock:
-            self._readers[fresh] = asyncio.get_running_loop()
+            self._readers.append(reader)
         seen = 0
         try:
             while True:
-                fresh.clear()
+                reader.fresh.clear()
                 with self._lock:
+                    reader.called = False
                     events, closed = self._events[seen:], self._closed
                 for event in events:
                     yield event
@@ -91,12 +112,12 @@ class Channel:
                 if closed:
                     return
                 try:
-                    await asyncio.wait_for(fresh.wait(), every)
+                    await asyncio.wait_for(reader.fresh.wait(), every)
                 except TimeoutError:
                     yield None
         finally:
             with self._lock:
-                del self._readers[fresh]
+                self._readers.remove(reader)
 
 
 class Channels:
