@@ -31,6 +31,7 @@ from fastwan.runtime.video import Output, WriteFrame
 from fastwan.serve import frame_file
 from fastwan.serve.app import create_app
 from fastwan.serve.bundle_player import BundlePlayer
+from fastwan.serve.jobs import Asked
 from fastwan.serve.offer import resolve
 from fastwan.serve.player import Watch
 from fastwan.serve.server import listen, serve
@@ -90,26 +91,26 @@ def known(pipeline: FastWanPipeline, request: dict[str, Any], *, watched: bool) 
     return timings
 
 
-def make(player: BundlePlayer, request: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A video by a direct call, written as the server writes it."""
-    asked = resolve(player.offer, CreateVideo(**request), longest_prompt=_LONGEST)
-    written = Timings()
+def alone(player: BundlePlayer, request: dict[str, Any]) -> Timings:
+    """Timings of a video by a direct call whose frames go nowhere."""
+    watch = Watch(on_step=lambda _: None, on_frame=lambda _: None, cancelled=lambda: False)
+    return player.play(_asked(player, request), watch)
+
+
+def written(player: BundlePlayer, request: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Seconds and content of a video by a direct call, each frame written when it is there."""
+    asked = _asked(player, request)
     begin = time.monotonic()
     with frame_file.open_output(
         Output("mp4", path), height=asked.height, width=asked.width
     ) as write:
-
-        def on_frame(frame: Array) -> None:
-            with written.measure("write"):
-                write(frame)
-
-        watch = Watch(on_step=lambda _: None, on_frame=on_frame, cancelled=lambda: False)
-        timings = player.play(asked, watch)
+        player.play(asked, Watch(on_step=lambda _: None, on_frame=write, cancelled=lambda: False))
     seconds = time.monotonic() - begin
-    content = path.read_bytes()
-    timings["total"] -= written["write"]  # a server writes beside the next video
-    made = {"seconds": seconds, "sha256": sha256(content).hexdigest()}
-    return {**made, "timings": {**timings, **written}}
+    return {"seconds": seconds, "sha256": sha256(path.read_bytes()).hexdigest()}
+
+
+def _asked(player: BundlePlayer, request: dict[str, Any]) -> Asked:
+    return resolve(player.offer, CreateVideo(**request), longest_prompt=_LONGEST)
 
 
 def main() -> None:
@@ -128,8 +129,9 @@ def main() -> None:
         player.warm_up()
         with TemporaryDirectory() as folder:
             for request in json.loads(arguments.told):
-                made = make(player, request, Path(folder) / "video.mp4")
-                made["content"] = content
+                other = {**request, "prompt": f"{request['prompt']}, unwritten"}
+                made = {"content": content, "timings": alone(player, other)}
+                made |= written(player, request, Path(folder) / "video.mp4")
                 for name, watched in (("a_graph_a_step", True), ("one_graph", False)):
                     made[name] = known(pipeline, request, watched=watched)
                 print(json.dumps(made), flush=True)
