@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
+from queue import SimpleQueue
 from typing import Any, Literal
 
 Kind = Literal["queued", "started", "step", "frames", "chunk", "broken", "done"]
@@ -34,8 +36,7 @@ class _Reader:
     """Who waits for the next event.
 
     Attributes:
-        called: the loop was told, and the reader has not looked since. To tell it again would
-            take the interpreter from the thread that makes the video, for each of its frames.
+        called: it is to be woken, and has not looked since.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -43,10 +44,29 @@ class _Reader:
     called: bool = False
 
     def call(self) -> None:
-        """Wake it, from any thread; the channel's lock is held."""
+        """Have it woken, from any thread; the channel's lock is held."""
         if not self.called:
             self.called = True
-            self.loop.call_soon_threadsafe(self.fresh.set)
+            _waker().put(self)
+
+
+@cache
+def _waker() -> SimpleQueue[_Reader]:
+    """Readers that a thread of its own wakes.
+
+    Who wakes an event loop gives it the interpreter, and waits until it gets it back: the thread
+    that makes a video would wait so at each of its frames.
+    """
+    waiting: SimpleQueue[_Reader] = SimpleQueue()
+
+    def wake() -> None:
+        while True:
+            reader = waiting.get()
+            with suppress(RuntimeError):  # its loop is closed
+                reader.loop.call_soon_threadsafe(reader.fresh.set)
+
+    threading.Thread(target=wake, name="fastwan-waker", daemon=True).start()
+    return waiting
 
 
 class Channel:
