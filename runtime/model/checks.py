@@ -45,8 +45,8 @@ def is_finite(array: Array) -> bool:
     """Whether every value is a number that bfloat16 can hold: no NaN, no Inf, nothing beyond."""
     with np.errstate(over="ignore"):
         values = array.astype(np.float32, copy=False)
-    # A NaN is the largest of all, and smaller than nothing.
-    return bool(np.abs(values).max(initial=0.0) <= LARGEST)
+    # A NaN is the largest and the smallest of all, and smaller and larger than nothing.
+    return bool(values.max(initial=0.0) <= LARGEST and values.min(initial=0.0) >= -LARGEST)
 
 
 def check_finite(latents: Array, when: str) -> None:
