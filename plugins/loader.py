@@ -185,6 +185,10 @@ class PluginLibrary:
                 fix=HOW_TO_BUILD_EMULATED if emulated else HOW_TO_BUILD,
             )
 
+    def has(self, name: str) -> bool:
+        """Whether the library has a function."""
+        return hasattr(self._library, name)
+
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         try:
             function = getattr(self._library, name)

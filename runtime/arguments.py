@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from fastwan.errors import BadInput, shown
 from fastwan.runtime.model.checks import FLOATS, integer, is_finite
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.given import is_tensor
-from fastwan.runtime.model.noise import draw, generator_for
+from fastwan.runtime.model.noise import Normals, draw, generator_for
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import pad_rows
 from fastwan.runtime.request import Request
@@ -129,13 +129,21 @@ def latents_like(latents: object, shape: tuple[int, ...], name: str = "latents")
     return np.ascontiguousarray(array)
 
 
-def draw_noises(shape: tuple[int, ...], schedule: Schedule, request: Request) -> list[Array]:
+def draw_noises(
+    shape: tuple[int, ...],
+    schedule: Schedule,
+    request: Request,
+    normals: Callable[[int], Normals],
+) -> list[Array]:
     """Initial latents, drawn or as given, and the noise of every step that takes some, fp32.
+
+    Args:
+        normals: what draws the numbers of a seed.
 
     Raises:
         BadInput: latents that cannot be used.
     """
-    generator = generator_for(request.generator, request.seed)
+    generator = generator_for(request.generator, request.seed, normals)
     noises: list[Array] = [*draw(shape, schedule, generator)]
     if request.latents is not None:
         noises[0] = latents_like(request.latents, shape)

@@ -11,6 +11,7 @@ from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import OnStep
+from fastwan.runtime.model.noise import Normals
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
@@ -54,6 +55,9 @@ class Components(Protocol):
     @property
     def video_shape(self) -> tuple[int, ...]:
         """[F, H, W, 3]."""
+
+    def normals(self, seed: int) -> Normals:
+        """What draws the noise of a seed, see `fastwan.runtime.model.normal`."""
 
     def load(self, schedule: Schedule, *, text: bool, decoder: bool) -> None:
         """Open what a video needs and compute the schedule's tables, where that is not done."""

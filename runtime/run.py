@@ -108,7 +108,10 @@ class Run:
 
     def _noises(self) -> list[Array]:
         with self.timings.measure("noise"):
-            return draw_noises(self.components.latents_shape, self.schedule, self.request)
+            components = self.components
+            return draw_noises(
+                components.latents_shape, self.schedule, self.request, components.normals
+            )
 
     def frames(self) -> Iterator[Array]:
         """Frames in order, uint8 [H, W, 3], each valid until the next.

@@ -47,6 +47,8 @@ DEFINITIONS = (
 
 VIDEO = (
     *(f"plugins/{name}" for name in DEFINITIONS),
+    "plugins/csrc/normals.*",
+    "plugins/normals.py",
     "runtime/emulated/*.py",
     "runtime/model/decode.py",
     "runtime/model/dit.py",

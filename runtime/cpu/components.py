@@ -16,6 +16,8 @@ from fastwan.runtime.model.decode import Decoder
 from fastwan.runtime.model.dit import DIT_GRAPHS, DiT
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import OnStep, combine, denoise, guided
+from fastwan.runtime.model.noise import Normals
+from fastwan.runtime.model.normal import NormalGenerator
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
 from fastwan.runtime.text import open_text_encoder
@@ -50,6 +52,9 @@ class CpuComponents:
     @property
     def eager_reason(self) -> str:
         return ""
+
+    def normals(self, seed: int) -> Normals:
+        return NormalGenerator(seed)
 
     @cached_property
     def shape(self) -> VideoShape:

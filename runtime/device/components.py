@@ -18,6 +18,7 @@ from fastwan.runtime.components import State, bundle_shape, require_text_encoder
 from fastwan.runtime.device.session import Platform, Session, no_decoder
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import OnStep
+from fastwan.runtime.model.noise import Normals
 from fastwan.runtime.model.samplers import schedule_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.model.text import TextEncoder
@@ -134,6 +135,9 @@ class DeviceComponents:
         if frames is None:
             raise no_decoder(self._bundle.root)
         return frames.shape
+
+    def normals(self, seed: int) -> Normals:
+        return self._platform.normals(seed)
 
     def load(self, schedule: Schedule, *, text: bool, decoder: bool) -> None:
         self.session(schedule).load()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from fastwan.bundle import Bundle
 from fastwan.errors import EnvironmentLacks
 from fastwan.plugins.elementwise import cast_desc, combine_desc
 from fastwan.plugins.loader import LIBRARY_NAME, PluginLibrary, find_library
+from fastwan.plugins.normals import LibraryNormals, draws_normals
 from fastwan.plugins.regions.base import RegionOp
+from fastwan.runtime.model.noise import Normals
+from fastwan.runtime.model.normal import NormalGenerator
 from fastwan.runtime.recording.machine import DeviceError
 
 BUNDLED = f"plugins/{LIBRARY_NAME}"
@@ -24,6 +28,17 @@ def library_path(bundle: Bundle) -> Path:
         VerificationFailed: it differs from its hash.
     """
     return bundle.file(BUNDLED) if BUNDLED in bundle.manifest.files else find_library()
+
+
+def normals_of(library: PluginLibrary) -> Callable[[int], Normals]:
+    """What draws the noise of a seed: the library, or numpy where that is older than the function.
+
+    The numbers are the same. For 832x480x81 numpy takes five to ten times as long, and a video
+    waits for its noise: up to some hundredths of its time.
+    """
+    if draws_normals(library):
+        return partial(LibraryNormals, library)
+    return NormalGenerator
 
 
 class PluginKernels:

@@ -50,7 +50,7 @@ def cuda_platform(bundle: Bundle) -> Platform:
     from fastwan.plugins.regions import REGIONS
     from fastwan.runtime.device.cuda import CudaDevice
     from fastwan.runtime.device.engines import check_target, open_engines, runtime_cache
-    from fastwan.runtime.device.kernels import PluginKernels, library_path
+    from fastwan.runtime.device.kernels import PluginKernels, library_path, normals_of
 
     device = CudaDevice()
     check_target(bundle.manifest.target, device.info)
@@ -76,6 +76,7 @@ def cuda_platform(bundle: Bundle) -> Platform:
         open_fallbacks=fallbacks,
         first_load=first,
         choices=tuple(choices.values()),
+        normals=normals_of(library),
     )
 
 

@@ -19,6 +19,8 @@ from fastwan.runtime.device.self_check import SelfCheck
 from fastwan.runtime.model.checks import check_finite
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.loop import OnStep
+from fastwan.runtime.model.noise import Normals
+from fastwan.runtime.model.normal import NormalGenerator
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.recording.machine import Device, DeviceEngine, DeviceError, Kernels
 from fastwan.runtime.recording.memory_plan import plan
@@ -50,6 +52,7 @@ class Platform:
             computed that could be compared.
         choices: kernels that were chosen where a region has several.
         processors: multiprocessors that regions are launched for; 0: those of the device.
+        normals: what draws the noise of a seed.
     """
 
     device: Device
@@ -60,6 +63,7 @@ class Platform:
     first_load: FirstLoad | None = None
     choices: tuple[KernelChoice, ...] = ()
     processors: int = 0
+    normals: Callable[[int], Normals] = NormalGenerator
 
 
 class Session:

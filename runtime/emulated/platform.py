@@ -29,7 +29,7 @@ def emulated_platform(bundle: Bundle) -> Platform:
     from fastwan.plugins.loader import PluginLibrary
     from fastwan.runtime.device.cuda import CudaDevice
     from fastwan.runtime.device.first_load import first_load
-    from fastwan.runtime.device.kernels import PluginKernels
+    from fastwan.runtime.device.kernels import PluginKernels, normals_of
 
     if not torch.cuda.is_available():
         raise EnvironmentLacks(
@@ -62,4 +62,5 @@ def emulated_platform(bundle: Bundle) -> Platform:
         open_fallbacks=fallbacks,
         first_load=first_load(bundle, device.info, library.path),
         processors=processors,
+        normals=normals_of(library),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -90,14 +90,21 @@ def noise_of(generator: object, latents: object) -> Noise:
     return "torch-cpu-bf16" if generator is None else "generator"
 
 
-def generator_for(generator: torch.Generator | None, seed: object) -> Normals:
+def generator_for(
+    generator: torch.Generator | None,
+    seed: object,
+    normals: Callable[[int], Normals] = NormalGenerator,
+) -> Normals:
     """What draws of `generator`, or of `seed` where that is None.
+
+    Args:
+        normals: starts from a seed; the numbers of each such function are the same.
 
     Raises:
         BadInput: see `check_generator` and `seed_of`.
     """
     if generator is None:
-        return NormalGenerator(seed_of(seed))
+        return normals(seed_of(seed))
     check_generator(generator)
     return _GivenGenerator(generator)
 

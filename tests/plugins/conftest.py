@@ -70,6 +70,12 @@ def compiled_for_host(folder: Path, source: str, *definitions: str) -> ctypes.CD
 
 
 @pytest.fixture(scope="session")
+def compile_source() -> Callable[..., ctypes.CDLL]:
+    """`compiled_for_host`, as a fixture because test modules do not import one another."""
+    return compiled_for_host
+
+
+@pytest.fixture(scope="session")
 def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The prologue's device code."""
     return compiled_for_host(tmp_path_factory.mktemp("prologue"), "emulate_prologue.cpp")
