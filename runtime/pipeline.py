@@ -267,10 +267,16 @@ class FastWanPipeline(LikeDiffusers):
                 made = iter([frame.copy() for frame in made])
         yield from made
 
-    def stream(self, request: Request, *, timings: Timings | None = None) -> None:
+    def stream(
+        self,
+        request: Request,
+        *,
+        timings: Timings | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         """Make a video for the request's `on_frames` alone; arguments and errors as of `frames`."""
         with self._turn() as call:
-            (run,) = self._runs([request], call, Quiet())
+            (run,) = self._runs([request], call, progress or Quiet())
             if timings is not None:
                 run.timings = timings
             run.open()
@@ -331,7 +337,11 @@ class FastWanPipeline(LikeDiffusers):
             return run.open()
 
     def decode(
-        self, latents: torch.Tensor | Array, *, progress: Progress | None = None
+        self,
+        latents: torch.Tensor | Array,
+        *,
+        progress: Progress | None = None,
+        on_frames: FramesCallback | None = None,
     ) -> Iterator[Array]:
         """Frames of clean latents in order, uint8 [H, W, 3]; a frame is valid until the next.
 
@@ -339,13 +349,17 @@ class FastWanPipeline(LikeDiffusers):
             latents: [1, C, T, h, w] of the shape of `from_bundle`, normalised as ``latent`` output
                 is.
             progress: told of the frames.
+            on_frames: called with the frames of each latent as they are decoded, before the last
+                of them are made.
 
         Raises:
             BadInput: latents of another shape, or no decoder in the bundle.
             VerificationFailed: a file of the bundle differs from its hash.
         """
         with self._turn():
-            frames = decode_latents(self.components, self.schedule(), latents, progress or Quiet())
+            frames = decode_latents(
+                self.components, self.schedule(), latents, progress or Quiet(), on_frames
+            )
         yield from frames
 
     def schedule(self, sampler: str | None = None, guidance_scale: object = None) -> Schedule:

@@ -27,7 +27,7 @@ from fastwan.runtime.model.noise import Noise, noise_of
 from fastwan.runtime.model.schedule import Schedule
 from fastwan.runtime.outputs import Collector, PipelineOutput
 from fastwan.runtime.prompt_cache import PromptCache
-from fastwan.runtime.request import Request
+from fastwan.runtime.request import FramesCallback, Request
 from fastwan.runtime.timings import Timings
 
 
@@ -131,17 +131,13 @@ class Run:
         return self._counted(made)
 
     def _counted(self, chunks: Iterator[Array]) -> Iterator[Array]:
-        """Frames of `chunks`, with the caller told of each chunk and its progress of each frame."""
-        on_frames = self.request.on_frames
+        return _counted(self._since_begin(chunks), self.progress, self.request.on_frames)
+
+    def _since_begin(self, chunks: Iterator[Array]) -> Iterator[Array]:
         for index, chunk in enumerate(chunks):
             if index == 0:
                 self.timings["first_frame"] = time.perf_counter() - self._begin
-            if on_frames is not None:
-                on_frames(chunk.copy())
-            for frame in chunk:
-                self.progress.advance()
-                yield frame
-        self.progress.finish()
+            yield chunk
 
     def latents(self) -> Array:
         """Clean latents [1, C, T, h, w], fp32; those so far where the call was stopped.
@@ -218,12 +214,18 @@ def make_videos(runs: Sequence[Run], choice: DeviceChoice) -> PipelineOutput:
 
 
 def decode_latents(
-    components: Components, schedule: Schedule, latents: object, progress: Progress
+    components: Components,
+    schedule: Schedule,
+    latents: object,
+    progress: Progress,
+    on_frames: FramesCallback | None,
 ) -> Iterator[Array]:
     """Frames of clean latents in order, uint8 [H, W, 3], each valid until the next.
 
     Args:
         latents: normalised, [1, C, T, h, w].
+        progress: told of each frame.
+        on_frames: called with the frames of each latent as they are decoded, or None.
 
     Raises:
         BadInput: latents of another shape, or no decoder in the bundle.
@@ -232,19 +234,24 @@ def decode_latents(
     components.load(schedule, text=False, decoder=True)
     given = latents_like(latents, components.latents_shape)
     progress.start("decode", components.video_shape[0], "frames")
-    decoded = components.decode(given, schedule)
-    frames: Iterator[Array] = (frame for chunk in decoded for frame in chunk)
+    frames = _counted(components.decode(given, schedule), progress, on_frames)
     if components.fused:
         # The next turn writes over the device's own.
         frames = iter([frame.copy() for frame in frames])
+    return frames
 
-    def counted() -> Iterator[Array]:
-        for frame in frames:
+
+def _counted(
+    chunks: Iterator[Array], progress: Progress, on_frames: FramesCallback | None
+) -> Iterator[Array]:
+    """Frames of `chunks`, with the caller told of each chunk and its progress of each frame."""
+    for chunk in chunks:
+        if on_frames is not None:
+            on_frames(chunk.copy())
+        for frame in chunk:
             progress.advance()
             yield frame
-        progress.finish()
-
-    return counted()
+    progress.finish()
 
 
 class _Stopwatch:

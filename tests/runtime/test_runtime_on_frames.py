@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,29 @@ def test_a_call_hands_out_the_chunks_of_each_of_its_videos(pipe: FastWanPipeline
     videos = pipe(["red fox", "a"], output_type="uint8", on_frames=chunks.append).frames
     assert [len(chunk) for chunk in chunks] == [1, 4, 4] * 2
     np.testing.assert_array_equal(np.concatenate(chunks), np.concatenate(list(videos)))
+
+
+def test_latents_are_decoded_in_chunks_likewise(pipe: FastWanPipeline) -> None:
+    latents = pipe("red fox", output_type="latent").frames
+    expected = np.stack([frame.copy() for frame in pipe.decode(latents)])
+    events: list[str] = []
+    chunks: list[np.ndarray] = []
+    decode = pipe.components.decode
+
+    def told(*args: Any) -> Iterator[np.ndarray]:
+        for chunk in decode(*args):
+            events.append("decoded")
+            yield chunk
+
+    def on_frames(chunk: np.ndarray) -> None:
+        events.append("handed out")
+        chunks.append(chunk)
+
+    pipe.components.decode = told  # type: ignore[method-assign]
+    frames = np.stack([frame.copy() for frame in pipe.decode(latents, on_frames=on_frames)])
+    assert events == ["decoded", "handed out"] * 3
+    np.testing.assert_array_equal(np.concatenate(chunks), expected)
+    np.testing.assert_array_equal(frames, expected)
 
 
 def test_the_first_frame_is_a_stage_within_the_whole(pipe: FastWanPipeline) -> None:
