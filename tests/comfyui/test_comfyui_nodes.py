@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from fastwan.comfyui import convert, loaded
 from fastwan.errors import BadInput, EnvironmentLacks
+from fastwan.runtime.cpu.components import CpuComponents
 from fastwan.runtime.pipeline import FastWanPipeline
 from testkit.fake_comfyui import Executor, FakeComfyUI, Graph, Interrupted
 
@@ -187,11 +188,51 @@ def test_the_button_ends_a_video_between_steps(
     np.testing.assert_array_equal(levels(executor.run(graph())["play"][0]), right)
 
 
-def test_the_button_ends_decoding_between_frames(executor: Executor, comfyui: FakeComfyUI) -> None:
-    comfyui.stop_after = 2 + 3 + 1 + 4
+@pytest.mark.parametrize(("latents", "frames"), [(0, 0), (1, 1), (2, 5)])
+def test_the_button_ends_decoding_between_latents(
+    executor: Executor, comfyui: FakeComfyUI, latents: int, frames: int
+) -> None:
+    comfyui.stop_after = 2 + 3 + 1 + latents  # two stages, steps, and the stage of the decoder
     with pytest.raises(Interrupted):
         executor.run(graph())
-    assert [done for done, total, picture in comfyui.bars[0] if total == 9 and not picture][-1] < 9
+    counts = [done for done, total, picture in comfyui.bars[0] if total == 9 and not picture]
+    assert counts == [*range(1, frames + 1)]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("node", ["play", "decode"])
+def test_pictures_are_shown_while_the_decoder_runs(
+    executor: Executor,
+    comfyui: FakeComfyUI,
+    monkeypatch: pytest.MonkeyPatch,
+    fused: bool,
+    node: str,
+) -> None:
+    """Also where components hand out frames of their own, as a GPU's do."""
+    decode = {"class_type": "FastWanDecode", "inputs": {"bundle": ["load", 0]}}
+    decode["inputs"]["latent"] = ["play", 1]
+    made = {**graph(), "decode": decode}
+    executor.run(made)
+    del executor._kept[node]
+    comfyui.bars.clear()
+    counts = []
+
+    def chunks(self: CpuComponents, *args: Any) -> Iterator[np.ndarray]:
+        for chunk in plain(self, *args):
+            counts.append(sum(total == 9 and picture is not None for _, total, picture in shown()))
+            yield chunk
+
+    def shown() -> list[Any]:
+        return [each for bar in comfyui.bars for each in bar]
+
+    plain = CpuComponents.decode
+    monkeypatch.setattr(CpuComponents, "fused", fused)
+    monkeypatch.setattr(CpuComponents, "decode", chunks)
+    executor.run(made)
+    assert counts == [0, 1, 2]
+    assert [(done, total) for done, total, picture in shown() if total == 9 and not picture] == [
+        (number, 9) for number in range(1, 10)
+    ]
 
 
 def test_nodes_that_did_not_change_do_not_run_again(executor: Executor) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastwan.comfyui import host
+from fastwan.config import VideoShape
 from fastwan.errors import BadInput, shown
 from fastwan.runtime.model.executor import Array
 
@@ -26,21 +26,31 @@ _STD = (
 )  # fmt: skip
 
 
-def image_of(frames: Iterable[Array], shape: tuple[int, ...]) -> torch.Tensor:
-    """An IMAGE: fp32 [F, H, W, 3] in 0..1.
+class ImageFrames:
+    """Frames that become an IMAGE, fp32 [F, H, W, 3] in 0..1, as they are decoded.
 
     A value is ``level / 255``: times 255, cut or rounded, it is that level again.
 
     Args:
-        frames: uint8 [H, W, 3] each.
-        shape: [F, H, W, 3].
+        shape: of the video.
     """
-    import torch
 
-    images = np.empty(shape, np.float32)
-    for place, frame in zip(images, frames, strict=True):
-        np.divide(frame, np.float32(255), out=place, dtype=np.float32)
-    return torch.from_numpy(images).to(host.result_device())
+    def __init__(self, shape: VideoShape) -> None:
+        self._images = np.empty((shape.num_frames, shape.height, shape.width, 3), np.float32)
+        self._filled = 0
+
+    def add(self, frames: Array) -> None:
+        """Add the next frames, uint8 [n, H, W, 3]."""
+        place = self._images[self._filled : self._filled + len(frames)]
+        np.divide(frames, np.float32(255), out=place, dtype=np.float32)
+        self._filled += len(frames)
+
+    def image(self) -> torch.Tensor:
+        """The IMAGE, when every frame was added."""
+        import torch
+
+        assert self._filled == len(self._images)
+        return torch.from_numpy(self._images).to(host.result_device())
 
 
 def latent_of(latents: torch.Tensor) -> dict[str, Any]:

@@ -177,8 +177,12 @@ class TextToVideo:
         num_frames: int | None = None,
         node_id: str | None = None,
     ) -> tuple[Any, ...]:
+        shapes = bundle.bundle.manifest.video_shapes
+        shape = chosen_shape(shapes, width=width, height=height, num_frames=num_frames)
+        host.show_text(f"{shape_text(shape)}, {FPS} frames a second", node_id)
+        frames = convert.ImageFrames(shape)
+        progress = NodeProgress(frames.add)
         given = conditioning is not None
-        progress = NodeProgress()
         request = Request(
             prompt=None if given else prompt,
             prompt_embeds=convert.embeds_of(conditioning) if given else None,
@@ -189,15 +193,13 @@ class TextToVideo:
             width=width,
             height=height,
             num_frames=num_frames,
+            output_type="uint8",
             on_step=progress.after_step,
+            on_frames=progress.after_frames,
         )
-        shapes = bundle.bundle.manifest.video_shapes
-        shape = chosen_shape(shapes, width=width, height=height, num_frames=num_frames)
-        host.show_text(f"{shape_text(shape)}, {FPS} frames a second", node_id)
-        frames = progress.watched(bundle.pipeline.frames(request, progress=progress))
-        images = convert.image_of(frames, (shape.num_frames, shape.height, shape.width, 3))
+        bundle.pipeline.stream(request, progress=progress)
         assert progress.latents is not None
-        return _with_video(images, convert.latent_of(progress.latents))
+        return _with_video(frames.image(), convert.latent_of(progress.latents))
 
 
 class PromptEmbeds:
@@ -265,13 +267,15 @@ class DecodeLatent:
     def decode(
         self, bundle: LoadedBundle, latent: Any, node_id: str | None = None
     ) -> tuple[Any, ...]:
-        progress = NodeProgress()
-        frames = bundle.pipeline.decode(convert.latents_of(latent), progress=progress)
-        shape = bundle.shape
-        images = convert.image_of(
-            progress.watched(frames), (shape.num_frames, shape.height, shape.width, 3)
+        latents = convert.latents_of(latent)
+        frames = convert.ImageFrames(bundle.shape)
+        progress = NodeProgress(frames.add)
+        decoded = bundle.pipeline.decode(
+            latents, progress=progress, on_frames=progress.after_frames
         )
-        return _with_video(images)
+        for _ in decoded:
+            pass
+        return _with_video(frames.image())
 
 
 def _with_video(images: Any, *rest: Any) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastwan.comfyui import host
@@ -11,18 +11,19 @@ from fastwan.runtime.model.executor import Array
 if TYPE_CHECKING:
     import torch
 
-_FRAMES_A_PICTURE = 4
-"""A picture for each latent: it decodes to four frames."""
-
 
 class NodeProgress:
     """What the runtime reports, on the node that runs; see `fastwan.progress.Progress`.
+
+    Args:
+        take: given the frames, uint8 [n, H, W, 3], as they are decoded.
 
     Attributes:
         latents: those after the last step, fp32 [1, C, T, h, w]; None before it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, take: Callable[[Array], None]) -> None:
+        self._take = take
         self.latents: torch.Tensor | None = None
         self._bar = host.Bar()
         self._picture = host.latent_preview()
@@ -50,16 +51,14 @@ class NodeProgress:
             self._bar.show(self._done, self._total, self._picture(self.latents))
         host.stop_if_asked()
 
-    def watched(self, frames: Iterable[Array]) -> Iterator[Array]:
-        """The same frames, shown as they are decoded.
+    def after_frames(self, frames: Array) -> None:
+        """Keep the frames of a latent and show the first of them; the callback of a request.
 
         Args:
-            frames: uint8 [H, W, 3] each.
+            frames: uint8 [n, H, W, 3].
         """
         from PIL import Image
 
-        for index, frame in enumerate(frames):
-            if index % _FRAMES_A_PICTURE == 0:
-                self._bar.show(self._done, self._total, Image.fromarray(frame.copy()))
-            host.stop_if_asked()
-            yield frame
+        self._take(frames)
+        self._bar.show(self._done, self._total, Image.fromarray(frames[0]))
+        host.stop_if_asked()
