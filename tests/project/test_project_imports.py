@@ -203,7 +203,9 @@ MAY_IMPORT = {
         "fastwan.runtime.text", "fastwan.runtime.timings",
     },
     "src/fastwan/serve": {"fastwan.runtime", "fastwan.serve"},
-    "src/fastwan/comfyui": {"fastwan.comfyui", "fastwan.runtime", "fastwan.failures"},
+    "src/fastwan/comfyui": {
+        "fastwan.comfyui", "fastwan.doctor", "fastwan.runtime", "fastwan.failures",
+    },
 }  # fmt: skip
 """What a folder may import beside COMMON; a name stands for everything below it. The longest row
 that a file lies in counts."""

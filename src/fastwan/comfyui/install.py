@@ -41,7 +41,7 @@ def install(comfyui: Path) -> ComfyuiReport:
     Raises:
         BadInput: no ComfyUI there, or a folder of that name that this tool did not write.
     """
-    root = _root(comfyui)
+    root = comfyui_root(comfyui)
     folder = root / "custom_nodes" / NAME
     _forget_compiled(folder)
     output = OutputFolder(folder, _KIND, option="--install")
@@ -54,15 +54,15 @@ def install(comfyui: Path) -> ComfyuiReport:
     return ComfyuiReport(custom_node=str(folder), models=str(root / "models" / "fastwan"))
 
 
-def _root(comfyui: Path) -> Path:
-    """The folder that has ``custom_nodes``."""
+def comfyui_root(comfyui: Path) -> Path:
+    """The folder that has ``custom_nodes``; errors as of `install`."""
     for root in (comfyui, comfyui / "ComfyUI"):
         if os.path.isdir(root / "custom_nodes"):
             return root
     raise BadInput(
         "no ComfyUI is there: a folder custom_nodes is missing",
         where=str(comfyui),
-        fix="name the folder with --install that has main.py and custom_nodes",
+        fix="name the folder that has main.py and custom_nodes",
     )
 
 
