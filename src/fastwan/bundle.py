@@ -16,6 +16,8 @@ from fastwan.manifest_reader import parse_manifest
 from fastwan.shapes import parse_shape
 from fastwan.strict_json import parse_json
 
+_ANEW = "build the bundle again or copy it anew"
+
 _ATTEMPTS = 50
 """Times that a bundle is opened anew when another one has just taken its place."""
 
@@ -97,7 +99,7 @@ class Bundle:
                 raise VerificationFailed(
                     f"file has {size:,} bytes, the manifest says {record.bytes:,}",
                     where=relative,
-                    fix="build the bundle again or copy it anew",
+                    fix=_ANEW,
                 )
 
     def onnx_model(self, relative: str, data: tuple[str, ...]) -> Path:
@@ -124,7 +126,10 @@ class Bundle:
         return loaded
 
     def _place(self, relative: str) -> Path:
-        return confined_file(self.folder, relative, shown=self.root.name, hard_links=True)
+        try:
+            return confined_file(self.folder, relative, shown=self.root.name, hard_links=True)
+        except BadInput as error:
+            raise BadInput(error.what, where=error.where, fix=error.fix or _ANEW) from None
 
     def _record(self, relative: str) -> FileRecord:
         record = self.manifest.files.get(relative)
@@ -135,9 +140,7 @@ class Bundle:
 
 def _differs(relative: str) -> VerificationFailed:
     return VerificationFailed(
-        "file differs from its hash in the manifest",
-        where=relative,
-        fix="build the bundle again or copy it anew",
+        "file differs from its hash in the manifest", where=relative, fix=_ANEW
     )
 
 

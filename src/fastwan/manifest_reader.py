@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from fastwan.bundle_folder import require_manifest
 from fastwan.errors import BadInput
 from fastwan.manifest import Manifest, OnnxManifest
-from fastwan.strict_json import read_json, validated
+from fastwan.strict_json import first_fault, read_json, validated
 
 T = TypeVar("T", Manifest, OnnxManifest)
 
@@ -27,7 +27,11 @@ def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
     """
     where = where or str(path.parent)
     require_manifest(path, where)
-    raw = read_json(path, where=f"{where}/{path.name}")
+    try:
+        raw = read_json(path, where=f"{where}/{path.name}")
+    except BadInput as error:
+        fix = "build the bundle again or copy it anew"
+        raise BadInput(error.what, where=error.where, fix=fix) from None
     version, wanted = raw.get("schema_version"), kind.model_fields["schema_version"].default
     if version != wanted:
         raise BadInput(
@@ -40,10 +44,8 @@ def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
     except BadInput as error:  # of a name or a configuration in it
         raise BadInput(f"{path.name}: {error.what}", where=where, fix=error.fix) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         raise BadInput(
-            f"{path.name}: {first['msg']} in {field!r}",
+            f"{path.name}: {first_fault(error)}",
             where=where,
             fix="if another version wrote it, build the bundle again",
         ) from None

@@ -43,6 +43,7 @@ class OutputFolder:
         force: replace a folder whatever it holds.
         option: what the user typed it for, to name in messages.
         inputs: what the command reads; none of it may lie in the folder.
+        has_force: whether the command has ``--force`` for it.
 
     Raises:
         BadInput: the folder may not be replaced or cannot be made.
@@ -53,6 +54,7 @@ class OutputFolder:
     force: bool = False
     option: str = "-o"
     inputs: tuple[Path, ...] = ()
+    has_force: bool = True
 
     def __post_init__(self) -> None:
         self._refuse_place()
@@ -97,7 +99,8 @@ class OutputFolder:
                 f"output folder holds what was not written there as a {self.kind} by this tool: "
                 f"{_listed(foreign)}",
                 where=str(self.path),
-                fix=f"name another one with {self.option}, or delete all of it with --force",
+                fix=f"name another one with {self.option}, or "
+                + ("delete all of it with --force" if self.has_force else "remove it"),
             )
         return proof.own
 

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from fastwan.errors import BadInput
 from fastwan.files import open_regular
@@ -121,6 +121,14 @@ def validated(kind: type[M], fields: dict[str, Any]) -> M:
         BadInput: of a validator of the model.
     """
     return kind.model_validate_json(json.dumps(fields), strict=True)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that a model found wrong, and in which field."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{what} in {field!r}" if field else what
 
 
 def tuples(value: object) -> object:

@@ -21,6 +21,7 @@ from fastwan.config import SAMPLERS
 from fastwan.console import print_json, print_rich, typed_text
 from fastwan.failures import require_address_space
 from fastwan.install import require
+from fastwan.quality.pages.folder import report_folder
 
 
 @click.command("compare", epilog=example("compare bundle other --by-block"))
@@ -75,7 +76,7 @@ def compare(
     Exits 4 if a difference is beyond --limit.
     """
     require_bundle(a, b)
-    require_output(report, "report", a, b, option="--report")
+    place = None if report is None else report_folder(report, [a, b])
     require_output(options["tensors"], "tensors", a, b, force=options["force"], option="--tensors")
     if not options["static"]:
         require("build")
@@ -85,16 +86,12 @@ def compare(
     from fastwan.quality.compare.run import compare_bundles
     from fastwan.quality.compare.text import render
 
-    place = None
-    if report is not None:
-        from fastwan.quality.pages.writing import report_folder, write_report
-
-        place = report_folder(report, [a, b])
     texts = [typed_text(each, "--prompt") for each in prompts]
     compared = compare_bundles(a, b, prompts=texts, progress=shown_progress(), **options)
     made = compared.report
     if place is not None:
         from fastwan.quality.pages.compare_page import compare_page
+        from fastwan.quality.pages.writing import write_report
 
         page = compare_page(made, compared.kernels, compared.videos)
         write_report(place, page, made, made.findings)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastwan.commands.early import require_bundle, require_output
+from fastwan.commands.early import require_bundle
 from fastwan.commands.names import BundleFolder, Name
 from fastwan.commands.options import example, json_option, report_option, shape_option, videos
 from fastwan.commands.running import report_errors, shown_progress
 from fastwan.console import print_json, tell
 from fastwan.failures import require_address_space
 from fastwan.install import require
+from fastwan.quality.pages.folder import report_folder
+
+if TYPE_CHECKING:
+    from fastwan.quality.findings import GateReport
 
 
 @click.command("gate", epilog=example("gate bundle --against baseline.json"))
@@ -61,29 +65,31 @@ def gate(
     limit, 2 if there is nothing sound to compare with.
     """
     require_bundle(bundle)
-    require_output(report, "report", bundle, option="--report")
+    place = None if report is None else report_folder(report, [bundle])
     require("build")
     require_address_space()
-    from fastwan.quality.findings_text import render
     from fastwan.quality.gate.run import gate as run
 
     names = [name.strip() for name in stages.split(",") if name.strip()]
-    place = None
-    if report is not None:
-        from fastwan.quality.pages.writing import report_folder
-
-        place = report_folder(report, [bundle])
     made = run(bundle, against, stages=names, progress=shown_progress(), **options)
-    if place is not None:
-        from fastwan.quality.pages.gate_page import write_gate
+    try:
+        if place is not None:
+            from fastwan.quality.pages.gate_page import write_gate
 
-        write_gate(place, made, bundle, options["history"], options["shape"])
+            write_gate(place, made, bundle, options["history"], options["shape"])
+    finally:  # what was found is told even if the report cannot be written
+        _show(made, as_json)
+    return made.exit_code
+
+
+def _show(made: GateReport, as_json: bool) -> None:
+    from fastwan.quality.findings_text import render
+
     if as_json:
         print_json(made)
-        return made.exit_code
+        return
     tell(render(made.findings))
     if made.rewritten:
         tell(f"baseline written: {made.baseline}")
-    elif any(finding.verdict in ("improved", "refused") for finding in made.findings):
-        tell(f"to write the baseline anew: {made.rewrite}")
-    return made.exit_code
+    elif made.advice:
+        tell(f"to write the baseline anew: {made.advice}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastwan.commands.early import require_bundle, require_checkpoint, require_output
+from fastwan.commands.early import require_bundle, require_checkpoint
 from fastwan.commands.names import BundleFolder, Name
 from fastwan.commands.options import example, json_option, lora_option, report_option, shape_option
 from fastwan.commands.running import report_errors, shown_progress
@@ -15,6 +15,7 @@ from fastwan.console import print_json, print_rich, tell
 from fastwan.errors import BadInput
 from fastwan.failures import require_address_space
 from fastwan.install import require
+from fastwan.quality.pages.folder import report_folder
 
 
 @click.command("verify", epilog=example("verify bundle"))
@@ -51,7 +52,7 @@ def verify(
     from fastwan.quality.verify_options import check_options
 
     require_bundle(bundle)
-    require_output(report, "report", bundle, option="--report")
+    place = None if report is None else report_folder(report, [bundle])
     given = ("device", "checkpoint", "taehv", "lora", "picture", "checks")
     check_options(**{name: options[name] for name in given})
     if options["checkpoint"] is not None:
@@ -68,15 +69,11 @@ def verify(
     from fastwan.quality.verify.report import render
     from fastwan.quality.verify.run import verify_bundle
 
-    place = None
     videos: list[Any] = []
-    if report is not None:
-        from fastwan.quality.pages.writing import report_folder, write_report
-
-        place = report_folder(report, [bundle])
     made = verify_bundle(bundle, progress=shown_progress(), videos=videos, **options)
     if place is not None:
         from fastwan.quality.pages.verify_page import verify_findings, verify_page
+        from fastwan.quality.pages.writing import write_report
 
         write_report(place, verify_page(made, videos), made, verify_findings(made))
     if as_json:

@@ -11,7 +11,7 @@ from fastwan.quality.bench_report import BenchReport
 from fastwan.quality.findings import Finding
 from fastwan.quality.gate.judge import judge
 from fastwan.quality.gate.limits import Limit, check_share
-from fastwan.strict_json import read_json, validated
+from fastwan.strict_json import first_fault, read_json, validated
 
 _COUNTS = (
     "graph_launches", "enqueues", "kernels", "allocations_in_loop", "host_syncs_in_loop",
@@ -32,12 +32,8 @@ def read_baseline(path: Path) -> BenchReport:
         what = f"baseline is no report of bench: {error.what}"
         raise BadInput(what, where=str(path), fix=fix) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        what = f"{first['msg']} in {field!r}" if field else first["msg"]
-        raise BadInput(
-            f"baseline is no report of bench: {what}", where=str(path), fix=fix
-        ) from None
+        what = f"baseline is no report of bench: {first_fault(error)}"
+        raise BadInput(what, where=str(path), fix=fix) from None
 
 
 def figures(report: BenchReport) -> dict[str, float]:

@@ -105,3 +105,21 @@ class GateReport(FindingsReport):
     """Whether the baseline's file was rewritten from this run."""
     rewrite: str = ""
     """Command that rewrites the baseline from such a run."""
+
+    @property
+    def advice(self) -> str:
+        """`rewrite` where it would take over something that was found; else empty.
+
+        What is wrong is not, nor are goldens, nor times that nothing sound was measured of.
+        """
+        for each in self.findings:
+            held = each.stage not in ("verify", "goldens") and each.check != "all"
+            refused = each.verdict == "refused" and held and not _unsound(each)
+            if not self.rewritten and (refused or each.verdict in ("improved", "worse")):
+                return self.rewrite
+        return ""
+
+
+def _unsound(finding: Finding) -> bool:
+    """Whether a run was refused for itself and not for its baseline."""
+    return finding.check.startswith(("throttling", "spread.", "limit "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,27 @@ def test_a_file_that_differs_from_its_hash_is_a_finding(root: Path, baseline: Pa
     assert report.exit_code == 4
     assert {each.stage for each in report.findings if each.failed} == {"schedule", "predicted"}
     assert any("hash" in each.text for each in report.findings)
+    assert report.advice == ""
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", None])
+def test_every_file_is_asked_for_where_verify_does_not_run(
+    make_bundle: Callable[..., Bundle], baseline: Path, damage: str | None
+) -> None:
+    bundle = make_bundle()
+    file = bundle.root / next(iter(bundle.manifest.engines.values())).file
+    if damage:
+        file.write_bytes(file.read_bytes()[:-1])
+    if damage == "missing":
+        file.unlink()
+    report = run(bundle.root, baseline, stages=("static", *STAGES))
+    (found,) = (each for each in report.findings if each.check == "listed_files")
+    assert found.verdict == ("wrong" if damage else "passed")
+    skipped = [each.stage for each in report.findings if each.verdict == "skipped"]
+    assert skipped == (["static", *STAGES] if damage else [])
+    if damage:
+        assert "build the bundle again or copy it anew" in found.text
+        assert report.exit_code == 4
 
 
 @pytest.mark.parametrize(
@@ -211,16 +233,58 @@ def test_options_are_refused_before_the_work(
     ("place", "value"),
     [
         (("kind",), "bench"), (("schema_version",), 2), (("surprise",), 1), (("red",), "all"),
-        (("stages", "schedule", "enqueues"), "many"), (("limits",), {"times": {"relative": -1}}),
-        (("cohort",), None),
+        (("stages", "schedule", "enqueues"), "many"), (("stages", "schedule", "enqueues"), True),
+        (("stages", "shedule"), {"enqueues": 1}), (("limits",), {"times": {"relative": -1}}),
+        (("limits",), {"tims": {"relative": 0.1, "absolute": 0.0}}), (("cohort",), None),
     ],
 )  # fmt: skip
 def test_a_baseline_is_read_strictly(
     root: Path, baseline: Path, place: tuple[str, ...], value: Any
 ) -> None:
     edit(baseline, *place, value=value)
-    with pytest.raises(BadInput, match="no baseline of gate"):
+    before = baseline.read_bytes()
+    for update in (False, True):
+        with pytest.raises(BadInput, match=r"no baseline of gate|not made by this tool"):
+            run(root, baseline, update=update)
+    assert baseline.read_bytes() == before
+
+
+@pytest.mark.parametrize("field", sorted(Baseline.model_fields))
+def test_no_field_of_a_baseline_may_be_gone(root: Path, baseline: Path, field: str) -> None:
+    """Without its list of checks, say, a baseline would hold none of them."""
+    assert notable(run(root, baseline)) == {}
+    fields = json.loads(baseline.read_text())
+    del fields[field]
+    baseline.write_text(json.dumps(fields))
+    with pytest.raises(BadInput, match=f"'{field}' is gone"):
         run(root, baseline)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("schedule", True), ("schedule.enqueues", True), ("schedule.enqueue", False),
+        ("predicted.decod", False), ("static.dit.kernel", True), ("times.clocks.sm_mhz", True),
+    ],
+)  # fmt: skip
+def test_a_limit_of_no_check_is_refused(root: Path, baseline: Path, name: str, known: bool) -> None:
+    """Of a stage that does not run nothing is known."""
+    report = run(root, baseline, limits=[f"{name}=0.1"])
+    assert notable(report) == ({} if known else {f"limit {name}": "refused"})
+    assert report.exit_code == (0 if known else 2)
+    made = run(root, baseline, limits=[f"{name}=0.1"], update=True)
+    assert made.rewritten == known
+
+
+def test_a_history_that_cannot_be_written_is_refused_before_the_work(
+    root: Path, baseline: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for place, good in (("new/history.jsonl", True), ("file/history.jsonl", False)):
+        history = tmp_path / place
+        with nullcontext() if good else pytest.raises(BadInput, match="--history"):
+            assert notable(run(root, baseline, history=history)) == {}
+        assert not history.exists()
 
 
 def test_a_baseline_that_is_not_there_is_refused_with_the_way_to_make_it(

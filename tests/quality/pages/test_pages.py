@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from fastwan.quality.cost import Cost
 from fastwan.quality.findings import Finding
 from fastwan.quality.inspection import InspectReport
 from fastwan.quality.kernels import Kernel
-from fastwan.quality.pages import html, markdown, writing
+from fastwan.quality.pages import html, markdown
 from fastwan.quality.pages.charts import Bar, Line, Point, bars, grouped, lines, roofline
 from fastwan.quality.pages.document import Chart, Document, Section, Table
 from fastwan.quality.pages.drawing import SERIES
+from fastwan.quality.pages.folder import report_folder
 from fastwan.quality.pages.gate_page import gate_page
 from fastwan.quality.pages.graph import graph_chart, links, merged, rows, typical_block
-from fastwan.quality.pages.writing import report_folder, write_report
+from fastwan.quality.pages.writing import write_report
 
 FROM_OUTSIDE = re.compile(
     r"""(?:src|href)="(?!data:|#)|url\((?!#|data:)|@import|<script|<link rel="stylesheet""", re.I
@@ -110,8 +112,17 @@ def test_a_folder_has_the_page_and_its_other_forms(
     read = InspectReport.model_validate_json((tmp_path / "r" / "report.json").read_text())
     assert read == report
     (tmp_path / "r" / "mine.txt").write_text("mine")
-    with pytest.raises(BadInput, match=r"mine\.txt"):
+    with pytest.raises(BadInput, match=r"mine\.txt.*name another one with --report, or remove it"):
         report_folder(tmp_path / "r")
+
+
+@pytest.mark.parametrize(("place", "refused"), [("bundle/report", True), ("bundle-report", False)])
+def test_no_report_goes_into_a_bundle(tmp_path: Path, place: str, refused: bool) -> None:
+    """The manifest would not list it, and the next `verify` would call the bundle damaged."""
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    with pytest.raises(BadInput, match="would lie in the bundle") if refused else nullcontext():
+        report_folder(tmp_path / place, [bundle])
 
 
 def test_a_page_that_is_too_large_is_not_written(
@@ -120,7 +131,7 @@ def test_a_page_that_is_too_large_is_not_written(
     monkeypatch.setattr(html, "MAX_BYTES", 1000)
     document, report = documents["inspect"]
     with pytest.raises(BadInput, match="MB"):
-        write_report(writing.report_folder(tmp_path / "r"), document, report, ())
+        write_report(report_folder(tmp_path / "r"), document, report, ())
     assert not (tmp_path / "r").exists()
 
 

@@ -6,19 +6,30 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from fastwan.errors import BadInput
+from fastwan.errors import BadInput, shown
 from fastwan.outputs import OutputFile
 from fastwan.quality.gate.limits import Limit
 from fastwan.schema import Record
-from fastwan.strict_json import read_json, validated
+from fastwan.strict_json import first_fault, quoted, read_json, validated
 
 MAX_BYTES = 4 << 20
 
-Figure = int | Annotated[float, Field(allow_inf_nan=False)]
+HELD = ("static", "schedule", "predicted", "times")
+"""Stages whose figures are held against the baseline; there are limits for them."""
+
+
+def _number(value: object) -> object:
+    if type(value) not in (int, float):
+        raise ValueError(f"{shown(value)} is no number")
+    return value
+
+
+# Asked first: pydantic would say of each type of the union that the value is none of it.
+Figure = Annotated[int | Annotated[float, Field(allow_inf_nan=False)], BeforeValidator(_number)]
 
 
 class Baseline(Record):
@@ -43,25 +54,34 @@ class Baseline(Record):
     red: tuple[str, ...] = ()
     """Checks that had failed when the file was written, each with its stage."""
 
+    @field_validator("stages", "limits")
+    @classmethod
+    def _of_a_stage(cls, named: dict[str, Any]) -> dict[str, Any]:
+        """A misspelt stage would be held by nobody."""
+        for name in named:
+            if name.split(".")[0] not in HELD:
+                raise ValueError(f"{quoted(name)} is of none of {', '.join(HELD)}")
+        return named
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file strictly.
 
         Raises:
-            BadInput: no baseline of this version is there.
+            BadInput: no baseline of this version is there, or a field of it is gone.
         """
         if not os.path.exists(path):
             fix = "the same command with --update-baseline makes one"
             raise BadInput("there is no baseline", where=str(path), fix=fix)
-        fix = "take the committed file back, or give one that gate --update-baseline made"
+        fix = "take the committed file back, or remove it and make one with --update-baseline"
         try:
-            return validated(cls, read_json(path, max_bytes=MAX_BYTES))
-        except BadInput as error:
-            raise BadInput(f"no baseline of gate: {error.what}", where=str(path), fix=fix) from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            what = f"{first['msg']} in {field!r}" if field else first["msg"]
+            fields = read_json(path, max_bytes=MAX_BYTES)
+            if gone := sorted(cls.model_fields.keys() - fields.keys()):
+                # `write` leaves none out, and without its list of checks it would hold none.
+                raise BadInput(f"{gone[0]!r} is gone")
+            return validated(cls, fields)
+        except (BadInput, ValidationError) as error:
+            what = error.what if isinstance(error, BadInput) else first_fault(error)
             raise BadInput(f"no baseline of gate: {what}", where=str(path), fix=fix) from None
 
     def write(self, file: OutputFile) -> None:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from fastwan.bundle import open_bundle
 from fastwan.errors import BadInput, EnvironmentLacks, FastWanError, VerificationFailed
+from fastwan.outputs import OutputFile
 from fastwan.progress import Progress, Quiet
 from fastwan.quality.bench import bench, check_runs
 from fastwan.quality.bench_report import BenchReport
 from fastwan.quality.findings import Finding, GateReport, Verdict
 from fastwan.quality.gate import stages as untimed
-from fastwan.quality.gate.baseline_file import Baseline, baseline_output
+from fastwan.quality.gate.baseline_file import HELD, Baseline, baseline_output
 from fastwan.quality.gate.cohort import bundle_cohort, differing, rates_cohort
 from fastwan.quality.gate.context import Context
 from fastwan.quality.gate.goldens_stage import goldens
-from fastwan.quality.gate.history import append_record, read_history
-from fastwan.quality.gate.limits import parse_limits
+from fastwan.quality.gate.history import HistoryRecord, append_record, read_history
+from fastwan.quality.gate.limits import DEFAULTS, parse_limits
 from fastwan.quality.gate.times import times
 from fastwan.quality.gate.update import rewritten
 from fastwan.quality.goldens.run import check_limit
@@ -39,9 +40,6 @@ STAGES: dict[str, Stage] = {
 WITHOUT_GPU = "choose other stages by --stage"
 
 DEVICES = ("auto", "cuda", "emulated")
-
-HELD = ("static", "schedule", "predicted", "times")
-"""Stages whose figures are held against the baseline; there are limits for them."""
 
 
 def gate(
@@ -83,8 +81,8 @@ def gate(
         measure: times a video, in place of ``bench`` on the first GPU.
 
     Raises:
-        BadInput: no bundle, no baseline, a stage, device or number that is none of its option, or
-            a bundle that cannot be emulated.
+        BadInput: no bundle, no baseline, a stage, device or number that is none of its option, a
+            history that cannot be read or written, or a bundle that cannot be emulated.
         EnvironmentLacks: a stage or a device that was asked for by name lacks a GPU or a package.
     """
     progress = progress or Quiet()
@@ -93,7 +91,7 @@ def gate(
     check_limit(golden_limit, "--golden-limit")
     given = parse_limits(limits, HELD)
     known = _known(against, update)
-    records = None if history is None else read_history(history)
+    records = None if history is None else _records(history)
     if device not in DEVICES:
         raise BadInput(f"unknown device {device!r}", where="--device", fix=", ".join(DEVICES))
     if device != "auto":
@@ -158,13 +156,20 @@ def _known(against: Path, update: bool) -> Baseline | None:
     return Baseline.read(against)
 
 
+def _records(history: Path) -> list[HistoryRecord]:
+    """Earlier times; refused where this run's could not be added to them after the work."""
+    records = read_history(history)
+    OutputFile(history, lambda _: True, option="--history", has_force=False)
+    return records
+
+
 def _run(context: Context) -> list[Finding]:
     findings, other = _cohort(context)
     why = ""
-    if "verify" in context.stages:
-        intact = untimed.integrity(context)
-        findings.append(intact)
-        why = "" if intact.verdict == "passed" else "files differ from the manifest"
+    if "verify" in context.stages or "static" in context.stages:
+        look = untimed.integrity if "verify" in context.stages else untimed.files
+        findings.append(look(context))
+        why = "files differ from the manifest" if findings[-1].failed else ""
     for name in context.stages:
         skip = why
         if not skip and name in HELD:
@@ -176,7 +181,25 @@ def _run(context: Context) -> list[Finding]:
             findings.append(Finding(stage=name, check="all", verdict="skipped", text=skip))
         else:
             findings += _stage(context, name)
+    findings += _unused_limits(context, findings)
     return _with_red(context, findings)
+
+
+def _unused_limits(context: Context, findings: Sequence[Finding]) -> list[Finding]:
+    """Limits of stages with figures which are of no check: a misspelt one would hold nothing."""
+    names = {f"{each.stage}.{each.check}" for each in findings} | DEFAULTS.keys()
+    names |= {f"times.clocks.{clock}" for clock in context.clocks}
+    unused = (
+        name
+        for name in context.limits
+        if name.partition(".")[0] in context.collected
+        and not any(f"{each}.".startswith(f"{name}.") for each in names)
+    )
+    text = "it is of no check: mend its name, in --limit or in the baseline"
+    return [
+        Finding(stage="baseline", check=f"limit {name}", verdict="refused", text=text)
+        for name in unused
+    ]
 
 
 def _stage(context: Context, name: str) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastwan.errors import FastWanError
 from fastwan.progress import stage
 from fastwan.quality.bench import counts
 from fastwan.quality.emulated.run import check_full_size, cuda_setting
@@ -64,6 +65,19 @@ def integrity(context: Context) -> Finding:
     """Every file against its hash, before anything else is read."""
     with stage(context.progress, "verify integrity"):
         return found("verify", check_integrity(context.bundle))
+
+
+def files(context: Context) -> Finding:
+    """Every file by its size alone, where `integrity` does not run; nothing is read."""
+    finding = Finding(
+        stage="static", check="listed_files", verdict="passed",
+        text=f"{len(context.bundle.manifest.files)} files of the size that the manifest says",
+    )  # fmt: skip
+    try:
+        context.bundle.check_sizes()
+    except FastWanError as error:
+        return finding.model_copy(update={"verdict": "wrong", "text": str(error)})
+    return finding
 
 
 def schedule(context: Context) -> list[Finding]:

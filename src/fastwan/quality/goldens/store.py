@@ -8,12 +8,13 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from fastwan.errors import BadInput, VerificationFailed
 from fastwan.files import open_regular
 from fastwan.quality.goldens.play import Arrays
 from fastwan.quality.goldens.record import RECORD, Golden, GoldensRecord, Video
-from fastwan.strict_json import read_json, validated
+from fastwan.strict_json import first_fault, read_json, validated
 
 _TIME = (1980, 1, 1, 0, 0, 0)
 MAX_ARRAY_BYTES = 4 << 30
@@ -43,14 +44,14 @@ def read_golden(folder: Path, golden: Golden) -> Arrays:
         VerificationFailed: it differs from its hash.
     """
     path = folder / golden.file
+    fix = "make the goldens again or copy them anew"
     try:
         with open_regular(path) as stream:
             content = stream.read(golden.bytes + 1)
     except OSError as error:
         what = f"golden cannot be read: {error.strerror or error}"
-        raise BadInput(what, where=str(path)) from None
+        raise BadInput(what, where=str(path), fix=fix) from None
     if len(content) != golden.bytes or hashlib.sha256(content).hexdigest() != golden.sha256:
-        fix = "make the goldens again or copy them anew"
         raise VerificationFailed("golden differs from its hash", where=str(path), fix=fix)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -59,7 +60,8 @@ def read_golden(folder: Path, golden: Golden) -> Arrays:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise BadInput(f"golden is no archive of arrays: {error}", where=str(path)) from None
+        what = f"golden is no archive of arrays: {error}"
+        raise BadInput(what, where=str(path), fix=fix) from None
 
 
 def read_record(folder: Path) -> GoldensRecord:
@@ -68,9 +70,9 @@ def read_record(folder: Path) -> GoldensRecord:
     Raises:
         BadInput: it is no folder of goldens of this version.
     """
-    fix = "make it with goldens make"
+    fix = "make them with fastwan-export goldens make BUNDLE FOLDER"
     try:
         return validated(GoldensRecord, read_json(folder / RECORD))
-    except (BadInput, ValueError) as error:
-        what = error.what if isinstance(error, BadInput) else "a field is missing or of no use"
+    except (BadInput, ValidationError) as error:
+        what = error.what if isinstance(error, BadInput) else first_fault(error)
         raise BadInput(f"no goldens: {what}", where=str(folder), fix=fix) from None

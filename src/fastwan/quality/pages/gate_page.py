@@ -38,8 +38,8 @@ def gate_page(
     facts = [*facts_of(report.bundle), *told, ("baseline", report.baseline)]
     if report.rewritten:
         facts.append(("baseline was", "written from this run"))
-    elif any(each.verdict in ("improved", "refused") for each in report.findings):
-        facts.append(("to write it anew", report.rewrite))
+    elif report.advice:
+        facts.append(("to write it anew", report.advice))
     sections = [
         findings_section(report.findings),
         Section("Against the baseline", _against(report.findings)),

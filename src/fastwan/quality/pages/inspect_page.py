@@ -13,9 +13,10 @@ from fastwan.quality.kernels import Kernel, bundle_kernels, by_block
 from fastwan.quality.pages.charts import Bar, Line, bars, grouped
 from fastwan.quality.pages.document import Block, Document, Section, Table
 from fastwan.quality.pages.drawing import SERIES
+from fastwan.quality.pages.folder import report_folder
 from fastwan.quality.pages.graph import graph_chart, graph_page
 from fastwan.quality.pages.parts import facts_of, kernel_roofline, kernel_time
-from fastwan.quality.pages.writing import report_folder, write_report
+from fastwan.quality.pages.writing import write_report
 from fastwan.quality.report_text import component_table
 
 

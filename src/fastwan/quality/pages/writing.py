@@ -16,21 +16,6 @@ from fastwan.schema import Report
 PAGE, SUMMARY, JUNIT, JSON = "index.html", "summary.md", "junit.xml", "report.json"
 
 
-def report_folder(
-    path: Path, inputs: Sequence[Path] = (), option: str = "--report"
-) -> OutputFolder:
-    """Where a report goes, checked before the work; only an earlier report is replaced.
-
-    Args:
-        inputs: what the command reads.
-        option: what the user typed it for.
-
-    Raises:
-        BadInput: something else lies there, or it cannot be written.
-    """
-    return OutputFolder(path, "report", option=option, inputs=tuple(inputs))
-
-
 def write_report(
     place: OutputFolder, document: Document, report: Report, findings: Sequence[Finding]
 ) -> None:
