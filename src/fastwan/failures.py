@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import click
 
@@ -108,21 +108,25 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
-def require_address_space() -> None:
+def require_address_space(work: Literal["build", "play", "serve"] = "build") -> None:
     """Refuse to load libraries that abort the process where they cannot be mapped.
 
+    Args:
+        work: what is loaded: torch and the builder, what plays a video, or a server that does.
+
     Raises:
-        EnvironmentLacks: the limit of address space is below what torch and the builder map.
+        EnvironmentLacks: the limit of address space is below what they map.
     """
     if sys.platform == "win32":
         return
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+    needed = ADDRESS_SPACE[work]
+    if limit != resource.RLIM_INFINITY and limit < needed:
         raise EnvironmentLacks(
             f"not enough memory: {limit / 1e9:.1f} GB of address space, and the libraries alone "
-            f"map {ADDRESS_SPACE / 1e9:.1f} GB",
+            f"map {needed / 1e9:.1f} GB",
             fix="raise the limit (ulimit -v)",
         )
 
@@ -145,8 +149,9 @@ _ANYWHERE = frozenset({"--debug", "-q", "--quiet", "-v", "--verbose"})
 _WHOLE = 1000
 """Characters of a command's summary, which none has."""
 
-ADDRESS_SPACE = 2_000_000_000
-"""Measured: 1.4 to 1.8 GB for the smallest model; with less, libraries end the process."""
+ADDRESS_SPACE = {"build": 2_000_000_000, "play": 600_000_000, "serve": 900_000_000}
+"""Bytes by kind of work. Measured for the smallest model on two cores: 1.4 to 1.8, 0.54 and 0.8 GB;
+with less, libraries end the process or call what they cannot map missing."""
 
 _NO_MEMORY = (
     b"error: not enough memory: free some, or raise the limit of address space (ulimit -v)\n"

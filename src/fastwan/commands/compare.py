@@ -80,9 +80,9 @@ def compare(
     require_output(options["tensors"], "tensors", a, b, force=options["force"], option="--tensors")
     if not options["static"]:
         require("build")
+        require_address_space()
     elif report is not None:
         require("report")
-    require_address_space()
     from fastwan.quality.compare.run import compare_bundles
     from fastwan.quality.compare.text import render
 

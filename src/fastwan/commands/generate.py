@@ -71,7 +71,7 @@ def generate(
     prompts = [typed_text(each, "prompt") for each in prompt]
     _check(bundle, prompts, output, frames, options)
     require_bundle(bundle)
-    require_address_space()
+    require_address_space("build" if options["device"] == "emulated" else "play")
     from fastwan.runtime.generate import generate as run
     from fastwan.runtime.generate_text import render
 

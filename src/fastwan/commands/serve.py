@@ -109,7 +109,7 @@ def serve(
     known = read_tokens(tokens) if tokens is not None else ()
     settings = Settings(tokens=known, **options)
     require("serve")
-    require_address_space()
+    require_address_space("serve")
     from fastwan.serve.app import create_app
     from fastwan.serve.bundle_player import BundlePlayer
     from fastwan.serve.server import listen
