@@ -1,4 +1,4 @@
-"""Findings: their exit code, and how they read in a terminal, in Markdown and in JUnit XML."""
+"""Findings: their exit code, and how they read in a terminal and in JUnit XML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fastwan.quality.findings import EXIT_CODES, Finding, Verdict, exit_code_of
-from fastwan.quality.findings_text import markdown, render
+from fastwan.quality.findings_text import render
 from fastwan.quality.junit import junit
 
 
@@ -53,15 +53,6 @@ def test_a_terminal_sees_what_did_not_plainly_pass() -> None:
     )
     assert "kernels" in render([found("passed", "kernels")], all_of_them=True)
     assert render([]) == "failed: nothing was checked"
-
-
-def test_markdown_takes_any_text_into_its_tables() -> None:
-    page = markdown("gate", [found("wrong", "a|b", "<script>\nx & y")])
-    rows = [line for line in page.splitlines() if line.startswith("| static")]
-    assert len(rows) == 2  # what failed, and all
-    assert set(rows) == {
-        "| static | a\\|b | WRONG | 3,000 B | 2,000.5 B | 2,000.5 B | &lt;script> x &amp; y |"
-    }
 
 
 def test_junit_counts_failures_errors_and_what_was_skipped() -> None:

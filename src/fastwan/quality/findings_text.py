@@ -1,4 +1,4 @@
-"""Findings for readers: lines for a terminal, and a Markdown table for the summary of a CI job."""
+"""Findings for readers: lines for a terminal, and figures as tables show them."""
 
 from __future__ import annotations
 
@@ -46,20 +46,6 @@ def _outcome(findings: Sequence[Finding]) -> str:
     return f"{line}, {skipped} skipped" if skipped else line
 
 
-def markdown(title: str, findings: Sequence[Finding]) -> str:
-    """A page: the verdict, what did not plainly pass, and all findings folded in.
-
-    Args:
-        title: heading of the page.
-    """
-    notable = [each for each in findings if each.verdict != "passed"]
-    lines = [f"# {title}", "", f"**{cell(verdict_line(findings))}**"]
-    if notable:
-        lines += ["", *_table(notable)]
-    lines += ["", f"<details><summary>all {len(findings)} checks</summary>", ""]
-    return "\n".join([*lines, *_table(findings), "", "</details>", ""])
-
-
 def said(finding: Finding) -> str:
     """Numbers and text of a finding in one line."""
     parts = []
@@ -77,21 +63,6 @@ def with_unit(figure: float, unit: str) -> str:
     """A figure as tables show it: counts whole, others to six digits."""
     shown = f"{figure:,}" if isinstance(figure, int) else f"{figure:,.6g}"
     return f"{shown} {unit}".rstrip()
-
-
-def _table(findings: Sequence[Finding]) -> list[str]:
-    lines = [
-        "| stage | check | verdict | value | baseline | limit | |",
-        "|---|---|---|---:|---:|---:|---|",
-    ]
-    for each in findings:
-        figures = [
-            "" if figure is None else with_unit(figure, each.unit)
-            for figure in (each.value, each.baseline, each.limit)
-        ]
-        cells = (each.stage, each.check, FOUND[each.verdict], *figures, each.text)
-        lines.append(f"| {' | '.join(map(cell, cells))} |")
-    return lines
 
 
 def cell(text: str) -> str:

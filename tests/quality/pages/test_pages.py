@@ -26,6 +26,7 @@ from fastwan.quality.pages.drawing import SERIES
 from fastwan.quality.pages.folder import report_folder
 from fastwan.quality.pages.gate_page import gate_page
 from fastwan.quality.pages.graph import graph_chart, links, merged, rows, typical_block
+from fastwan.quality.pages.parts import findings_section
 from fastwan.quality.pages.writing import write_report
 
 FROM_OUTSIDE = re.compile(
@@ -114,6 +115,16 @@ def test_a_folder_has_the_page_and_its_other_forms(
     (tmp_path / "r" / "mine.txt").write_text("mine")
     with pytest.raises(BadInput, match=r"mine\.txt.*name another one with --report, or remove it"):
         report_folder(tmp_path / "r")
+
+
+def test_what_failed_comes_first_and_what_was_skipped_is_told() -> None:
+    verdicts = ("passed", "improved", "skipped", "worse", "passed", "refused")
+    findings = [Finding(stage="static", check=each, verdict=each) for each in verdicts]
+    notable, everything = findings_section(findings).blocks
+    assert isinstance(notable, Table)
+    assert isinstance(everything, Table)
+    assert [row[1] for row in notable.rows] == ["worse", "refused", "improved", "skipped"]
+    assert [row[1] for row in everything.rows] == list(verdicts)
 
 
 @pytest.mark.parametrize(("place", "refused"), [("bundle/report", True), ("bundle-report", False)])

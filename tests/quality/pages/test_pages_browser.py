@@ -11,6 +11,7 @@ from PIL import Image
 from fastwan.quality.pages import html
 from fastwan.quality.pages.document import Document
 from testkit.browser import browser, see
+from testkit.browser_tab import open_tab
 
 PAPER = {False: "rgb(255, 255, 255)", True: "rgb(20, 23, 28)"}
 SERIES = {False: "rgb(47, 109, 181)", True: "rgb(106, 169, 238)"}
@@ -49,6 +50,30 @@ def test_a_page_opens_with_all_its_charts(
         colors = image.convert("RGB").getcolors(1 << 24)
     assert colors is not None
     assert len(colors) > 50
+
+
+WIDTHS = """[...document.querySelectorAll("div.wide")].filter(each => each.clientWidth).map(
+  each => each.scrollWidth - each.clientWidth)"""
+"""By table that is shown, the pixels of it that lie outside the page."""
+
+
+@pytest.mark.parametrize("name", ["gate", "inspect", "compare", "verify-failed"])
+def test_no_table_is_cut_on_a_desk_or_on_a_phone(
+    documents: dict[str, tuple[Document, Any]], tmp_path: Path, name: str
+) -> None:
+    """A verdict that has to be scrolled to is not seen; on a phone a row is a paragraph."""
+    page = tmp_path / "index.html"
+    page.write_text(html.render(documents[name][0]))
+    with open_tab(tmp_path) as tab:
+        tab.open(page.as_uri())
+        for width, phone in ((1280, False), (390, True)):
+            tab.size(width, 900, phone=phone)
+            tab.js("document.querySelectorAll('details').forEach(each => { each.open = true })")
+            outside = tab.js(WIDTHS)
+            assert outside
+            assert max(outside) <= 0, (width, outside)
+            tab.screenshot(f"{name}-{width}")
+        assert tab.problems == []
 
 
 def test_a_page_that_asks_for_something_is_noticed(tmp_path: Path) -> None:

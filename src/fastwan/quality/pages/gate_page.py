@@ -142,7 +142,7 @@ def _accuracy(findings: Sequence[Finding]) -> list[Block]:
     good = sum(not each.failed for each in exact)
     blocks: list[Block] = []
     if exact:
-        blocks.append(f"{good} of {len(exact)} checks that allow nothing passed.")
+        blocks.append(f"{good} of {len(exact)} exact checks passed.")
     if others:
         blocks.append(limits(others, "Differences as shares of their limits"))
     return blocks

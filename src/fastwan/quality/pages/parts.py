@@ -108,8 +108,9 @@ def _ms(seconds: float) -> str:
 
 
 def findings_section(findings: Sequence[Finding], title: str = "Checks") -> Section:
-    """What failed and what improved, and everything folded in."""
-    notable = [each for each in findings if each.verdict not in ("passed", "skipped")]
+    """What failed, improved or was skipped, in this order, and everything folded in."""
+    notable = [each for each in findings if each.verdict != "passed"]
+    notable.sort(key=lambda each: (not each.failed, each.verdict == "skipped"))
     blocks: list[Block] = []
     if notable:
         blocks.append(_findings(notable, ""))

@@ -26,7 +26,7 @@ def verify_page(report: VerifyReport, videos: Sequence[Array] = ()) -> Document:
         [(each.name, each.value, each.limit) for each in others],
         "Differences as shares of their limits",
     )
-    held = f"{sum(each.passed for each in exact)} of {len(exact)} checks that allow nothing passed."
+    held = f"{sum(each.passed for each in exact)} of {len(exact)} exact checks passed."
     sections = [findings_section(findings), Section("Accuracy", [held, shown])]
     if report.fp4 is not None:
         sections.append(Section("What FP4 changes", _fp4(report.fp4, videos)))
