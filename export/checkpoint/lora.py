@@ -101,7 +101,7 @@ def open_lora(path: Path, scale: float, config: DiTConfig) -> Lora:
     shapes = expected_dit_tensors(config)
     for name in store.names():
         key = parse_key(name)
-        if key is None or f"{key.module}.weight" not in shapes:
+        if key is None or key.tensor not in shapes:
             unknown.append(name)
         elif key.part in modules[key.module]:
             raise BadInput(
@@ -116,7 +116,10 @@ def open_lora(path: Path, scale: float, config: DiTConfig) -> Lora:
             if unknown
             else "holds no LoRA: it has no tensors",
             where=str(path),
-            fix="only the transformer's LoRA and whole differences of its tensors are merged",
+            fix=(
+                "only the transformer's LoRA and whole differences of its tensors are merged; no "
+                "DoRA, LoHa or LoKr"
+            ),
         )
     peft = any(name.startswith(PEFT) for name in store.names())
     scales = read_scales(path, file.metadata, peft=peft)
@@ -166,6 +169,7 @@ def _changes(
         raise BadInput(f"{module} has an alpha and no LoRA", where=store.where(parts["alpha"]))
     differences: tuple[tuple[Part, str, float], ...] = (
         ("diff", weight, scale), ("bias", bias, factor), ("bias_diff", bias, scale),
+        ("modulation", module, scale),
     )  # fmt: skip
     for part, name, times in differences:
         if part not in parts:

@@ -4,7 +4,8 @@ diffusers and PEFT write ``transformer.blocks.0.attn1.to_q.lora_A.weight``, PEFT
 ``base_model.model.blocks.0...``; trainers of Wan's own code
 ``diffusion_model.blocks.0.self_attn.q.lora_A.weight``, or ``lora_down`` and ``lora_up``; kohya's
 ``lora_unet_blocks_0_self_attn_q.lora_down.weight``. Any may have an ``alpha`` beside, and some have
-whole differences of a weight or bias, ``diff`` and ``diff_b``.
+whole differences of a weight, a bias or a modulation: ``diff``, ``diff_b`` and ``diff_m``, as
+LightX2V extracts them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from fastwan.export.checkpoint.names import canonical_dit_name
 
-Part = Literal["down", "up", "alpha", "diff", "bias", "bias_diff"]
+Part = Literal["down", "up", "alpha", "diff", "bias", "bias_diff", "modulation"]
 
 PEFT = "base_model.model."
 """What PEFT puts before every key; its scales stand in ``adapter_config.json``."""
@@ -28,6 +29,7 @@ _PARTS: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"\.alpha$"), "alpha"),
     (re.compile(r"\.diff$"), "diff"),
     (re.compile(r"\.diff_b$"), "bias_diff"),
+    (re.compile(r"\.diff_m$"), "modulation"),
 )
 
 _UNDERSCORED = tuple(
@@ -45,12 +47,17 @@ class Key(NamedTuple):
     """What a key of a LoRA file is.
 
     Attributes:
-        module: of the model, under diffusers' name.
+        module: of the model, under diffusers' name; of a modulation the table itself.
         part: of its adapter.
     """
 
     module: str
     part: Part
+
+    @property
+    def tensor(self) -> str:
+        """The tensor of the model that says whether it has this module."""
+        return self.module if self.part == "modulation" else f"{self.module}.weight"
 
 
 def parse_key(key: str) -> Key | None:
@@ -58,12 +65,14 @@ def parse_key(key: str) -> Key | None:
     for pattern, part in _PARTS:
         found = pattern.search(key)
         if found:
-            return Key(_module(key[: found.start()]), part)
+            stored = key[: found.start()].removeprefix(PEFT)
+            if part == "modulation":
+                return Key(canonical_dit_name(f"{stored}.modulation"), part)
+            return Key(_module(stored), part)
     return None
 
 
-def _module(stored: str) -> str:
-    name = stored.removeprefix(PEFT)
+def _module(name: str) -> str:
     if name.startswith(_KOHYA):
         name = name.removeprefix(_KOHYA)
         for pattern, dotted in _UNDERSCORED:

@@ -146,13 +146,23 @@ def test_whole_differences_are_added(checkpoint: Checkpoint, tmp_path: Path) -> 
     path, block = tmp_path / "diff.safetensors", "diffusion_model.blocks.0"
     bias = checkpoint.transformer.shape("blocks.0.attn1.to_q.bias")
     norm = checkpoint.transformer.shape("blocks.0.norm2.weight")
+    table = checkpoint.transformer.shape("blocks.0.scale_shift_table")
+    head = checkpoint.transformer.shape("scale_shift_table")
     save_file(
-        {f"{block}.self_attn.q.diff_b": torch.ones(bias), f"{block}.norm3.diff": torch.ones(norm)},
+        {
+            f"{block}.self_attn.q.diff_b": torch.ones(bias),
+            f"{block}.norm3.diff": torch.ones(norm),
+            f"{block}.diff_m": torch.ones(table),
+            "diffusion_model.head.diff_m": torch.ones(head),
+        },
         path,
     )
     lora = open_lora(path, 0.5, checkpoint.dit_config)
     merged = Adapted(checkpoint.transformer, [lora])
-    for name in ("blocks.0.attn1.to_q.bias", "blocks.0.norm2.weight"):
+    tables = ("blocks.0.scale_shift_table", "scale_shift_table")
+    changed = ("blocks.0.attn1.to_q.bias", "blocks.0.norm2.weight", *tables)
+    assert merged.changed == set(changed)
+    for name in changed:
         assert torch.equal(merged.read(name), checkpoint.transformer.read(name).float() + 0.5)
     assert lora.record.ranks == ()
 
@@ -176,6 +186,14 @@ def _faults() -> list[tuple[str, Callable[[dict[str, Tensor]], None], str]]:
                               lambda t: t[down].clone()), "unknown key .*blocks.77"),
         ("DoRA", put("transformer.blocks.0.attn1.to_q.lora_magnitude_vector",
                      lambda t: torch.ones(4)), "unknown key .*magnitude"),
+        ("LoHa", put("transformer.blocks.0.attn1.to_q.hada_w1_a", lambda t: t[down].clone()),
+         "unknown key .*hada_w1_a.*no DoRA, LoHa or LoKr"),
+        ("another block's modulation", put("diffusion_model.blocks.77.diff_m",
+                                           lambda t: torch.ones(1, 6, 256)),
+         "unknown key .*blocks.77"),
+        ("another modulation", put("diffusion_model.blocks.1.diff_m",
+                                   lambda t: torch.ones(1, 2, 256)),
+         r"scale_shift_table has shape \[1, 6, 256\], its difference \[1, 2, 256\]"),
         ("no B", drop(up), "has no lora_B"),
         ("no A", drop(down), "has no lora_A"),
         ("two ranks", put(up, lambda t: t[up][:, :2].clone()), "not of one rank"),
