@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from fastwan.comfyui import nodes
 from fastwan.comfyui.install import install
 from fastwan.runtime.pipeline import FastWanPipeline
-from testkit.comfyui_server import Server, find, running
+from testkit.comfyui_server import PYTHON, ROOT, Server, running
 from testkit.fake_comfyui import Executor, FakeComfyUI
 
 
@@ -56,9 +57,18 @@ BUNDLES = ("fastwan-qad", "fastwan-qad-native", "fastwan-qad-lora")
 
 
 @pytest.fixture(scope="session")
-def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def real() -> tuple[Path, str]:
+    """Folder and Python of a real ComfyUI."""
+    if missing := [name for name in (ROOT, PYTHON) if not os.environ.get(name)]:
+        pytest.skip(f"no ComfyUI: {' and '.join(missing)} not set (docs/comfyui.md says how)")
+    return Path(os.environ[ROOT]), os.environ[PYTHON]
+
+
+@pytest.fixture(scope="session")
+def server(
+    real: tuple[Path, str], tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """A real ComfyUI with the nodes; the tiny bundle lies there under every name."""
-    find()
     base = tmp_path_factory.mktemp("comfyui")
     folder = base / "models" / "fastwan"
     folder.mkdir(parents=True)
@@ -66,7 +76,7 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for name in BUNDLES:
         (folder / name).symlink_to(tiny_bundle)
     install(base)
-    with running(base) as started:
+    with running(base, *real) as started:
         yield started
 
 

@@ -179,11 +179,11 @@ def test_memory_is_given_back_when_it_is_asked_for(
     before = loads()
     server.play(graph(72))
     assert loads() == before
-    server.post("free", {"unload_models": True})
+    server.free(results=False)
     made = pixels(server.files(server.play(graph(73)), "save"))
     np.testing.assert_array_equal(made, expected(PROMPT, 73))
     assert loads() == before + 1
-    server.post("free", {"unload_models": True, "free_memory": True})
+    server.free(results=True)
     again = server.play(graph(73))
     assert message(again, "execution_cached")["nodes"] == []
     assert loads() == before + 2

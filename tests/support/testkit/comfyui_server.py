@@ -1,6 +1,7 @@
 """A real ComfyUI, started without a page and asked over HTTP.
 
-It is not part of the tests' environment: `ROOT` and `PYTHON` say where one is.
+It is not part of the tests' environment: `ROOT` and `PYTHON` say where one is. This module itself
+imports nothing of theirs: `scripts/comfyui_gpu.py` starts one on a GPU with it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
-
-import pytest
 
 import fastwan
 
@@ -34,6 +33,15 @@ _SETTINGS = {
     "Comfy.Graph.CanvasInfo": False,
 }
 """Of the page: no greeting in front of the graph."""
+
+_NOTHING = {
+    "image": {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0},
+    },
+    "show": {"class_type": "PreviewImage", "inputs": {"images": ["image", 0]}},
+}
+"""A prompt of ComfyUI's own nodes."""
 
 _LISTEN = """
 import asyncio, json, sys
@@ -53,23 +61,17 @@ asyncio.run(listen())
 """Prints what the server tells a client; of binary messages the kind."""
 
 
-def find() -> tuple[Path, str]:
-    """Folder and Python of ComfyUI; skips the test where they are not named."""
-    missing = [name for name in (ROOT, PYTHON) if not os.environ.get(name)]
-    if missing:
-        pytest.skip(f"no ComfyUI: {' and '.join(missing)} not set (docs/comfyui.md says how)")
-    return Path(os.environ[ROOT]), os.environ[PYTHON]
-
-
 class Server:
     """A running ComfyUI.
 
     Attributes:
         base: its folder of models, outputs and custom nodes.
+        python: what runs it.
     """
 
-    def __init__(self, base: Path, port: int) -> None:
+    def __init__(self, base: Path, python: str, port: int) -> None:
         self.base = base
+        self.python = python
         self.address = f"127.0.0.1:{port}"
 
     @property
@@ -117,6 +119,14 @@ class Server:
         assert history["status"]["status_str"] == "success", history["status"]["messages"]
         return history
 
+    def free(self, *, results: bool) -> None:
+        """Have it unload its models; `results`: and forget what its nodes have made.
+
+        It looks for that between two prompts, perhaps after the one that was queued next.
+        """
+        self.post("free", {"unload_models": True, "free_memory": results})
+        self.play(_NOTHING)
+
     def files(self, history: Mapping[str, Any], node: str) -> list[bytes]:
         """What a node has saved, over HTTP."""
         saved = history["outputs"][node]["images"]
@@ -125,10 +135,9 @@ class Server:
     @contextmanager
     def listening(self, client: str) -> Iterator[Iterator[Any]]:
         """What it tells a client, message by message."""
-        _, python = find()
         url = f"ws://{self.address}/ws?clientId={client}"
         with subprocess.Popen(
-            [python, "-c", _LISTEN, url], stdout=subprocess.PIPE, text=True
+            [self.python, "-c", _LISTEN, url], stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             messages = (json.loads(line) for line in process.stdout)
@@ -147,38 +156,42 @@ def message(history: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 @contextmanager
-def running(base: Path) -> Iterator[Server]:
-    """A ComfyUI on the CPU, with the nodes of this project.
+def running(
+    base: Path, root: Path, python: str, options: Sequence[str] = ("--cpu",)
+) -> Iterator[Server]:
+    """A ComfyUI without a page, with the nodes of this project.
 
     Args:
         base: folder of models, and of custom nodes, in which it also writes.
+        root: folder of ComfyUI's source, the one with main.py.
+        python: a Python that has its requirements.
+        options: further ones of its command line.
     """
-    root, python = find()
     settings = base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True)
+    settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text(json.dumps(_SETTINGS))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    source = Path(fastwan.__file__).parent.parent
+    paths = [str(Path(fastwan.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [
-        python, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base),
+        python, "main.py", "--port", str(port), "--base-directory", str(base),
         "--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--preview-method", "auto",
+        *options,
     ]  # fmt: skip
     with (base / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=root, env={**os.environ, "PYTHONPATH": str(source)}, stdout=log, stderr=log
-        )
-    server = Server(base, port)
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
+    server = Server(base, python, port)
     try:
         end = time.monotonic() + _SECONDS
         while True:
-            assert process.poll() is None, server.log[-3000:]
+            assert process.poll() is None, server.log[-6000:]
             try:
                 server.get("system_stats")
                 break
             except OSError:
-                assert time.monotonic() < end, server.log[-3000:]
+                assert time.monotonic() < end, server.log[-6000:]
                 time.sleep(0.3)
         yield server
     finally:
