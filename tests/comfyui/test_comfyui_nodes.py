@@ -15,6 +15,7 @@ import torch
 from fastwan.comfyui import convert, loaded
 from fastwan.errors import BadInput, EnvironmentLacks
 from fastwan.runtime.cpu.components import CpuComponents
+from fastwan.runtime.device.choice import DeviceChoice
 from fastwan.runtime.pipeline import FastWanPipeline
 from testkit.fake_comfyui import Executor, FakeComfyUI, Graph, Interrupted
 
@@ -360,6 +361,33 @@ def test_what_a_bundle_cannot_do_is_refused_in_one_line(
     assert comfyui.texts[-1] == ("play", str(raised.value))
     fine = {"width": 160, "height": 96, "num_frames": 9, "guidance_scale": 1.0}
     assert executor.run(graph(**fine))["play"][0].shape == (9, 96, 160, 3)
+
+
+@pytest.mark.parametrize("allocator", ["native", "cudaMallocAsync"])
+def test_the_emulated_device_computes_as_outside_of_comfyui(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, allocator: str
+) -> None:
+    """ComfyUI chooses an allocator and how attention adds, for the whole process."""
+
+    def opened(*args: Any, **options: Any) -> FastWanPipeline:
+        pipeline = on_cpu(*args, **options)
+        pipeline.choice = DeviceChoice("emulated", "")
+        return pipeline
+
+    on_cpu, math = FastWanPipeline.from_bundle, torch.backends.cuda
+    monkeypatch.setattr(loaded.FastWanPipeline, "from_bundle", opened)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: allocator)
+    before = math.fp16_bf16_reduction_math_sdp_allowed()
+    math.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        if allocator == "native":
+            executor.run({"load": graph()["load"]})
+            assert not math.fp16_bf16_reduction_math_sdp_allowed()
+        else:
+            with pytest.raises(EnvironmentLacks, match="start ComfyUI with --disable-cuda-malloc"):
+                executor.run({"load": graph()["load"]})
+    finally:
+        math.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ before anything runs. The name alone, as a workflow of somebody else has it, is 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 from fastwan.bundle import Bundle, open_bundle
 from fastwan.comfyui import host
 from fastwan.errors import BadInput, FastWanError, listed
+from fastwan.files import sha256_file
 from fastwan.manifest import MANIFEST, Manifest
 from fastwan.manifest_reader import parse_manifest
 from fastwan.shapes import parse_shape, shape_text
@@ -106,5 +106,5 @@ def fingerprint(choice: str) -> str:
     Raises:
         FastWanError, OSError: see `chosen`.
     """
-    bundle = chosen(choice)
-    return hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
+    bundle = chosen(choice)  # whose folder can be read as long as it lives
+    return sha256_file(bundle.folder / MANIFEST)

@@ -13,6 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastwan.errors import EnvironmentLacks
+
 if TYPE_CHECKING:
     import torch
     from PIL import Image
@@ -104,6 +106,25 @@ def load_models(patchers: Sequence[Any]) -> None:
     management.load_models_gpu(list(patchers))
     # Blocks that torch keeps for itself are no room for an engine.
     management.soft_empty_cache()
+
+
+def settle_emulation() -> None:
+    """Undo what ComfyUI does to torch and the emulated device computes with.
+
+    Raises:
+        EnvironmentLacks: an allocator of GPU memory that knows no pools.
+    """
+    import torch
+
+    backend = torch.cuda.get_allocator_backend()
+    if backend != "native":
+        raise EnvironmentLacks(
+            f"the emulated device takes GPU memory from a pool of torch's, {backend} has none",
+            where="device emulated",
+            fix="start ComfyUI with --disable-cuda-malloc",
+        )
+    # ComfyUI lets attention without a fused kernel add in bf16: other numbers than elsewhere.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(False)
 
 
 def model_patcher() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from typing import Any
 
@@ -10,6 +9,7 @@ from fastwan.bundle import Bundle
 from fastwan.comfyui import folders, host
 from fastwan.comfyui.memory import memory_of
 from fastwan.config import VideoShape
+from fastwan.files import sha256_file
 from fastwan.manifest import MANIFEST
 from fastwan.runtime.pipeline import FastWanPipeline
 from fastwan.runtime.recording.memory_plan import bundle_memory
@@ -34,10 +34,12 @@ class LoadedBundle:
             width=shape.width,
             num_frames=shape.num_frames,
         )
-        on_cpu = self._pipeline.choice.name == "cpu"
-        size = 0 if on_cpu else bundle_memory(bundle).total
-        self._memory = memory_of(size, self._pipeline.unload)
         weakref.finalize(self, self._pipeline.close)
+        name = self._pipeline.choice.name
+        if name == "emulated":
+            host.settle_emulation()
+        size = 0 if name == "cpu" else bundle_memory(bundle).total
+        self._memory = memory_of(size, self._pipeline.unload)
 
     @property
     def shape(self) -> VideoShape:
@@ -87,7 +89,7 @@ def load(choice: str, device: str) -> LoadedBundle:
         VerificationFailed: a file of the bundle has another size than its manifest says.
     """
     bundle = folders.chosen(choice)
-    manifest = hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
+    manifest = sha256_file(bundle.folder / MANIFEST)
     shape = bundle.manifest.onnx.model.shape
     key = (bundle.root, manifest, shape, device)
     found = _open.get(key)
