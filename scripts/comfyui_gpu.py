@@ -179,8 +179,9 @@ def compare(
     base = comfyui_base(folder / "tight", bundle)
     with running(base, comfyui, sys.executable, [*options, reserved]) as server:
         tight = in_tight(server, device, expected)
+    names = [each.partition("=")[0] for each in options]  # values may be paths of a machine
     return {
-        "comfyui": {"version": stats["system"]["comfyui_version"], "options": options, "log": said},
+        "comfyui": {"version": stats["system"]["comfyui_version"], "options": names, "log": said},
         "generate_seconds": [round(each, 4) for each in seconds],
         "median_generate_seconds": round(statistics.median(seconds), 4),
         "median_node_seconds": round(statistics.median(roomy["node_seconds"]), 4),
