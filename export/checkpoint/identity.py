@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fastwan.config import MODELS, DiTConfig
+from fastwan.config import DEFAULT_MODEL, MODELS, DiTConfig
 from fastwan.errors import BadInput
 from fastwan.export.checkpoint.config_file import ConfigFile
 from fastwan.export.checkpoint.model_index import MODEL_INDEX
 from fastwan.files import open_regular
 from fastwan.tables import lookup
 
-DEFAULT_MODEL = "FastWan-QAD-1.3B"
 CARD = "README.md"
 
 # Published models that are no rows of MODELS: taking one for another model would build engines for

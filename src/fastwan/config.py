@@ -397,3 +397,6 @@ MODELS = {
         ),
     )
 }
+
+DEFAULT_MODEL = "FastWan-QAD-1.3B"
+"""What a checkpoint is taken for that names no model, and what is planned where none is named."""

@@ -10,7 +10,7 @@ import pytest
 
 from fastwan.config import MODELS, TARGETS
 from fastwan.quality import gpus
-from fastwan.quality.fit import RESERVED_BYTES, memory_note
+from fastwan.quality.fit import RESERVED_BYTES, TEXT_BYTES, lighter_texts, memory_note
 from fastwan.quality.gpus import GPUS, rates_of
 
 
@@ -61,3 +61,19 @@ def test_a_video_that_does_not_fit_is_told(
     note = memory_note(bundle.manifest)
     assert note == inspect_bundle(bundle).note
     assert "rtx5090 has 1.1 GB" in note
+    assert note.endswith("video, or with --text-encoder-recipe nvfp4 or fp8")
+    # What is not there, or quantised already, cannot be made smaller.
+    onnx, text = bundle.manifest.onnx, bundle.manifest.onnx.graphs["text_encoder"]
+    others = {name: graph for name, graph in onnx.graphs.items() if name != "text_encoder"}
+    linears = onnx.graphs["dit"].linears
+    quantised = others | {"text_encoder": text.model_copy(update={"linears": linears})}
+    for graphs in (others, quantised):
+        changed = onnx.model_copy(update={"graphs": graphs})
+        told = memory_note(bundle.manifest.model_copy(update={"onnx": changed}))
+        assert told == note.removesuffix(", or with --text-encoder-recipe nvfp4 or fp8")
+
+
+def test_a_lighter_text_encoder_is_one_that_the_target_runs() -> None:
+    assert lighter_texts("rtx4080", TEXT_BYTES["bf16"]) == ("fp8",)
+    assert lighter_texts("rtx5080", TEXT_BYTES["fp8"]) == ("nvfp4",)
+    assert lighter_texts("rtx5080", 0) == ()

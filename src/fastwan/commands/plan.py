@@ -8,12 +8,20 @@ import click
 
 from fastwan.commands.options import example, json_option, of_table
 from fastwan.commands.running import report_errors
-from fastwan.config import ATTENTIONS, FUSIONS, MODELS, RECIPES, SAMPLERS, TARGETS
+from fastwan.config import (
+    ATTENTIONS,
+    DEFAULT_MODEL,
+    FUSIONS,
+    MODELS,
+    RECIPES,
+    SAMPLERS,
+    TARGETS,
+)
 from fastwan.console import print_json, print_rich
 
 
 @click.command("plan", epilog=example("plan --target 5090 --shape 832x480x81"))
-@of_table("--model", MODELS, default="FastWan-QAD-1.3B")
+@of_table("--model", MODELS, default=DEFAULT_MODEL)
 @of_table("--target", TARGETS, multiple=True, help="Default: all that run the model.")
 @of_table("--attention", ATTENTIONS, help="Default: the model's own.")
 @of_table("--fusion", ["auto", *FUSIONS], default="auto", help="auto: the fastest on record.")

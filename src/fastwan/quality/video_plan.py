@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fastwan.config import (
+    DEFAULT_MODEL,
     FUSIONS,
     MODELS,
     TARGETS,
-    TextEncoderConfig,
     VideoShape,
 )
 from fastwan.parallel import collector_paused
 from fastwan.quality.built_records import BuiltRecords, shipped, shipped_records
 from fastwan.quality.cost import memory_cost
-from fastwan.quality.fit import RESERVED_BYTES, misfit
+from fastwan.quality.fit import RESERVED_BYTES, TEXT_BYTES, lighter_texts, misfit
 from fastwan.quality.gpus import UNKNOWN, rates_of
 from fastwan.quality.inspection import milliseconds
 from fastwan.quality.plan_report import (
@@ -42,15 +42,6 @@ USUAL_SHAPES = tuple(
 )
 """What is planned where no shape is given: both published sizes, upright too, up to 5 s."""
 
-_LINEARS = 4 * 4096 * 4096 + 3 * 4096 * 10240
-"""Weights of the linears of a block of UMT5-XXL."""
-TEXT_BYTES = {
-    "bf16": 9_300_000_000,
-    "nvfp4": 4_100_000_000,
-    "fp8": TextEncoderConfig().num_layers * _LINEARS,
-}
-"""Engines of UMT5-XXL by recipe: as built in bf16 and NVFP4 (docs/figures.md), of FP8 the codes."""
-
 
 @dataclass(frozen=True)
 class PlanSpec:
@@ -66,7 +57,7 @@ class PlanSpec:
         text_encoder_recipe: of the text encoder beside it; "none" leaves it out.
     """
 
-    model: str = "FastWan-QAD-1.3B"
+    model: str = DEFAULT_MODEL
     targets: tuple[str, ...] = ()
     attention: str | None = None
     fusion: str = AUTO
@@ -150,7 +141,7 @@ def _video(
     gpu = rates_of(target)
     peak = price(recording, there.layers, gpu)
     sober = price(recording, there.layers, gpu.sober or UNKNOWN)
-    why = misfit(memory.total + text_encoder, target)
+    why = misfit(memory.total + text_encoder, target, lighter_texts(target, text_encoder))
     return PlannedVideo(
         kernels=peak.video.kernels,
         bytes_moved=peak.video.bytes_moved,
