@@ -117,7 +117,7 @@ def settle_emulation() -> None:
     import torch
 
     backend = torch.cuda.get_allocator_backend()
-    if backend != "native":
+    if backend == "cudaMallocAsync":
         raise EnvironmentLacks(
             f"the emulated device takes GPU memory from a pool of torch's, {backend} has none",
             where="device emulated",
