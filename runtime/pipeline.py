@@ -6,11 +6,9 @@ import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from fastwan.bundle import Bundle, open_bundle
-from fastwan.config import VideoShape
 from fastwan.errors import BadInput
 from fastwan.progress import Progress, Quiet
 from fastwan.runtime.arguments import chosen_shape
@@ -24,6 +22,7 @@ from fastwan.runtime.like_diffusers import LikeDiffusers
 from fastwan.runtime.model.executor import Array
 from fastwan.runtime.model.noise import DEFAULT_SEED
 from fastwan.runtime.model.schedule import Schedule
+from fastwan.runtime.opened_shapes import OpenedShapes
 from fastwan.runtime.outputs import OutputType, PipelineOutput
 from fastwan.runtime.pretrained import bundle_folder, device_of, open_components
 from fastwan.runtime.prompt_cache import PromptCache
@@ -50,9 +49,7 @@ class FastWanPipeline(LikeDiffusers):
     ) -> None:
         super().__init__(bundle, choice)
         self.components = components
-        self._others: dict[VideoShape, Components] = {}
-        self._opening = Lock()
-        self._threads = threads
+        self._shapes = OpenedShapes(bundle, components, choice.name, threads)
         self.prompts = prompts or PromptCache.of(bundle)
         self._closed = False
 
@@ -288,31 +285,13 @@ class FastWanPipeline(LikeDiffusers):
             Run(
                 each,
                 self.schedule(each.sampler, each.guidance_scale),
-                self._components_for(each),
+                self._shapes.of(each),
                 self.prompts,
                 call,
                 progress,
             )
             for each in requests
         ]
-
-    def _components_for(self, request: Request) -> Components:
-        """Components of the shape that is asked for; the caller has the turn."""
-        shapes = self.bundle.manifest.video_shapes
-        if len(shapes) == 1:
-            return self.components
-        shape = chosen_shape(
-            shapes, height=request.height, width=request.width, num_frames=request.num_frames
-        )
-        with self._opening:
-            known = {shapes[0]: self.components, **self._others}
-            if shape not in known:
-                opened = open_components(self.bundle.at(shape), self.choice.name, self._threads)[1]
-                known[shape] = self._others[shape] = opened
-        for other, components in known.items():
-            if components.fused and other != shape:
-                components.close()
-        return known[shape]
 
     def load(self, *, text: bool = True, decoder: bool = True, sampler: str | None = None) -> None:
         """Open what a video needs beforehand, so that the first one takes no longer than others.
@@ -376,18 +355,14 @@ class FastWanPipeline(LikeDiffusers):
     def unload(self) -> None:
         """Give back memory, engines and sessions; the next call opens them anew."""
         with self.components.turn():
-            self._unload()
+            self._shapes.close()
 
     def close(self) -> None:
         """Unload for good. A closed pipeline makes no more videos."""
         if not self._closed:
             with self.components.turn():
                 self._closed = True
-                self._unload()
-
-    def _unload(self) -> None:
-        for components in (self.components, *self._others.values()):
-            components.close()
+                self._shapes.close()
 
     def __enter__(self) -> Self:
         return self

@@ -276,9 +276,7 @@ class SamplerSpec:
         if not 0 < self.shift < 1000:
             raise BadInput(f"shift {self.shift} is not within 0 .. 1000", where=self.name)
         if self.timesteps and len(self.timesteps) != self.steps:
-            raise BadInput(
-                f"{len(self.timesteps)} timesteps for {self.steps} steps", where=self.name
-            )
+            raise BadInput(f"{len(self.timesteps)} timesteps, {self.steps} steps", where=self.name)
         if not all(0 < timestep <= 1000 for timestep in self.timesteps):
             raise BadInput("a timestep is not within 1 .. 1000", where=self.name)
         if not 1 <= self.guidance < MAX_GUIDANCE:

@@ -177,7 +177,8 @@ def test_a_device_holds_one_shape_at_a_time(
     def opened(other: Bundle, *_: object) -> tuple[DeviceChoice, DeviceComponents]:
         return DeviceChoice("cuda"), DeviceComponents(other, null_platform(other))
 
-    monkeypatch.setattr("fastwan.runtime.pipeline.open_components", opened)
+    for module in ("pipeline", "opened_shapes"):
+        monkeypatch.setattr(f"fastwan.runtime.{module}.open_components", opened)
     pipe = FastWanPipeline.from_bundle(bundle.root, "cuda")
     text = np.zeros((1, 1, bundle.manifest.onnx.model.dit.text_dim), np.float32)
     first, wide = Request(prompt_embeds=text), Request(prompt_embeds=text, num_frames=9)

@@ -218,7 +218,7 @@ def test_a_long_schedule_moves_its_anchor_and_keeps_few_predictions() -> None:
     [
         ({"steps": 0, "timesteps": ()}, "0 steps"),
         ({"steps": 1001, "timesteps": ()}, "1001 steps"),
-        ({"steps": 4}, "3 timesteps for 4 steps"),
+        ({"steps": 4}, "3 timesteps, 4 steps"),
         ({"shift": 0.0}, "shift 0"),
         ({"shift": float("nan")}, "shift nan"),
         ({"timesteps": (1000, 757, 0)}, "timestep"),
