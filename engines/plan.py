@@ -183,11 +183,12 @@ def plan_dit(
         if as_data and cadence == "step" and inside:
             gemm = recipes[inside[0].format].bare_gemm(graph)
         parts.append(GraphPart(str(graph.graph.name), graph, cadence, inside, gemm))
+    gives = any(recipe.gives_weights for recipe in recipes.values())
     if as_data and not any(part.gemm for part in parts):
         raise BadInput(
             "no linear of a step is alone in its engine, so that it could be given its weight",
             where=f"--weights {DATA}",
-            fix=f"--fusion all, or --weights {INLINE}",
+            fix=f"--fusion all, or --weights {INLINE}" if gives else f"--weights {INLINE}",
         )
     held = {linear.name for part in parts for linear in part.linears}
     lost = [linear.name for linear in linears if linear.name not in held]

@@ -165,6 +165,20 @@ def test_weights_cannot_be_data_where_no_gemm_stands_alone(tiny_bundle: Path, fu
         plan(DATA)
 
 
+@pytest.mark.parametrize("gives", [True, False])
+def test_a_recipe_that_gives_no_weights_is_not_sent_to_a_fusion(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, gives: bool
+) -> None:
+    monkeypatch.setattr(NVFP4, "gives_weights", gives)
+    subject = Subject(open_bundle(tiny_bundle))
+    linears = [each for graph in ("text_kv", "dit") for each in subject.graph(graph).linears]
+    with pytest.raises(BadInput, match=r"--weights inline$") as refused:
+        plan_dit(
+            subject.stored, linears, attention=find_attention("sage3"), plugins=False, weights=DATA
+        )
+    assert ("--fusion all" in str(refused.value)) == gives
+
+
 def swapped(bundle: Bundle, *names: str) -> Bundle:
     """The bundle with linears and weights of two engines exchanged."""
     first, second = (bundle.manifest.engines[name] for name in names)
