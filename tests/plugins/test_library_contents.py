@@ -125,7 +125,7 @@ def test_it_exports_the_interface_and_the_plugin_entry_points_only(
         "fastwan_glue_workspace_bytes", "fastwan_glue_enqueue",
         "fastwan_sage2_device_supported", "fastwan_sage2_workspace_bytes",
         "fastwan_sage2_enqueue", "fastwan_sage2_layout_of", "fastwan_sage2_prologue_enqueue",
-        "fastwan_sage2_attention_enqueue",
+        "fastwan_sage2_attention_enqueue", "fastwan_normals_seed", "fastwan_normals_draw",
     }  # fmt: skip
     if library.build_info["tensorrt"] != "none":
         expected |= {"getCreators", "setLoggerFinder"}
@@ -148,7 +148,7 @@ def test_it_needs_neither_cuda_nor_tensorrt_libraries(each_library: PluginLibrar
 def test_it_says_what_it_was_built_from(library: PluginLibrary) -> None:
     info = library.build_info
     expected = {"version", "cuda", "kernel", "attention", "prologue", "tensorrt", "emulated"}
-    assert set(info) == expected | {"flashinfer"}
+    assert set(info) == expected | {"flashinfer", "sources"}
     assert info["emulated"] == "no"
     assert (info["kernel"], info["flashinfer"]) == ("0.3.5", "0.7.2.post1")
     assert {"120a", "121a"} <= set(info["attention"].split(","))
@@ -293,8 +293,12 @@ def test_the_inner_loop_of_the_emulated_attention(
     mma = [line for _, line in code if HALF_MMA in line]
     assert len(mma) == 2 * HALF_MMA_A_TILE
     body = inner_loop(code, HALF_MMA, HALF_MMA_A_TILE)
-    assert len([line for line in body if LOCAL_MEMORY.search(line)]) <= 2  # that word
-    assert len(body) < 4000  # twice as many where A is widened for each of its uses
+    spilled = [line for line in body if LOCAL_MEMORY.search(line)]
+    # A loop has twice as many instructions where A is widened for each of its uses. FlashInfer's
+    # runs out of registers here alone: beside the GPU's own MMA it has no local memory.
+    words, most = (256, 4600) if name == FLASHINFER else (2, 4000)
+    assert len(spilled) <= words
+    assert len(body) < most
 
 
 @pytest.mark.parametrize(
