@@ -220,15 +220,23 @@ def test_a_real_release_plays(
     if missing := build.missing_for_build():
         pytest.skip("missing: " + ", ".join(item.name for item in missing))
     monkeypatch.delenv(loader.LIBRARY_VARIABLE, raising=False)
-    headers = loader.build_folder() / "kernel_headers"
-    copy = tmp_path / "copy"
+    files = release(root, tmp_path / "dist", environment)
+    # The folder of the first keeps the headers of TensorRT that it was once configured with.
+    folder = loader.build_folder()
+    found = re.search(
+        r"^FASTWAN_TENSORRT_INCLUDE:PATH=(.*)$", (folder / "CMakeCache.txt").read_text(), re.M
+    )
+    assert found
+    copy = tmp_path / "sources"  # python -m finds modules in its folder, and copy is one
     shutil.copytree(build.SOURCE, copy)
     other = tmp_path / "other"
-    configure = ["cmake", "-S", copy, "-B", other, f"-DFASTWAN_PYTHON={sys.executable}"]
-    subprocess.run([*configure, f"-DFASTWAN_HEADER_DOWNLOADS={headers}"], check=True)
+    configure = ["cmake", "-G", "Ninja", "-S", copy, "-B", other]
+    configure += [f"-DFASTWAN_PYTHON={sys.executable}"]
+    configure += [f"-DFASTWAN_HEADER_DOWNLOADS={folder / 'kernel_headers'}"]
+    configure += [f"-DFASTWAN_TENSORRT_INCLUDE={found[1]}"]
+    subprocess.run(configure, check=True)
     compiled = ["cmake", "--build", other, "--parallel", "2"]
     subprocess.run(compiled, check=True, stdout=subprocess.DEVNULL)
-    files = release(root, tmp_path / "dist", environment)
     (name,) = (each for each in files if each.endswith(".whl"))
     assert len(files[name]) < 10_000_000
     with zipfile.ZipFile(tmp_path / "dist" / name) as archive:
