@@ -12,6 +12,7 @@ from fastwan.bundle import Bundle
 from fastwan.engines.layers import MAX_ELEMENTS, MAX_RANK, LayerRecord, TensorRecord
 from fastwan.errors import BadInput
 from fastwan.manifest import LAYERS
+from fastwan.strict_json import first_fault
 
 _MAX_NODES = 4096
 _MAX_TENSORS = 4096
@@ -68,10 +69,8 @@ def layer_from_json(raw: dict[str, object]) -> LayerRecord:
     try:
         read = _Layer.model_validate(raw)
     except Invalid as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         raise BadInput(
-            f"a layer record is malformed: {first['msg']} in {field!r}",
+            f"a layer record is malformed: {first_fault(error)}",
             where=LAYERS,
             fix="build the bundle again",
         ) from None
