@@ -12,11 +12,9 @@ from fastwan.errors import BadInput, FastWanError, VerificationFailed
 from fastwan.files import confined_file, open_regular, sha256_file
 from fastwan.held_folder import HeldFolder
 from fastwan.manifest import FileRecord, Manifest
-from fastwan.manifest_reader import parse_manifest
+from fastwan.manifest_reader import ANEW, parse_manifest
 from fastwan.shapes import parse_shape
 from fastwan.strict_json import parse_json
-
-_ANEW = "build the bundle again or copy it anew"
 
 _ATTEMPTS = 50
 """Times that a bundle is opened anew when another one has just taken its place."""
@@ -99,7 +97,7 @@ class Bundle:
                 raise VerificationFailed(
                     f"file has {size:,} bytes, the manifest says {record.bytes:,}",
                     where=relative,
-                    fix=_ANEW,
+                    fix=ANEW,
                 )
 
     def onnx_model(self, relative: str, data: tuple[str, ...]) -> Path:
@@ -129,7 +127,7 @@ class Bundle:
         try:
             return confined_file(self.folder, relative, shown=self.root.name, hard_links=True)
         except BadInput as error:
-            raise BadInput(error.what, where=error.where, fix=error.fix or _ANEW) from None
+            raise BadInput(error.what, where=error.where, fix=error.fix or ANEW) from None
 
     def _record(self, relative: str) -> FileRecord:
         record = self.manifest.files.get(relative)
@@ -140,7 +138,7 @@ class Bundle:
 
 def _differs(relative: str) -> VerificationFailed:
     return VerificationFailed(
-        "file differs from its hash in the manifest", where=relative, fix=_ANEW
+        "file differs from its hash in the manifest", where=relative, fix=ANEW
     )
 
 

@@ -12,6 +12,9 @@ from fastwan.errors import BadInput
 from fastwan.manifest import Manifest, OnnxManifest
 from fastwan.strict_json import first_fault, read_json, validated
 
+ANEW = "build the bundle again or copy it anew"
+"""How a bundle is mended whose files are not as they were written."""
+
 T = TypeVar("T", Manifest, OnnxManifest)
 
 
@@ -30,8 +33,7 @@ def parse_manifest(path: Path, kind: type[T], *, where: str = "") -> T:
     try:
         raw = read_json(path, where=f"{where}/{path.name}")
     except BadInput as error:
-        fix = "build the bundle again or copy it anew"
-        raise BadInput(error.what, where=error.where, fix=fix) from None
+        raise BadInput(error.what, where=error.where, fix=ANEW) from None
     version, wanted = raw.get("schema_version"), kind.model_fields["schema_version"].default
     if version != wanted:
         raise BadInput(
