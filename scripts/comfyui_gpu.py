@@ -40,13 +40,11 @@ from comfyui_prompts import (
     refused,
     stopped,
 )
-from figure_sources import LIFTED, ROOT, VIDEO, sources
-from record_machine import ask_smi, commit, emulating_machine
+from record_machine import ask_smi, commit, emulating_machine, of_bundle
 
 from fastwan.bundle import open_bundle
 from fastwan.comfyui.install import install
 from fastwan.runtime.recording.memory_plan import bundle_memory
-from fastwan.shapes import shape_text
 from testkit.comfyui_server import Server, running
 
 Record = dict[str, Any]
@@ -229,17 +227,7 @@ def main() -> int:
             arguments.option,
             arguments.folder or Path(temporary),
         )
-    model = manifest.onnx.model
-    item = {
-        "sources": sources(ROOT, VIDEO if manifest.fusion == "none" else LIFTED),
-        "bundle": {
-            "model": model.name,
-            "attention": manifest.attention,
-            "fusion": manifest.fusion,
-            "size": shape_text(model.shape),
-        },
-        **compared,
-    }
+    item = {**of_bundle(manifest), **compared}
     on_cpu = {"commit": commit(), "kind": "cpu", "cpus": os.cpu_count()}
     machine = on_cpu if arguments.device == "cpu" else emulating_machine()
     record = {"machine": machine, "items": {"comfyui": item}}

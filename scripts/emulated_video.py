@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figure_sources import LIFTED, ROOT, VIDEO, sources, sources_now
+from figure_sources import sources_now, video_sources
 from record_machine import emulating_machine
 
 from fastwan.bundle import Bundle, open_bundle
@@ -132,7 +132,7 @@ def kept(output: Path, machine: Record) -> Record:
 
 def made_from(bundle: Bundle) -> Record:
     """The sources that decide a bundle's frames."""
-    return sources(ROOT, VIDEO if bundle.manifest.fusion == "none" else LIFTED)
+    return video_sources(bundle.manifest.fusion)
 
 
 def video(bundle: Bundle) -> tuple[Record, np.ndarray]:

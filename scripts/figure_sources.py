@@ -131,6 +131,11 @@ def sources(folder: Path = PLUGINS, definitions: Sequence[str] = DEFINITIONS) ->
     return {"of": list(definitions), "sha256": digest.hexdigest()}
 
 
+def video_sources(fusion: str) -> dict[str, Any]:
+    """`sources` of the frames that a bundle of a fusion makes when it is emulated."""
+    return sources(ROOT, VIDEO if fusion == "none" else LIFTED)
+
+
 def sources_now(record: dict[str, Any]) -> dict[str, Any]:
     """`sources` as they are, of the globs that a record names."""
     for definitions in (VIDEO, LIFTED, GLUE, SAGE2, GATE, SANITIZED):

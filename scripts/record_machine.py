@@ -1,12 +1,17 @@
-"""Which GPU, driver, clocks and commit the figures of a record belong to."""
+"""Which GPU, driver, clocks, commit and bundle the figures of a record belong to."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from figure_sources import ROOT
+from figure_sources import ROOT, video_sources
+
+from fastwan.shapes import shape_text
+
+if TYPE_CHECKING:
+    from fastwan.manifest import Manifest
 
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks_event_reasons.active"
 
@@ -33,6 +38,21 @@ def emulating_machine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "commit": commit(),
         "kind": "emulated",
+    }
+
+
+def of_bundle(manifest: Manifest) -> dict[str, Any]:
+    """What was played, and the sources that decide its frames."""
+    model = manifest.onnx.model
+    return {
+        "sources": video_sources(manifest.fusion),
+        "bundle": {
+            "model": model.name,
+            "attention": manifest.attention,
+            "fusion": manifest.fusion,
+            "size": shape_text(model.shape),
+            "components": list(manifest.components),
+        },
     }
 
 

@@ -30,12 +30,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from figure_sources import LIFTED, ROOT, VIDEO, sources
-from record_machine import QUERY, ask_smi, commit
+from record_machine import QUERY, ask_smi, commit, of_bundle
 from serve_table import table
 
 from fastwan.bundle import open_bundle
-from fastwan.shapes import shape_text
 
 Record = dict[str, Any]
 _CHILD = Path(__file__).with_name("served_bundle.py")
@@ -251,18 +249,7 @@ def main() -> int:
     compared = compare(
         arguments.bundle, arguments.device, arguments.gpus.split(","), arguments.videos
     )
-    model = manifest.onnx.model
-    item = {
-        "sources": sources(ROOT, VIDEO if manifest.fusion == "none" else LIFTED),
-        "bundle": {
-            "model": model.name,
-            "attention": manifest.attention,
-            "fusion": manifest.fusion,
-            "size": shape_text(model.shape),
-            "components": list(manifest.components),
-        },
-        **compared,
-    }
+    item = {**of_bundle(manifest), **compared}
     record = {"machine": machine(arguments.device), "items": {"serve": item}}
     arguments.output.write_text(json.dumps(record, indent=1) + "\n")
     print("\n".join(table(compared)))
